@@ -1,0 +1,1 @@
+"""Binance on the wire."""

@@ -1,0 +1,1 @@
+"""Judging forecasts: competitors, scores, gate."""

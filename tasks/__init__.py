@@ -1,0 +1,1 @@
+"""One Prefect task per side effect: load, call, store, return a reference."""
