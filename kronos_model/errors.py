@@ -1,0 +1,23 @@
+"""What goes wrong in the model, as one sentence for its user: expected, found, what to do."""
+
+__all__ = ["DataError", "MismatchedPair", "ModelError", "NonFiniteLoss", "UnreachableModel"]
+
+
+class ModelError(Exception):
+    """Base of everything this package raises for its user; a bad setting is a ValueError instead."""
+
+
+class MismatchedPair(ModelError):
+    """A tokenizer and a predictor that were not made for each other."""
+
+
+class UnreachableModel(ModelError):
+    """The Hub did not hand out a repository at its revision."""
+
+
+class NonFiniteLoss(ModelError):
+    """The loss became NaN or infinite; no step was taken."""
+
+
+class DataError(ModelError):
+    """A dataset or its windows are not what the model needs."""
