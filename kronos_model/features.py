@@ -1,0 +1,77 @@
+"""What the model sees of a candle, on numpy alone: six features, five calendar stamps, robust statistics.
+
+Free of torch, so that a dataset can be built without loading it. Shapes: T bars, F=6 features.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos_model.errors import DataError
+
+__all__ = [
+    "FEATURES",
+    "KINDS",
+    "MAD_TO_STD",
+    "STAMPS",
+    "NormaliserKind",
+    "calendar_stamps",
+    "fit_state",
+]
+
+FEATURES = ("open", "high", "low", "close", "volume", "amount")
+"""Order of the last axis of every feature array; amount is the quote volume."""
+
+STAMPS = ("minute", "hour", "weekday", "day", "month")
+"""Order of the last axis of every stamp array; Monday is 0, days and months count from 1, all in UTC."""
+
+NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
+KINDS: tuple[NormaliserKind, ...] = get_args(NormaliserKind)
+
+MAD_TO_STD = 1.4826
+"""Median absolute deviation times this estimates the standard deviation of a normal distribution."""
+
+_MINUTE_MS = 60_000
+_EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
+
+
+def calendar_stamps(open_time_ms: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Minute, hour, weekday, day and month in UTC of each open time (ms since the epoch)."""
+    minutes = open_time_ms // _MINUTE_MS
+    days = minutes // 1440
+    dates = days.astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    columns = (
+        minutes % 60,
+        minutes // 60 % 24,
+        (days + _EPOCH_WEEKDAY) % 7,
+        (dates - months).astype(np.int64) + 1,
+        months.astype(np.int64) % 12 + 1,
+    )
+    return np.stack(columns, axis=-1).astype(np.int8)  # (T, 5)
+
+
+def fit_state(kind: NormaliserKind, rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """The state a normaliser of this kind keeps, from the training rows (T, F) of each series.
+
+    The window kinds keep nothing. global_robust keeps {"series": {name: {"location": [..], "scale": [..]}}}.
+    """
+    if kind != "global_robust":
+        return {}
+    return {"series": {name: _robust(name, values) for name, values in rows.items()}}
+
+
+def _robust(name: str, values: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Median and scaled MAD of each column, in float64; the standard deviation where the MAD is zero."""
+    if len(values) == 0:
+        raise DataError(
+            f"global_robust needs training rows of every series, found none of {name}; leave the series out, "
+            "give it more history, or use window_robust"
+        )
+    wide = values.astype(np.float64)
+    location = np.median(wide, axis=0)  # (F,)
+    scale = MAD_TO_STD * np.median(np.abs(wide - location), axis=0)
+    scale = np.where(scale > 0, scale, wide.std(axis=0))
+    return {"location": location.tolist(), "scale": scale.tolist()}

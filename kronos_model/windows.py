@@ -1,0 +1,147 @@
+"""Windows of a prepared dataset, memory-mapped; each is a pure function of its split and index.
+
+Reads the folder that storage.dataset writes (its layout is documented there) and nothing else.
+Shapes: B batch, L = lookback + horizon bars, F=6 features, N windows, T bars of a series.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kronos_model.errors import DataError
+from kronos_model.features import FEATURES, STAMPS, calendar_stamps
+from kronos_model.normalise import Normaliser
+
+__all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_stamps"]
+
+Split = Literal["train", "validation", "test"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Windows:
+    """A batch of raw windows."""
+
+    features: Tensor  # (B, L, F) float32
+    stamps: Tensor  # (B, L, 5) int64
+    series: list[str]  # B names such as um:DOGEUSDT
+    open_time: NDArray[np.int64]  # (B, L) ms since the epoch, UTC
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Series:
+    """One series' arrays, mapped from disk."""
+
+    features: NDArray[np.float32]  # (T, F)
+    stamps: NDArray[np.int8]  # (T, 5)
+    open_time: NDArray[np.int64]  # (T,)
+
+
+class WindowDataset:
+    """A dataset folder, opened for reading. Holds no random state and may be shared between workers."""
+
+    def __init__(
+        self, manifest: dict[str, Any], *, series: Sequence[_Series], windows: dict[Split, NDArray[np.int32]]
+    ) -> None:
+        self.manifest = manifest
+        self.interval_ms: int = manifest["interval_ms"]
+        self.lookback: int = manifest["lookback"]
+        self.horizon: int = manifest["horizon"]
+        self.normaliser = Normaliser.from_dict(manifest["normaliser"])
+        self.series: tuple[str, ...] = tuple(entry["key"] for entry in manifest["series"])
+        self._series = series
+        self._windows = windows
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Map the dataset at path; DataError where it is not a complete one."""
+        manifest = _manifest(path)
+        series = [
+            _open_series(path / "series" / entry["slug"], entry["rows"]) for entry in manifest["series"]
+        ]
+        windows = {
+            split: _mapped(path / "windows" / f"{split}.npy", np.int32, (manifest["windows"][split], 2))
+            for split in get_args(Split)
+        }
+        return cls(manifest, series=series, windows=windows)
+
+    @property
+    def length(self) -> int:
+        """Bars of a window: lookback + horizon."""
+        return self.lookback + self.horizon
+
+    def count(self, split: Split) -> int:
+        """Windows of a split."""
+        return len(self._windows[split])
+
+    def locations(self, split: Split) -> NDArray[np.int32]:
+        """(N, 2): index into series, and start row, of each window of a split, in order of start time."""
+        return self._windows[split]
+
+    def batch(self, split: Split, indices: Sequence[int] | NDArray[np.integer]) -> Windows:
+        """The windows of a split at these indices, copied out of the maps."""
+        chosen = self._windows[split][np.asarray(indices, dtype=np.int64)]  # (B, 2)
+        shape = (len(chosen), self.length)
+        features = np.empty((*shape, len(FEATURES)), np.float32)
+        stamps = np.empty((*shape, len(STAMPS)), np.int64)
+        open_time = np.empty(shape, np.int64)
+        for row, (index, start) in enumerate(chosen.tolist()):
+            source, bars = self._series[index], slice(start, start + self.length)
+            features[row] = source.features[bars]
+            stamps[row] = source.stamps[bars]
+            open_time[row] = source.open_time[bars]
+        return Windows(
+            features=torch.from_numpy(features),
+            stamps=torch.from_numpy(stamps),
+            series=[self.series[index] for index in chosen[:, 0].tolist()],
+            open_time=open_time,
+        )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"expected a complete dataset at {path}, but its manifest.json cannot be read ({error}); "
+            "delete that folder and build the dataset again"
+        ) from error
+    if manifest.get("version") != _VERSION:
+        raise DataError(
+            f"expected a dataset of version {_VERSION} at {path}, found version {manifest.get('version')}; "
+            "build the dataset again"
+        )
+    return manifest
+
+
+def _open_series(folder: Path, rows: int) -> _Series:
+    return _Series(
+        features=_mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
+        stamps=_mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
+        open_time=_mapped(folder / "open_time.npy", np.int64, (rows,)),
+    )
+
+
+def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A read-only array backed by the file, of exactly this type and shape."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"expected a dataset array at {path}, found none that can be read ({error}); "
+            "delete the dataset's folder and build it again"
+        ) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise DataError(
+            f"expected {np.dtype(dtype)} {shape} in {path}, found {array.dtype} {array.shape}; "
+            "delete the dataset's folder and build it again"
+        )
+    return np.asarray(array)  # a plain view on the map: slicing numpy.memmap itself is several times slower

@@ -1,0 +1,357 @@
+"""Prepared datasets: float32 features, calendar stamps and window starts, in a folder named by its content.
+
+    <root>/<first 16 digits of the digest>/
+        series/<slug>/features.npy   float32 (T, 6)  open, high, low, close, volume, amount (quote volume)
+        series/<slug>/stamps.npy     int8 (T, 5)     minute, hour, weekday (Monday 0), day, month, in UTC
+        series/<slug>/open_time.npy  int64 (T,)      ms since the epoch
+        windows/<split>.npy          int32 (N, 2)    series index, start row; train, validation, test
+        manifest.json                                what is inside; written last
+
+A window is a view of lookback + horizon rows, so nothing is multiplied by the window length.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
+from storage.errors import DatasetError
+from storage.interval import Interval
+from storage.schema import SeriesKey
+from storage.splits import SPLITS, SplitRule, Splits, find_segments, pool_windows, rows_needed, split_windows
+
+__all__ = ["BuiltDataset", "DatasetConfig", "NormaliserKind", "build_dataset", "load_manifest"]
+
+NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
+Stamp = Callable[[NDArray[np.int64]], NDArray[np.int8]]
+Fit = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, Any]]
+
+_VERSION = 1
+_MANIFEST = "manifest.json"
+_PRICES = ("open", "high", "low", "close")
+_DIGEST_DIGITS = 16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """How candles become windows."""
+
+    lookback: int = 400
+    """Candles the model sees before the forecast begins."""
+
+    horizon: int = 120
+    """Candles to forecast."""
+
+    train_share: float = 0.7
+    """Share of all windows, in order of time, that train (0 to 1)."""
+
+    validation_share: float = 0.15
+    """Share of all windows that comes next and chooses the best weights (0 to 1); what is left tests."""
+
+    purge: bool = True
+    """Leave one full window out after each border, so that no candle is in two splits."""
+
+    normaliser: NormaliserKind = "window_zscore"
+    """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
+    1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the training part of each series."""
+
+    clip: float = 5.0
+    """Normalised values are cut to -clip..clip (standard deviations)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("lookback", 2), ("horizon", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}: expected at least {least} candles, found {getattr(self, name)}; raise it"
+                )
+        shares = (self.train_share, self.validation_share, self.train_share + self.validation_share)
+        if not all(0 < share < 1 for share in shares):
+            raise ValueError(
+                "train_share and validation_share: expected two shares above 0 with a sum below 1, "
+                f"found {self.train_share} and {self.validation_share}; try 0.7 and 0.15"
+            )
+        if self.normaliser not in get_args(NormaliserKind):
+            kinds = ", ".join(get_args(NormaliserKind))
+            raise ValueError(
+                f"normaliser: expected one of {kinds}, found {self.normaliser!r}; choose one of these"
+            )
+        if not self.clip > 0:
+            raise ValueError(f"clip: expected a number above 0, found {self.clip}; upstream uses 5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltDataset:
+    """A complete dataset on disk."""
+
+    path: Path
+    """Its folder."""
+
+    digest: str
+    """SHA-256 of everything inside, 64 hexadecimal digits."""
+
+    windows: dict[str, int]
+    """Windows per split."""
+
+    rows: int
+    """Candles of all series together."""
+
+    warnings: tuple[str, ...]
+    """What a reader should know, one sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Arrays:
+    """One series, ready to be written."""
+
+    key: SeriesKey
+    features: NDArray[np.float32]  # (T, 6)
+    stamps: NDArray[np.int8]  # (T, 5)
+    open_time: NDArray[np.int64]  # (T,)
+    segments: list[tuple[int, int]]
+    amount_estimated: int
+
+    def files(self) -> dict[str, NDArray[Any]]:
+        """The three arrays by file name."""
+        return {"features": self.features, "stamps": self.stamps, "open_time": self.open_time}
+
+
+def build_dataset(
+    candles: Mapping[SeriesKey, pl.DataFrame],
+    config: DatasetConfig,
+    root: Path,
+    *,
+    stamp: Stamp,
+    fit: Fit,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> BuiltDataset:
+    """Write the dataset of these validated candles under root, or find it there.
+
+    stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
+    of each series (by name, such as um:DOGEUSDT) that come before the validation border.
+    """
+    interval = _common_interval(candles)
+    step_ms = _step_ms(interval)
+    series = []
+    for key in sorted(candles):
+        series.append(_arrays(key, candles[key], step_ms, stamp))
+        progress(len(series), len(candles) + 1)
+    rule = SplitRule(
+        length=config.lookback + config.horizon,
+        step_ms=step_ms,
+        train_share=config.train_share,
+        validation_share=config.validation_share,
+        purge=config.purge,
+    )
+    splits = _split(series, rule)
+    train = {
+        one.key.name: one.features[: np.searchsorted(one.open_time, splits.validation_from_ms)]
+        for one in series
+    }
+    manifest = _describe(series, splits, config, interval=interval, step_ms=step_ms, state=fit(train))
+    manifest["digest"] = _digest(series, splits, manifest)
+    built = _publish(root, series, splits, manifest)
+    progress(len(candles) + 1, len(candles) + 1)
+    return built
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the dataset at path; DatasetError where there is no complete one."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"expected a complete dataset at {path}, but its {_MANIFEST} cannot be read ({error}); "
+            "delete that folder and build the dataset again"
+        ) from error
+    if manifest.get("version") != _VERSION:
+        raise DatasetError(
+            f"expected a dataset of version {_VERSION} at {path}, found {manifest.get('version')}; "
+            "build the dataset again"
+        )
+    return manifest
+
+
+def _common_interval(candles: Mapping[SeriesKey, pl.DataFrame]) -> Interval:
+    names = sorted({key.interval.name for key in candles})
+    if len(names) != 1:
+        raise DatasetError(
+            f"a dataset needs series of one interval, found {', '.join(names) or 'no series'}; "
+            "build one dataset per interval"
+        )
+    if empty := sorted(str(key) for key, frame in candles.items() if frame.is_empty()):
+        raise DatasetError(
+            f"every series needs candles, found none of {', '.join(empty)}; ingest them or leave them out"
+        )
+    return next(iter(candles)).interval
+
+
+def _step_ms(interval: Interval) -> int:
+    if interval.milliseconds is None:
+        raise DatasetError(
+            f"windows need candles of equal length, found interval {interval.name}; use 1w or shorter"
+        )
+    return interval.milliseconds
+
+
+def _arrays(key: SeriesKey, frame: pl.DataFrame, step_ms: int, stamp: Stamp) -> _Arrays:
+    """Features, stamps and segments of one series; a missing amount becomes volume times the mean price."""
+    estimate = pl.col("volume") * pl.mean_horizontal(_PRICES)
+    columns = frame.select(*_PRICES, "volume", pl.col("quote_volume").fill_null(estimate)).cast(pl.Float32)
+    open_time = frame["open_time"].dt.epoch("ms").to_numpy()
+    return _Arrays(
+        key=key,
+        features=np.ascontiguousarray(columns.to_numpy()),
+        stamps=stamp(open_time),
+        open_time=open_time,
+        segments=find_segments(open_time, step_ms),
+        amount_estimated=frame["quote_volume"].null_count(),
+    )
+
+
+def _split(series: list[_Arrays], rule: SplitRule) -> Splits:
+    """The three splits; DatasetError where one would be empty."""
+    pooled, starts = pool_windows(
+        [one.open_time for one in series], [one.segments for one in series], rule.length
+    )
+    counts = dict.fromkeys(SPLITS, 0)
+    if len(pooled):
+        splits = split_windows(pooled, starts, rule)
+        counts = {name: len(splits.windows[name]) for name in SPLITS}
+        if all(counts.values()):
+            return splits
+    found = ", ".join(f"{count} {name}" for name, count in counts.items())
+    rows = ", ".join(f"{len(one.open_time)} rows of {one.key.name}" for one in series)
+    raise DatasetError(
+        f"every split needs windows of {rule.length} candles, found {found} in {rows}; "
+        f"a series needs at least {rows_needed(rule)} rows without a hole for these shares: "
+        "ingest more history, shorten lookback or horizon, or change the shares"
+    )
+
+
+def _describe(
+    series: list[_Arrays],
+    splits: Splits,
+    config: DatasetConfig,
+    *,
+    interval: Interval,
+    step_ms: int,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """The manifest without its digest."""
+    return {
+        "version": _VERSION,
+        "interval": interval.name,
+        "interval_ms": step_ms,
+        "lookback": config.lookback,
+        "horizon": config.horizon,
+        "config": asdict(config),
+        "series": [
+            {
+                "key": one.key.name,
+                "slug": one.key.slug,
+                "rows": len(one.open_time),
+                "first_ms": int(one.open_time[0]),
+                "last_ms": int(one.open_time[-1]),
+                "segments": [list(segment) for segment in one.segments],
+                "amount_estimated": one.amount_estimated,
+            }
+            for one in series
+        ],
+        "windows": {name: len(splits.windows[name]) for name in SPLITS},
+        "validation_from_ms": splits.validation_from_ms,
+        "test_from_ms": splits.test_from_ms,
+        "normaliser": {"kind": config.normaliser, "clip": config.clip, "state": state},
+        "warnings": _warnings(series, splits, config.lookback + config.horizon),
+    }
+
+
+def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:
+    """What was estimated or left out, one sentence each."""
+    found = []
+    for index, one in enumerate(series):
+        name, rows = one.key.name, len(one.open_time)
+        if one.amount_estimated:
+            found.append(
+                f"{name}: {one.amount_estimated} of {rows} candles have no quote volume; "
+                "their amount is estimated as volume x (open + high + low + close) / 4."
+            )
+        if short := [end - first for first, end in one.segments if end - first < length]:
+            found.append(
+                f"{name}: {len(short)} of {len(one.segments)} stretches between holes are shorter than "
+                f"a window of {length} candles; their {sum(short)} candles are in no window."
+            )
+        found.extend(
+            f"{name}: no {split} windows."
+            for split in SPLITS
+            if not (splits.windows[split][:, 0] == index).any()
+        )
+    return found
+
+
+def _digest(series: list[_Arrays], splits: Splits, manifest: dict[str, Any]) -> str:
+    """SHA-256 over the manifest and every array."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
+    for one in series:
+        for array in one.files().values():
+            digest.update(array)  # type: ignore[arg-type]
+    for name in SPLITS:
+        digest.update(splits.windows[name])  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _publish(root: Path, series: list[_Arrays], splits: Splits, manifest: dict[str, Any]) -> BuiltDataset:
+    """Write the folder, complete or not at all; keep one that is already there."""
+    path = root / manifest["digest"][:_DIGEST_DIGITS]
+    if not path.exists():
+        with _building(root):
+            if not path.exists():  # nobody else built it meanwhile
+                with atomic_directory(path) as folder:
+                    _write(folder, series, splits, manifest)
+    if load_manifest(path)["digest"] != manifest["digest"]:
+        raise DatasetError(
+            f"expected the dataset {manifest['digest']} at {path}, found another; "
+            "delete that folder and build again"
+        )
+    for warning in manifest["warnings"]:
+        logger.warning("%s", warning)
+    return BuiltDataset(
+        path=path,
+        digest=manifest["digest"],
+        windows=manifest["windows"],
+        rows=sum(len(one.open_time) for one in series),
+        warnings=tuple(manifest["warnings"]),
+    )
+
+
+@contextmanager
+def _building(root: Path) -> Iterator[None]:
+    """One builder at a time under root, without what a killed one left."""
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            remove_leftovers(root)
+            yield
+
+
+def _write(folder: Path, series: list[_Arrays], splits: Splits, manifest: dict[str, Any]) -> None:
+    for one in series:
+        target = folder / "series" / one.key.slug
+        target.mkdir(parents=True)
+        for name, array in one.files().items():
+            np.save(target / f"{name}.npy", array, allow_pickle=False)
+    (folder / "windows").mkdir()
+    for split in SPLITS:
+        np.save(folder / "windows" / f"{split}.npy", splits.windows[split], allow_pickle=False)
+    write_json(folder / _MANIFEST, manifest)
