@@ -124,7 +124,7 @@ class TokenizerConfig(_Keyed):
         bits = self.s1_bits + self.s2_bits
         if bits % self.group_size:
             raise ValueError(
-                f"group_size must divide s1_bits + s2_bits = {bits}, found {self.group_size}: change one of them."
+                f"group_size must divide s1_bits + s2_bits = {bits}, found {self.group_size}: change it."
             )
 
 
@@ -233,7 +233,7 @@ PRESETS: dict[str, Preset] = {
                 attn_dropout_p=0.1,
                 resid_dropout_p=0.25,
                 token_dropout_p=0.1,
-            ),  # fmt: skip
+            ),
             max_context=512,
             tokenizer_id="NeoQuasar/Kronos-Tokenizer-base",
             tokenizer_revision=_TOKENIZER_BASE_REVISION,

@@ -7,15 +7,15 @@ class ModelError(Exception):
     """Base of everything this package raises for its user; a bad setting is a ValueError instead."""
 
 
-class MismatchedPair(ModelError):
+class MismatchedPair(ModelError):  # noqa: N818
     """A tokenizer and a predictor that were not made for each other."""
 
 
-class UnreachableModel(ModelError):
+class UnreachableModel(ModelError):  # noqa: N818
     """The Hub did not hand out a repository at its revision."""
 
 
-class NonFiniteLoss(ModelError):
+class NonFiniteLoss(ModelError):  # noqa: N818
     """The loss became NaN or infinite; no step was taken."""
 
 

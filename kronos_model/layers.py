@@ -1,0 +1,273 @@
+"""Building blocks shared by the tokenizer and the predictor.
+
+B batch, T positions, Q query positions, M heads, D width, d width of a head.
+Attribute names are upstream's, because they are the keys of its checkpoints.
+A mask depends on arguments alone: training and evaluation attend to the same positions.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "Angles",
+    "CalendarEmbedding",
+    "DependencyLayer",
+    "DualHead",
+    "RMSNorm",
+    "TokenEmbedding",
+    "TransformerBlock",
+    "initialise",
+]
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, (T, d) each, in float32."""
+
+CALENDAR_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
+
+
+class RMSNorm(nn.Module):
+    """Scale by the root mean square, computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * scale).type_as(x) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, d_model: int, ff_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w3 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w2 = nn.Linear(ff_dim, d_model, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x))))
+
+
+class Rotary(nn.Module):
+    """Rotary position angles.
+
+    Nothing is cached: one table per forward serves all blocks, and is always on the right device.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.register_buffer("inv_freq", _frequencies(head_dim, None))
+
+    def forward(self, length: int) -> Angles:
+        """Angles of the positions 0..length-1, in float32 even where the model's weights are not."""
+        frequencies = self.inv_freq
+        if frequencies.dtype != torch.float32:  # a model cast to half precision must not lose positions
+            frequencies = _frequencies(self.head_dim, frequencies.device)
+        positions = torch.arange(length, device=frequencies.device, dtype=torch.float32)
+        angles = torch.outer(positions, frequencies).repeat(1, 2)  # (T, d)
+        return angles.cos(), angles.sin()
+
+
+def _frequencies(head_dim: int, device: torch.device | None) -> Tensor:
+    return 1.0 / (10000 ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim))
+
+
+def _rotate(x: Tensor, angles: Angles) -> Tensor:
+    cos, sin = angles
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos + turned * sin).type_as(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions, over itself or over another sequence."""
+
+    def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.rotary = Rotary(d_model // n_heads)
+        self.attn_dropout_p = attn_dropout
+        self.resid_dropout = nn.Dropout(resid_dropout)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        angles: Angles | None,
+        *,
+        causal: bool,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `query` (B, Q, D), the last Q positions of `memory` (B, T, D).
+
+        `angles` covers the T positions; None leaves positions out. `padding` (B, T) is true where a
+        position holds nothing; no other position attends to it.
+        """
+        q, k, v = (
+            self._split(self.q_proj(query)),
+            self._split(self.k_proj(memory)),
+            self._split(self.v_proj(memory)),
+        )
+        if angles is not None:
+            tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
+            q, k = _rotate(q, tail), _rotate(k, angles)
+        square = q.shape[2] == k.shape[2]
+        implied = causal and square and padding is None  # the kernel's own causal mask is the fastest
+        mask = None if implied else _mask(q, k, causal=causal, padding=padding)
+        dropout = self.attn_dropout_p if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=implied)
+        return cast(Tensor, self.resid_dropout(self.out_proj(out.transpose(1, 2).flatten(2))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)  # (B, M, T, d)
+
+
+def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tensor | None:
+    """Where attention is allowed, (Q, T) or (B, 1, Q, T); None where it is allowed everywhere."""
+    q_length, k_length = q.shape[2], k.shape[2]
+    if padding is None and (not causal or q_length == 1):  # one query at the end sees everything
+        return None
+    rows = torch.arange(k_length - q_length, k_length, device=q.device)[:, None]
+    columns = torch.arange(k_length, device=q.device)[None, :]
+    allowed = columns <= rows if causal else torch.ones_like(columns <= rows)
+    if padding is None:
+        return allowed
+    # a position always sees itself, else a row of padding alone would be 0/0
+    return (allowed & ~padding.bool()[:, None, None, :]) | (columns == rows)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm causal self-attention and SwiGLU."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        ff_dim: int,
+        *,
+        ffn_dropout: float,
+        attn_dropout: float,
+        resid_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(d_model)
+        self.self_attn = Attention(d_model, n_heads, attn_dropout, resid_dropout)
+        self.norm2 = RMSNorm(d_model)
+        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout)
+
+    def forward(self, x: Tensor, angles: Angles, padding: Tensor | None = None) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed, angles, causal=True, padding=padding)
+        return cast(Tensor, x + self.ffn(self.norm2(x)))
+
+
+class DependencyLayer(nn.Module):
+    """Condition the trunk's state on the coarse token: the coarse embedding queries the states before it."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.cross_attn = Attention(d_model, n_heads, 0.0, 0.0)
+        self.norm = RMSNorm(d_model)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        sibling: Tensor,
+        *,
+        causal: bool = True,
+        rotate: bool = True,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """`sibling` (B, Q, D) belongs to the last Q positions of `hidden` (B, T, D); returns (B, Q, D)."""
+        angles = self.cross_attn.rotary(hidden.shape[1]) if rotate else None
+        attended = self.cross_attn(sibling, hidden, angles, causal=causal, padding=padding)
+        return cast(Tensor, self.norm(hidden[:, hidden.shape[1] - sibling.shape[1] :] + attended))
+
+
+class TokenEmbedding(nn.Module):
+    """One vector per bar from its coarse and fine token."""
+
+    def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
+        super().__init__()
+        self.emb_s1 = nn.Embedding(2**s1_bits, d_model)
+        self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
+        self.fusion_proj = nn.Linear(2 * d_model, d_model)
+        self.scale = math.sqrt(d_model)
+
+    def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        both = torch.cat([self.emb_s1(s1_ids) * self.scale, self.emb_s2(s2_ids) * self.scale], dim=-1)
+        return cast(Tensor, self.fusion_proj(both))
+
+
+class _FixedEmbedding(nn.Module):
+    """Sinusoids that are not learned."""
+
+    def __init__(self, size: int, d_model: int) -> None:
+        super().__init__()
+        position = torch.arange(size).float()[:, None]
+        rates = torch.exp(torch.arange(0, d_model, 2).float() * (-math.log(10000.0) / d_model))
+        table = torch.stack([torch.sin(position * rates), torch.cos(position * rates)], dim=-1).flatten(1)
+        self.emb = nn.Embedding(size, d_model)
+        self.emb.weight = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.emb(x))
+
+
+class CalendarEmbedding(nn.Module):
+    """Sum of the embeddings of minute, hour, weekday, day and month, the columns of a stamp."""
+
+    def __init__(self, d_model: int, *, learned: bool) -> None:
+        super().__init__()
+        for name, size in CALENDAR_SIZES.items():
+            table = nn.Embedding(size, d_model) if learned else _FixedEmbedding(size, d_model)
+            self.add_module(f"{name}_embed", table)
+
+    def forward(self, stamp: Tensor) -> Tensor:
+        minute, hour, weekday, day, month = (
+            self.get_submodule(f"{name}_embed")(column)
+            for name, column in zip(CALENDAR_SIZES, stamp.long().unbind(dim=-1), strict=True)
+        )
+        return cast(Tensor, hour + weekday + day + month + minute)  # upstream's order of summation
+
+
+class DualHead(nn.Module):
+    """Logits of the coarse token, and of the fine token from the conditioned state."""
+
+    def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
+        super().__init__()
+        self.proj_s1 = nn.Linear(d_model, 2**s1_bits)
+        self.proj_s2 = nn.Linear(d_model, 2**s2_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.proj_s1(x))
+
+    def cond_forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.proj_s2(x))
+
+
+def initialise(model: nn.Module, *, embedding_std: float) -> None:
+    """Xavier-normal projections, zero biases, normal embeddings; what is frozen stays as built."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            nn.init.normal_(module.weight, std=embedding_std)

@@ -1,0 +1,105 @@
+"""Binary spherical quantisation (arXiv 2406.07548): a latent becomes the signs of its direction.
+
+B batch, T bars, K bits (the coarse token's bits first), G groups, g bits per group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kronos_model.config import TokenizerConfig
+
+__all__ = ["BinaryQuantizer", "Quantised"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantised:
+    """A quantised latent and what training needs from it."""
+
+    codes: Tensor
+    """Points on the sphere, (B, T, K), values +-1/sqrt(K); gradients pass straight through to the latent."""
+    loss: Tensor
+    """Commitment loss plus weighted entropies, a scalar."""
+    indices: Tensor
+    """Whole token, (B, T) int64; bit i is worth 2^i, so the coarse token is the low s1_bits."""
+
+
+class _Codebook(nn.Module):
+    """Holds upstream's two buffers under its checkpoint keys."""
+
+    group_basis: Tensor
+
+    def __init__(self, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
+        self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
+
+    def corners(self) -> Tensor:
+        """All sign patterns of one group, (2^g, g) of +-1."""
+        size = self.group_basis.shape[0]
+        numbers = torch.arange(2**size, device=self.group_basis.device)[:, None]
+        return (numbers // self.group_basis % 2 * 2 - 1).float()
+
+
+class BinaryQuantizer(nn.Module):
+    """Signs of a normalised latent, with the losses that keep the signs sure and the codebook in use."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.s1_bits, self.s2_bits = config.s1_bits, config.s2_bits
+        self.bits = config.s1_bits + config.s2_bits
+        self.scale = self.bits**-0.5
+        self.group_size = config.group_size
+        self.beta, self.gamma0, self.gamma, self.zeta = config.beta, config.gamma0, config.gamma, config.zeta
+        self.bsq = _Codebook(self.bits, config.group_size)
+
+    def forward(self, latent: Tensor) -> Quantised:
+        z = F.normalize(latent, dim=-1)
+        signs = torch.where(z > 0, 1.0, -1.0).to(z.dtype)
+        codes = (z + (signs - z).detach()) * self.scale
+        commitment = (codes.detach() - z).square().sum(dim=-1).mean()
+        loss = self.beta * commitment + self.zeta * self._entropy_penalty(z)
+        return Quantised(codes=codes, loss=loss, indices=_number(z > 0))
+
+    def encode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Coarse and fine token of each latent; normalising would not change a sign, so it is left out."""
+        bits = latent > 0
+        return _number(bits[..., : self.s1_bits]), _number(bits[..., self.s1_bits :])
+
+    def decode(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        """Codes (B, T, K) of tokens (B, T)."""
+        bits = torch.cat([_bits(s1_ids, self.s1_bits), _bits(s2_ids, self.s2_bits)], dim=-1)
+        signs: Tensor = bits.float() * 2 - 1
+        return signs * self.scale
+
+    def split(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Coarse and fine part of whole tokens."""
+        return indices & (2**self.s1_bits - 1), indices >> self.s1_bits
+
+    def join(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        """Inverse of `split`."""
+        return s1_ids | (s2_ids << self.s1_bits)
+
+    def _entropy_penalty(self, z: Tensor) -> Tensor:
+        """Entropy per bar (low: sure signs) minus entropy of the codebook by groups (high: all in use)."""
+        sure = torch.sigmoid(-4 * z * self.scale)
+        per_bar = _entropy(torch.stack([sure, 1 - sure], dim=-1)).sum(dim=-1).mean()
+        groups = z.reshape(*z.shape[:-1], -1, self.group_size)  # (B, T, G, g)
+        closeness = 2 * groups @ (self.bsq.corners().to(z.dtype) * self.scale).T  # (B, T, G, 2^g)
+        use = closeness.softmax(dim=-1).flatten(0, -3).mean(dim=0)  # (G, 2^g)
+        return self.gamma0 * per_bar - self.gamma * _entropy(use).sum()
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -(probabilities * torch.log(probabilities + 1e-8)).sum(dim=-1)
+
+
+def _number(bits: Tensor) -> Tensor:
+    weights = 2 ** torch.arange(bits.shape[-1], device=bits.device)
+    return (bits * weights).sum(dim=-1)
+
+
+def _bits(numbers: Tensor, count: int) -> Tensor:
+    return (numbers.unsqueeze(-1) >> torch.arange(count, device=numbers.device)) & 1
