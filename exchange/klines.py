@@ -1,0 +1,77 @@
+"""Binance's klines answer: how many to ask for, what that weighs, and candles out of its rows."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from storage.schema import Market, SeriesKey, validate_candles
+
+__all__ = ["PAGE_LIMITS", "Page", "klines_weight", "parse_page"]
+
+# Most candles per weight: spot 1000 for 2, um 499 for 2 (500 would weigh 5).
+PAGE_LIMITS: dict[Market, int] = {"spot": 1000, "um": 499}
+UM_WEIGHTS = ((99, 1), (499, 2), (1000, 5), (1500, 10))  # up to this limit, this weight
+WIRE_SCHEMA: dict[str, pl.DataType] = {
+    "open_time": pl.Int64(),
+    "open": pl.String(),
+    "high": pl.String(),
+    "low": pl.String(),
+    "close": pl.String(),
+    "volume": pl.String(),
+    "close_time": pl.Int64(),
+    "quote_volume": pl.String(),
+    "trades": pl.Int64(),
+    "taker_buy_volume": pl.String(),
+    "taker_buy_quote_volume": pl.String(),
+    "ignore": pl.String(),
+}
+
+logger = logging.getLogger(__name__)
+
+
+def klines_weight(market: Market, limit: int) -> int:
+    """Request weight of a klines request with that `limit`."""
+    if market == "spot":
+        return 2
+    return next(weight for most, weight in UM_WEIGHTS if limit <= most)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """The candles of one answer, and what stood on the wire: rows, first and last open time."""
+
+    candles: pl.DataFrame
+    rows: int
+    first_ms: int
+    last_ms: int
+
+
+def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) -> Page:
+    """The candles of one answer, validated; duplicates, misorder and rows not asked for are refused."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{type(rows).__name__} instead of a list of candles")
+    frame = pl.DataFrame(rows, schema=WIRE_SCHEMA, orient="row", strict=True).drop("ignore")
+    first_ms, last_ms = (rows[0][0], rows[-1][0]) if rows else (0, 0)
+    if rows and (
+        first_ms < asked.get("startTime", 0) or last_ms > asked["endTime"] or len(rows) > asked["limit"]
+    ):
+        raise ValueError(f"{len(rows)} candles from {first_ms} to {last_ms}, which were not asked for")
+    candles = frame.with_columns(
+        pl.from_epoch(pl.col("open_time", "close_time"), time_unit="ms").dt.replace_time_zone("UTC"),
+        pl.col(pl.String).cast(pl.Float64),
+    )
+    candles = validate_candles(_on_grid(candles, key), key.interval, origin=str(key))
+    return Page(candles=candles, rows=len(rows), first_ms=first_ms, last_ms=last_ms)
+
+
+def _on_grid(candles: pl.DataFrame, key: SeriesKey) -> pl.DataFrame:
+    """Without the rows that open between two candles, as some of 2017 and 2018 do (public-data #77)."""
+    if (step := key.interval.milliseconds) is None:
+        return candles
+    kept = candles.filter((pl.col("open_time").dt.epoch("ms") - key.interval.phase_ms) % step == 0)
+    if dropped := len(candles) - len(kept):
+        logger.warning("%s: left out %d candles that do not open on the %s grid", key, dropped, key.interval)
+    return kept
