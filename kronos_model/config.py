@@ -112,7 +112,7 @@ class TokenizerConfig(_Keyed):
     zeta: float = 0.05
     """Weight of both entropies together."""
     group_size: int = 4
-    """Bits per group in the codebook entropy; divides s1_bits + s2_bits."""
+    """Bits per group of the codebook; divides s1_bits + s2_bits and marks a checkpoint, no loss uses it."""
 
     def __post_init__(self) -> None:
         _check_positive(

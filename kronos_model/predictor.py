@@ -116,7 +116,7 @@ class Kronos(Pretrained[PredictorConfig]):
         trained = s2_decode == "trained"
         if not trained and s1_ids.shape[1] not in (1, context.shape[1]):
             raise ValueError(
-                f'"upstream" decodes 1 or all of {context.shape[1]} bars, found {s1_ids.shape[1]}: use "trained".'
+                f'"upstream" decodes 1 or all of {context.shape[1]}, found {s1_ids.shape[1]}: use "trained".'
             )
         conditioned = self.dep_layer(
             context,

@@ -1,6 +1,6 @@
 """Binary spherical quantisation (arXiv 2406.07548): a latent becomes the signs of its direction.
 
-B batch, T bars, K bits (the coarse token's bits first), G groups, g bits per group.
+B batch, T bars, K bits (the coarse token's bits first).
 """
 
 from dataclasses import dataclass
@@ -27,20 +27,12 @@ class Quantised:
 
 
 class _Codebook(nn.Module):
-    """Holds upstream's two buffers under its checkpoint keys."""
-
-    group_basis: Tensor
+    """Upstream's two buffers under its checkpoint keys; nothing reads them."""
 
     def __init__(self, bits: int, group_size: int) -> None:
         super().__init__()
         self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
         self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
-
-    def corners(self) -> Tensor:
-        """All sign patterns of one group, (2^g, g) of +-1."""
-        size = self.group_basis.shape[0]
-        numbers = torch.arange(2**size, device=self.group_basis.device)[:, None]
-        return (numbers // self.group_basis % 2 * 2 - 1).float()
 
 
 class BinaryQuantizer(nn.Module):
@@ -51,7 +43,6 @@ class BinaryQuantizer(nn.Module):
         self.s1_bits, self.s2_bits = config.s1_bits, config.s2_bits
         self.bits = config.s1_bits + config.s2_bits
         self.scale = self.bits**-0.5
-        self.group_size = config.group_size
         self.beta, self.gamma0, self.gamma, self.zeta = config.beta, config.gamma0, config.gamma, config.zeta
         self.bsq = _Codebook(self.bits, config.group_size)
 
@@ -71,8 +62,8 @@ class BinaryQuantizer(nn.Module):
     def decode(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
         """Codes (B, T, K) of tokens (B, T)."""
         bits = torch.cat([_bits(s1_ids, self.s1_bits), _bits(s2_ids, self.s2_bits)], dim=-1)
-        signs: Tensor = bits.float() * 2 - 1
-        return signs * self.scale
+        codes: Tensor = (bits.float() * 2 - 1) * self.scale
+        return codes
 
     def split(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse and fine part of whole tokens."""
@@ -83,13 +74,15 @@ class BinaryQuantizer(nn.Module):
         return s1_ids | (s2_ids << self.s1_bits)
 
     def _entropy_penalty(self, z: Tensor) -> Tensor:
-        """Entropy per bar (low: sure signs) minus entropy of the codebook by groups (high: all in use)."""
-        sure = torch.sigmoid(-4 * z * self.scale)
-        per_bar = _entropy(torch.stack([sure, 1 - sure], dim=-1)).sum(dim=-1).mean()
-        groups = z.reshape(*z.shape[:-1], -1, self.group_size)  # (B, T, G, g)
-        closeness = 2 * groups @ (self.bsq.corners().to(z.dtype) * self.scale).T  # (B, T, G, 2^g)
-        use = closeness.softmax(dim=-1).flatten(0, -3).mean(dim=0)  # (G, 2^g)
-        return self.gamma0 * per_bar - self.gamma * _entropy(use).sum()
+        """Entropy per bar (low: sure signs) minus entropy of the codebook (high: all codes in use).
+
+        Bits count as independent in both, as in upstream's code: there too `group_size` does not enter.
+        """
+        minus = torch.sigmoid(-4 * z * self.scale)  # probability that a bit is -1
+        sides = torch.stack([minus, 1 - minus], dim=-1)  # (B, T, K, 2)
+        per_bar = _entropy(sides).sum(dim=-1).mean()
+        codebook = _entropy(sides.flatten(0, -3).mean(dim=0)).sum()
+        return self.gamma0 * per_bar - self.gamma * codebook
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
