@@ -1,0 +1,81 @@
+"""What is compared: anything that turns the past of a window into sample paths.
+
+Shapes: B origins, C bars of lookback, H steps, S sample paths, F=6 features.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.forecaster import Forecast, Forecaster
+from kronos_model.sampling import SamplingConfig
+
+__all__ = ["Competitor", "Context", "LastValue", "ModelCompetitor"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """All that is known at B origins. Future rows are not in here, so no competitor can look at them."""
+
+    features: NDArray[np.float32]  # (B, C, F) raw
+    open_time: NDArray[np.int64]  # (B, C) ms
+    future_open_time: NDArray[np.int64]  # (B, H) ms
+    series: list[str]  # B names such as um:DOGEUSDT
+
+
+class Competitor(Protocol):
+    """A forecaster with a name. The same context must give the same paths."""
+
+    @property
+    def name(self) -> str:
+        """The name its scores go by."""
+        ...
+
+    def forecast(self, context: Context) -> Forecast:
+        """Sample paths (B, S, H, F) in prices, and the share of bars that had to be made consistent."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCompetitor:
+    """A Kronos model. Two of them with the same seed draw from the same random numbers at each origin."""
+
+    name: str
+    forecaster: Forecaster
+    config: EvaluationConfig
+    seed: int
+
+    def forecast(self, context: Context) -> Forecast:
+        # Each batch has its own stream: one for all would tie the sampling errors of the origins together.
+        names = crc32("".join(context.series).encode())
+        stream = np.random.SeedSequence([self.seed, names, *context.open_time[[0, -1], -1].tolist()])
+        sampling = SamplingConfig(
+            temperature=self.config.temperature, top_k=self.config.top_k, top_p=self.config.top_p
+        )
+        return self.forecaster.paths(
+            context.features,
+            context.open_time,
+            context.future_open_time,
+            context.series,
+            samples=self.config.samples,
+            config=sampling,
+            seed=int(stream.generate_state(1)[0]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastValue:
+    """The random walk's point forecast: every coming bar stays at the last close; the reference of skill."""
+
+    name: str = "last_value"
+
+    def forecast(self, context: Context) -> Forecast:
+        batch, horizon = context.future_open_time.shape
+        last = context.features[:, -1].copy()  # (B, F)
+        last[:, :3] = last[:, 3:4]  # open, high and low of a market that stays at its close
+        paths = np.broadcast_to(last[:, None, None], (batch, 2, horizon, last.shape[-1]))
+        return Forecast(paths=np.ascontiguousarray(paths), violation_rate=0.0)

@@ -1,0 +1,44 @@
+"""What a walk-forward evaluation is allowed to cost, how paths are drawn in it, and where it is clean."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+__all__ = ["PRETRAINING_END_MS", "EvaluationConfig"]
+
+PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
+"""Kronos was pre-trained on data up to June 2024 (arXiv 2508.02739, app. D)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How the test range is walked and how every model samples there."""
+
+    origins: int = 100
+    """Forecast origins per series at most, evenly spaced over the test range."""
+    samples: int = 32
+    """Sample paths per origin (at least 2: the CRPS needs a spread)."""
+    temperature: float = 1.0
+    """Sampling temperature; below 1 narrows the fan."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens only; 0 means all."""
+    top_p: float = 1.0
+    """Sample within this cumulative probability; below 1 narrows the fan."""
+    batch_origins: int = 16
+    """Origins forecast at once; memory grows with batch_origins x samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("origins", "batch_origins"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, found {getattr(self, name)}; set {name}=1 or more"
+                )
+        if self.samples < 2:
+            raise ValueError(
+                f"samples must be at least 2 for the CRPS, found {self.samples}; set samples=2 or more"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, found {self.temperature}; 1.0 samples as trained")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, found {self.top_k}; set top_k=0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], found {self.top_p}; 1.0 keeps all tokens")

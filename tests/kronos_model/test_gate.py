@@ -1,0 +1,151 @@
+"""The gate on planted cases, and how often it promotes a model that is no better."""
+
+import math
+
+import numpy as np
+import pytest
+
+from kronos_model.evaluation.gate import GatePolicy, block_length, compare, judge, widening
+from tests.support.scores import HOUR_MS, planted_scores
+
+COUNT = 120
+LEVEL = 0.02
+
+
+def level(seed: int, *, shift: float = 0.0, count: int = COUNT) -> np.ndarray:
+    """A model's CRPS per origin: the market's difficulty, the same for all, and a little of its own."""
+    market = np.abs(np.random.default_rng(0).normal(LEVEL, LEVEL / 3, count))
+    return market + np.random.default_rng(seed).normal(0, LEVEL / 50, count) + shift
+
+
+def test_an_identical_challenger_is_kept_out_and_nothing_changes():
+    same = level(1)
+    decision = judge(planted_scores({"challenger": same, "base": same}), GatePolicy())
+    assert decision.verdict == "keep"
+    assert "cannot be told from base" in decision.reasons[0]
+    assert "+0.000 bps" in decision.reasons[0]
+
+
+def test_a_better_challenger_is_promoted_and_the_reason_has_numbers_and_units():
+    scores = planted_scores({"challenger": level(1, shift=-0.001), "base": level(2)})
+    decision = judge(scores, GatePolicy())
+    difference = float((scores.crps[0] - scores.crps[1]).mean()) * 10_000
+    assert decision.verdict == "promote"
+    assert f"CRPS difference {difference:+.3f} bps" in decision.reasons[0]
+    assert "90 % interval -" in decision.reasons[0]
+
+
+def test_a_worse_challenger_is_rejected():
+    decision = judge(planted_scores({"challenger": level(1, shift=0.001), "base": level(2)}), GatePolicy())
+    assert decision.verdict == "reject"
+    assert "worse than base" in decision.reasons[0]
+
+
+def test_a_challenger_better_than_base_but_worse_than_the_champion_is_rejected():
+    scores = planted_scores(
+        {"challenger": level(1, shift=-0.001), "base": level(2), "champion": level(3, shift=-0.002)}
+    )
+    decision = judge(scores, GatePolicy(), champion="champion")
+    assert decision.verdict == "reject"
+    assert "better than base" in decision.reasons[0]
+    assert "worse than champion" in decision.reasons[1]
+    assert judge(scores, GatePolicy()).verdict == "promote"
+
+
+def test_a_challenger_as_good_as_the_champion_does_not_replace_it():
+    scores = planted_scores(
+        {"challenger": level(1, shift=-0.001), "base": level(2), "champion": level(3, shift=-0.001)}
+    )
+    assert judge(scores, GatePolicy(), champion="champion").verdict == "keep"
+
+
+def test_too_few_origins_keep_whatever_serves_however_good_the_challenger():
+    scores = planted_scores({"challenger": level(1, count=29) / 2, "base": level(2, count=29)})
+    decision = judge(scores, GatePolicy())
+    assert decision.verdict == "keep"
+    assert decision.reasons == ("only 29 origins were scored, 30 are needed; widen the test range",)
+
+
+def test_many_origins_that_overlap_are_still_too_little_data():
+    scores = planted_scores(
+        {"challenger": level(1) / 2, "base": level(2)}, stride_hours=1, horizon=24
+    )  # 120 hours hold five days
+    decision = judge(scores, GatePolicy())
+    assert decision.verdict == "keep"
+    assert "only 5 forecasts that do not overlap" in decision.reasons[0]
+
+
+def test_many_impossible_bars_reject_a_challenger_that_scores_better():
+    scores = planted_scores(
+        {"challenger": level(1, shift=-0.001), "base": level(2)},
+        violation_rate={"challenger": 0.17, "base": 0.02},
+    )
+    decision = judge(scores, GatePolicy())
+    assert decision.verdict == "reject"
+    assert "15.0 percentage points more bars than base (at most 5.0 are allowed)" in decision.reasons[1]
+
+
+def test_the_same_scores_always_get_the_same_decision():
+    scores = planted_scores({"challenger": level(1, shift=-0.0001), "base": level(2)})
+    assert judge(scores, GatePolicy()) == judge(scores, GatePolicy())
+
+
+def test_a_model_that_was_not_scored_is_named():
+    with pytest.raises(ValueError, match="expected one of the scored models a, base, found 'challenger'"):
+        judge(planted_scores({"a": level(1), "base": level(2)}), GatePolicy())
+
+
+def test_a_block_covers_all_origins_of_all_series_within_one_horizon():
+    hours = np.array([0, 0, 1, 1, 2, 2, 9, 9], np.int64) * HOUR_MS
+    assert block_length(hours, 2 * HOUR_MS) == 4
+    assert block_length(hours, 3 * HOUR_MS) == 6
+    assert block_length(hours[::2], HOUR_MS) == 1
+
+
+def test_the_interval_equals_a_bootstrap_written_as_loops():
+    scores = planted_scores({"challenger": level(1), "base": level(2)}, stride_hours=2, horizon=6, series=2)
+    policy = GatePolicy(draws=100, seed=7)
+    found = compare(scores, policy, challenger="challenger", opponent="base")
+    line = sorted(range(COUNT), key=lambda n: (scores.origin_ms[n], scores.series_index[n]))
+    values = [float(scores.crps[0, n, 0] - scores.crps[1, n, 0]) for n in line]
+    block, pieces = 6, math.ceil(COUNT / 6)  # three origins of two series start within six hours
+    means = []
+    for starts in np.random.default_rng(7).integers(0, COUNT, (100, pieces)).tolist():
+        drawn = [values[(start + step) % COUNT] for start in starts for step in range(block)]
+        means.append(sum(drawn) / len(drawn))
+    centre = sum(values) / COUNT
+    wider = widening(block, pieces, 0.9)
+    assert found.blocks == COUNT // block
+    assert found.difference == pytest.approx(centre, abs=1e-12)
+    assert found.low == pytest.approx(centre + (np.quantile(means, 0.05) - centre) * wider, abs=1e-12)
+    assert found.high == pytest.approx(centre + (np.quantile(means, 0.95) - centre) * wider, abs=1e-12)
+
+
+def test_overlapping_forecasts_do_not_promote_a_model_that_is_no_better():
+    """A moving sum over a horizon of 12 of independent noise, one origin an hour, mean zero."""
+    rng, promoted, naive, trials = np.random.default_rng(11), 0, 0, 200
+    policy = GatePolicy(draws=300)
+    for _ in range(trials):
+        noise = np.convolve(rng.normal(0, 1e-4, 311), np.ones(12), mode="valid")
+        base = np.full(300, LEVEL)
+        scores = planted_scores({"challenger": base + noise, "base": base}, stride_hours=1, horizon=12)
+        promoted += judge(scores, policy).verdict == "promote"
+        naive += noise.mean() + 1.645 * noise.std() / math.sqrt(300) < 0
+    assert naive / trials > 0.2  # what an interval for independent origins would have let through
+    assert promoted / trials < 0.08  # 5 % are meant
+
+
+def test_an_interval_of_independent_origins_is_widened_only_by_student():
+    from scipy.stats import norm, t
+
+    expected = t.ppf(0.95, 59) / norm.ppf(0.95) * math.sqrt(60 / 59)
+    assert widening(1, 60, 0.9) == pytest.approx(expected, rel=1e-3)
+    assert widening(1000, 10**6, 0.9) == pytest.approx(math.sqrt(1.5), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"confidence": 1.0}, {"min_origins": 1}, {"draws": 10}, {"violation_margin": -0.1}]
+)
+def test_a_policy_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GatePolicy(**wrong)
