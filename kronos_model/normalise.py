@@ -49,10 +49,11 @@ class Normaliser:
             raise ValueError(f"normaliser: expected one of {', '.join(KINDS)}, found {self.kind!r}")
         if not self.clip > 0:
             raise ValueError(f"clip: expected a number above 0, found {self.clip}; upstream uses 5")
-        if (self.kind == "global_robust") != ("series" in self.state):
+        expected = ["series"] if self.kind == "global_robust" else []
+        if sorted(self.state) != expected:
             raise ValueError(
-                f"{self.kind}: expected the state of this kind, found {', '.join(self.state) or 'none'}; "
-                "make it with Normaliser.fit on the training rows"
+                f"{self.kind}: expected a state of {expected}, found {sorted(self.state)}; "
+                "make it with Normaliser.fit or fit_state on the training rows"
             )
 
     @classmethod
