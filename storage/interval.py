@@ -58,6 +58,11 @@ class Interval:
         """The interval of that name; an unknown one is a CandleError that lists the known."""
         return cls(name)
 
+    @classmethod
+    def of_slug(cls, slug: str) -> Self:
+        """The interval whose `slug` this is."""
+        return cls(_MONTH if slug == "1mo" else slug)
+
     def __str__(self) -> str:
         return self.name
 

@@ -10,7 +10,7 @@ import polars as pl
 from storage.errors import CandleError
 from storage.interval import Interval
 
-__all__ = ["CANDLE_SCHEMA", "Market", "SeriesKey", "next_open", "utc_text", "validate_candles"]
+__all__ = ["CANDLE_SCHEMA", "Market", "SeriesKey", "next_open", "off_grid", "utc_text", "validate_candles"]
 
 Market = Literal["spot", "um"]
 _MARKETS: tuple[str, ...] = get_args(Market)
@@ -180,17 +180,20 @@ def _check_times(candles: pl.DataFrame, interval: Interval, origin: str) -> None
     ms = times.dt.epoch("ms")
     _refuse_repeated(ms, origin)
     _refuse_unordered(ms, origin)
-    if (step := interval.milliseconds) is None:
-        off_grid = times.dt.month_start() != times  # which keeps the time of day
-        off_grid |= ms % 86_400_000 != 0
-    else:
-        off_grid = (ms - interval.phase_ms) % step != 0
     rule = f"open times on the {interval} grid (UTC)"
-    _refuse(candles, off_grid, origin, rule, "drop the row or name the interval that it has")
+    remedy = "drop the row or name the interval that it has"
+    _refuse(candles, off_grid(times, interval), origin, rule, remedy)
     following = candles.select(next_open(pl.col("open_time"), interval)).to_series()
     outside = (candles["close_time"] < times) | (candles["close_time"] >= following)
     rule = f"a close_time within the {interval} candle"
     _refuse(candles, outside, origin, rule, "correct close_time or leave the column out")
+
+
+def off_grid(open_time: pl.Series, interval: Interval) -> pl.Series:
+    """Which open times are none of the interval's."""
+    if (step := interval.milliseconds) is None:
+        return open_time.dt.truncate("1mo") != open_time
+    return (open_time.dt.epoch("ms") - interval.phase_ms) % step != 0
 
 
 def _refuse_repeated(ms: pl.Series, origin: str) -> None:

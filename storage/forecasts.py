@@ -1,0 +1,128 @@
+"""Forecasts made live, kept as they were made: one folder per series, origin and model, never changed."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from storage.atomic import atomic_directory, write_json
+from storage.errors import StorageError
+from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
+from storage.schema import SeriesKey, utc_text
+
+__all__ = ["ForecastStore", "StoredForecast"]
+
+_ROWS = "forecast.parquet"
+_FACTS = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForecast:
+    """A forecast at rest."""
+
+    key: SeriesKey
+    origin_ms: int
+    """Open time of the last candle that the model saw."""
+    model_digest: str
+    saved_ms: int
+    path: Path
+    """The folder."""
+    summary: dict[str, Any]
+
+    def frame(self) -> pl.DataFrame:
+        """One row per step: open_time, step, mean and quantiles."""
+        try:
+            return read_parquet(self.path / _ROWS)
+        except (*PARQUET_ERRORS, FileNotFoundError) as error:
+            raise StorageError(
+                f"expected a forecast in {self.path}, found a damaged file; delete it and forecast again"
+            ) from error
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class ForecastStore:
+    """All forecasts under one root. What is saved stays."""
+
+    def __init__(self, root: Path, *, now_ms: Callable[[], int] = _wall_clock_ms) -> None:
+        self._root = root
+        self._now_ms = now_ms
+
+    def save(
+        self, key: SeriesKey, origin_ms: int, model_digest: str, frame: pl.DataFrame, summary: dict[str, Any]
+    ) -> Path:
+        """Keep a forecast and return its folder. The same again does nothing, another is a StorageError."""
+        _check(frame, key)
+        path = self._root / key.slug / f"{_stamp(origin_ms)}-{model_digest[:16]}"
+        facts = {
+            "version": 1,
+            "key": str(key),
+            "origin_ms": origin_ms,
+            "model_digest": model_digest,
+            "saved_ms": self._now_ms(),
+            "summary": summary,
+        }
+        if not path.exists():
+            try:
+                with atomic_directory(path) as folder:
+                    write_parquet(frame, folder / _ROWS)
+                    write_json(folder / _FACTS, facts)
+                return path
+            except StorageError:
+                if not path.exists():  # else another process has just saved it
+                    raise
+        stored = _load(path, key)
+        same_facts = (stored.model_digest, stored.summary) == (model_digest, json.loads(json.dumps(summary)))
+        if same_facts and stored.frame().equals(frame):
+            return path
+        raise StorageError(
+            f"expected the forecast of {key} at {utc_text(origin_ms)} by {model_digest[:16]} as stored, "
+            f"found another one; a stored forecast is never changed: keep it or delete {path}"
+        )
+
+    def list(self, key: SeriesKey) -> list[StoredForecast]:
+        """All forecasts of a series, by origin and then by when they were saved."""
+        stored = [_load(facts.parent, key) for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")]
+        return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
+
+    def latest(self, key: SeriesKey) -> StoredForecast | None:
+        """The forecast with the newest origin, saved last; None where none was made."""
+        stored = self.list(key)
+        return stored[-1] if stored else None
+
+
+def _check(frame: pl.DataFrame, key: SeriesKey) -> None:
+    missing = [name for name in ("open_time", "step") if name not in frame.columns]
+    if missing or frame.is_empty():
+        found = f"no {' and no '.join(missing)}" if missing else "no rows"
+        raise StorageError(
+            f"expected a forecast of {key} with open_time, step and a row per step, found {found}; correct it"
+        )
+
+
+def _stamp(ms: int) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def _load(path: Path, key: SeriesKey) -> StoredForecast:
+    try:
+        facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+        return StoredForecast(
+            key=key,
+            origin_ms=facts["origin_ms"],
+            model_digest=facts["model_digest"],
+            saved_ms=facts["saved_ms"],
+            path=path,
+            summary=facts["summary"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"expected a forecast in {path}, found no readable {_FACTS}; delete it and forecast again"
+        ) from error

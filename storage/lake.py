@@ -1,0 +1,190 @@
+"""The lake: candles at rest, one Parquet file per series and month, written by upsert.
+
+`market=um/symbol=DOGEUSDT/interval=1h/month=2024-06/candles.parquet`. What a file holds depends on its
+candles alone, never on the order or the sizes of the upserts that brought them. The last upsert of an
+open_time wins.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from storage.atomic import remove_leftovers
+from storage.errors import LakeError
+from storage.interval import Interval
+from storage.layout import series_folder
+from storage.ledger import Ledger, Part, Source
+from storage.locks import ProcessLock
+from storage.parquet import PARQUET_ERRORS, read_parquet, read_parquets, write_parquet
+from storage.schema import CANDLE_SCHEMA, SeriesKey, validate_candles
+
+__all__ = ["Lake", "Span", "Upsert"]
+
+_FILE = "candles.parquet"
+_MONTH = "month="
+_MONTH_OF_ROW = pl.col("open_time").dt.strftime("%Y-%m")
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """What an upsert did, in candles."""
+
+    added: int
+    changed: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The extent of a series: open times of its first and last candle, and how many there are."""
+
+    first_ms: int
+    last_ms: int
+    rows: int
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Lake:
+    """All series under one root. Any number of readers; one writer per series."""
+
+    def __init__(self, root: Path, *, now_ms: Callable[[], int] = _wall_clock_ms) -> None:
+        self._root = root
+        self._now_ms = now_ms
+        self._ledger = Ledger(root)
+        self._locks: dict[SeriesKey, ProcessLock] = {}
+
+    def upsert(self, key: SeriesKey, candles: pl.DataFrame, *, source: Source) -> Upsert:
+        """Add or replace candles by open_time and note in the ledger where they came from.
+
+        Files whose candles stay the same are not written. A crash leaves whole months, old or new.
+        """
+        rows = validate_candles(candles, key.interval, origin=f"{key} from {source.kind} {source.detail}")
+        added = changed = 0
+        with self.writing(key):
+            for (month,), part in rows.group_by(_MONTH_OF_ROW, maintain_order=True):
+                counts = self._merge_month(key, str(month), part, source)
+                added, changed = added + counts[0], changed + counts[1]
+        return Upsert(added=added, changed=changed, unchanged=len(rows) - added - changed)
+
+    def read(self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None) -> pl.DataFrame:
+        """Candles that open in [start_ms, end_ms), oldest first; a bound left out is open.
+
+        Only the months of that range are opened. A series that the lake does not have is a LakeError.
+        """
+        paths = self._months(key)
+        if not paths:
+            raise LakeError(f"expected candles of {key} in {self._root}, found none; ingest the series first")
+        chosen = _within(paths, start_ms, end_ms)
+        if not chosen:
+            return pl.DataFrame(schema=CANDLE_SCHEMA)
+        return _collect(lambda scan: _between(scan, start_ms, end_ms), chosen).set_sorted("open_time")
+
+    def span(self, key: SeriesKey) -> Span | None:
+        """First and last open time and the number of candles; None if the lake has none of this series."""
+        paths = self._months(key)
+        if not paths:
+            return None
+        opened = pl.col("open_time").dt.epoch("ms")
+        extent = (opened.min().alias("first"), opened.max().alias("last"), pl.len().alias("rows"))
+        first, last, rows = _collect(lambda scan: scan.select(extent), paths).row(0)
+        return Span(first_ms=first, last_ms=last, rows=rows)
+
+    def series(self) -> list[SeriesKey]:
+        """The keys of all series that have candles, in order."""
+        folders = {
+            path.parent.parent for path in self._root.glob(f"market=*/symbol=*/interval=*/{_MONTH}*/{_FILE}")
+        }
+        return sorted(_key_of(folder) for folder in folders)
+
+    @contextmanager
+    def writing(self, key: SeriesKey) -> Iterator[None]:
+        """Be the one writer of a series; LockedError while another is. May be nested within a thread."""
+        if key not in self._locks:
+            self._locks[key] = ProcessLock(
+                series_folder(self._root, key) / ".lock", guarded=f"the series {key}"
+            )
+        with self._locks[key].hold(f"writing {key}"):
+            yield
+
+    def _merge_month(self, key: SeriesKey, month: str, rows: pl.DataFrame, source: Source) -> tuple[int, int]:
+        path = series_folder(self._root, key) / f"{_MONTH}{month}" / _FILE
+        remove_leftovers(path.parent)
+        stored = _collect(lambda scan: scan, [path]) if path.exists() else pl.DataFrame(schema=CANDLE_SCHEMA)
+        added = rows.join(stored, on="open_time", how="anti")
+        before = stored.join(rows, on="open_time", how="semi").sort("open_time")
+        after = rows.join(stored, on="open_time", how="semi").sort("open_time")
+        changed = after.filter(_differ(before, after))
+        news = pl.concat([added, changed]).sort("open_time")["open_time"].dt.epoch("ms").to_list()
+        if news:
+            merged = pl.concat([stored.join(rows, on="open_time", how="anti"), rows]).sort("open_time")
+            # The ledger first: after a crash in between the rows are still new and are recorded again.
+            self._ledger.record(key, Part(source, news[0], news[-1], self._now_ms()))
+            write_parquet(merged, path)
+        return len(added), len(changed)
+
+    def _months(self, key: SeriesKey) -> list[Path]:
+        return sorted(series_folder(self._root, key).glob(f"{_MONTH}*/{_FILE}"))
+
+
+def _key_of(folder: Path) -> SeriesKey:
+    market, symbol, interval = (part.partition("=")[2] for part in folder.parts[-3:])
+    return SeriesKey.parse(f"{market}:{symbol}", Interval.of_slug(interval))
+
+
+def _differ(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
+    """Row by row, whether two frames with the same open times differ; null equals null."""
+    masks = [before[name].ne_missing(after[name]).alias(name) for name in CANDLE_SCHEMA]
+    return pl.DataFrame(masks).select(pl.any_horizontal(pl.all())).to_series()
+
+
+def _within(paths: list[Path], start_ms: int | None, end_ms: int | None) -> list[Path]:
+    """The month files that can hold candles that open in [start_ms, end_ms)."""
+    first = "" if start_ms is None else _month(start_ms)
+    last = "9999-12" if end_ms is None else _month(end_ms - 1)
+    return [path for path in paths if first <= path.parent.name.removeprefix(_MONTH) <= last]
+
+
+def _between(scan: pl.LazyFrame, start_ms: int | None, end_ms: int | None) -> pl.LazyFrame:
+    opened = pl.col("open_time").dt.epoch("ms")
+    if start_ms is not None:
+        scan = scan.filter(opened >= start_ms)
+    if end_ms is not None:
+        scan = scan.filter(opened < end_ms)
+    return scan
+
+
+def _month(ms: int) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m")
+
+
+def _collect(query: Callable[[pl.LazyFrame], pl.LazyFrame], paths: list[Path]) -> pl.DataFrame:
+    """Run a query over month files; LakeError that names the file which is no such file."""
+    try:
+        scan = read_parquets(paths)
+        if dict(scan.collect_schema()) == CANDLE_SCHEMA:
+            return query(scan).collect()
+    except PARQUET_ERRORS as error:
+        raise LakeError(_damage(paths)) from error
+    raise LakeError(_damage(paths))
+
+
+def _damage(paths: list[Path]) -> str:
+    for path in paths:
+        try:
+            if dict(read_parquet(path).schema) == CANDLE_SCHEMA:
+                continue
+            found = "other columns"
+        except PARQUET_ERRORS:
+            found = "a damaged file"
+        return (
+            f"expected candles in {path}, found {found}; delete it, the next ingest fetches the month again"
+        )
+    return f"expected candles in {paths[0].parents[1]}, found files that do not read together; run again"
