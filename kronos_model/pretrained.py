@@ -93,6 +93,9 @@ def _fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: 
             f"{origin} does not fit its config.json ({'; '.join(problems[:3])}{more}): "
             "give the weights and the config of the same model."
         )
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{origin} holds NaN or infinity in {name}: download or train it again.")
     return {name: found[name].to(tensor.dtype, copy=True) for name, tensor in wanted.items()}
 
 

@@ -1,0 +1,176 @@
+"""Forecasts in prices: raw bars in, consistent sample paths out.
+
+B series, C context bars, H horizon, S samples; features open, high, low, close, volume, amount.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kronos_model.errors import DataError
+from kronos_model.hub import load_pair, preset_of, read_metadata
+from kronos_model.normalise import Normaliser
+from kronos_model.predictor import Kronos, S2Decode
+from kronos_model.sampling import SamplingConfig, sample_paths
+from kronos_model.tokenizer import KronosTokenizer
+from kronos_model.windows import calendar_stamps
+
+__all__ = ["Forecast", "Forecaster", "consistent"]
+
+DEFAULT_CONTEXT = 512
+PRICE_FLOOR = 1e-6  # of the last close
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """Sample paths in prices."""
+
+    paths: NDArray[np.float32]
+    """(B, S, H, 6); in every bar low <= open, close <= high, prices above 0, volume and amount at least 0."""
+    violation_rate: float
+    """Share of bars that broke one of these rules before they were made consistent."""
+
+
+class Forecaster:
+    """A tokenizer, a predictor and their normaliser, ready to forecast."""
+
+    def __init__(
+        self,
+        tokenizer: KronosTokenizer,
+        predictor: Kronos,
+        normaliser: Normaliser,
+        *,
+        max_context: int = DEFAULT_CONTEXT,
+        s2_decode: S2Decode = "trained",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.tokenizer = tokenizer.to(self.device).eval()
+        self.predictor = predictor.to(self.device).eval()
+        self.normaliser = normaliser
+        self.max_context = max_context
+        self.s2_decode: S2Decode = s2_decode
+
+    @classmethod
+    def load(
+        cls,
+        tokenizer_path: Path,
+        predictor_path: Path,
+        *,
+        normaliser: Normaliser | None = None,
+        max_context: int | None = None,
+        s2_decode: S2Decode | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Load a pair with what its kronos_nightly.json records; an argument overrides the record.
+
+        Upstream's folders record nothing: they get upstream's normaliser and their preset's context.
+        """
+        tokenizer, predictor = load_pair(tokenizer_path, predictor_path)
+        metadata = read_metadata(predictor_path) or {}
+        preset = preset_of(predictor.config)
+        recorded = metadata.get("normaliser")
+        return cls(
+            tokenizer,
+            predictor,
+            normaliser or (Normaliser.from_dict(recorded) if recorded else Normaliser()),
+            max_context=max_context
+            or metadata.get("max_context")
+            or (preset.max_context if preset else DEFAULT_CONTEXT),
+            s2_decode=s2_decode or metadata.get("s2_decode", "trained"),
+            device=device,
+        )
+
+    def paths(
+        self,
+        features: NDArray[np.float32],
+        open_time: NDArray[np.int64],
+        future_open_time: NDArray[np.int64],
+        series: Sequence[str],
+        *,
+        config: SamplingConfig,
+        seed: int,
+        samples: int | None = None,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Forecast:
+        """Continue raw bars (B, C, 6) that open at (B, C) ms over the bars that open at (B, H) ms.
+
+        `series` names the rows, for the normaliser. Only the last max_context bars count. A row's paths
+        depend on its name, its last open time and the seed, not on the other rows.
+        """
+        _check(features, open_time, future_open_time, series)
+        recent = slice(-self.max_context, None)
+        context = torch.as_tensor(np.ascontiguousarray(features[:, recent]), device=self.device)
+        scale = self.normaliser.measure(context, series)
+        normalised = sample_paths(
+            self.tokenizer,
+            self.predictor,
+            self.normaliser.forward(context, scale),
+            self._stamps(open_time[:, recent]),
+            self._stamps(future_open_time),
+            samples=samples,
+            config=config,
+            generator=[_generator(seed, name, row[-1]) for name, row in zip(series, open_time, strict=True)],
+            s2_decode=self.s2_decode,
+            max_context=self.max_context,
+            progress=progress,
+        )
+        raw = self.normaliser.inverse(normalised, scale)
+        paths, broken = consistent(raw, last_close=context[:, -1, 3])
+        return Forecast(paths=paths.cpu().numpy(), violation_rate=float(broken.double().mean()))
+
+    def _stamps(self, open_time: NDArray[np.int64]) -> Tensor:
+        stamps = calendar_stamps(open_time.reshape(-1)).reshape(*open_time.shape, 5)
+        return torch.as_tensor(stamps, device=self.device)
+
+
+def consistent(raw: Tensor, *, last_close: Tensor) -> tuple[Tensor, Tensor]:
+    """Paths (B, S, H, 6) made consistent bar by bar, and which bars (B, S, H) were not.
+
+    Prices are kept above a millionth of the last close (B,), so that their logarithms stay finite.
+    """
+    opened, high, low, close = raw[..., :4].unbind(dim=-1)
+    broken = (high < torch.maximum(opened, close)) | (low > torch.minimum(opened, close))
+    broken |= (raw[..., :4] <= 0).any(dim=-1) | (raw[..., 4:] < 0).any(dim=-1)
+    prices = torch.maximum(raw[..., :4], (PRICE_FLOOR * last_close)[:, None, None, None])
+    fixed = torch.cat([prices, raw[..., 4:].clamp_min(0.0)], dim=-1)
+    fixed[..., 1] = prices.amax(dim=-1)
+    fixed[..., 2] = prices.amin(dim=-1)
+    return fixed, broken
+
+
+def _generator(seed: int, name: str, origin_ms: int) -> torch.Generator:
+    """On the CPU, so that every device draws the same numbers."""
+    digest = hashlib.sha256(f"{seed}|{name}|{origin_ms}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _check(
+    features: NDArray[np.float32],
+    open_time: NDArray[np.int64],
+    future_open_time: NDArray[np.int64],
+    series: Sequence[str],
+) -> None:
+    expected = (len(series), open_time.shape[-1], 6)
+    if (
+        features.shape != expected
+        or open_time.shape != expected[:2]
+        or future_open_time.shape[:-1] != expected[:1]
+    ):
+        raise DataError(
+            f"for {len(series)} series, features must be (B, C, 6) and open times (B, C) and (B, H), found "
+            f"{features.shape}, {open_time.shape} and {future_open_time.shape}: pass matching arrays."
+        )
+    if features.dtype != np.float32:
+        raise DataError(f"features must be float32, found {features.dtype}: convert them.")
+    if not np.isfinite(features).all():
+        raise DataError("features must be finite, found NaN or infinity: cut the context after the last gap.")
+    if not (features[:, -1, 3] > 0).all():
+        raise DataError("the last close must be above 0, found one that is not: check the candles.")

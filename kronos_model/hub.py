@@ -1,0 +1,167 @@
+"""Where weights come from: the Hub at pinned revisions, a folder, or a seed; and what belongs together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfig
+from kronos_model.errors import MismatchedPair, ModelError
+from kronos_model.files import model_digest, read_json, write_json
+from kronos_model.predictor import Kronos
+from kronos_model.pretrained import METADATA_FILE, download
+from kronos_model.tokenizer import KronosTokenizer
+
+__all__ = [
+    "METADATA_FILE",
+    "ModelPair",
+    "check_pair",
+    "load_pair",
+    "preset_of",
+    "read_metadata",
+    "resolve_pair",
+    "scratch_pair",
+    "write_metadata",
+]
+
+METADATA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelPair:
+    """A tokenizer and a predictor that belong together, as folders."""
+
+    tokenizer: Path
+    """Folder of the tokenizer."""
+    predictor: Path
+    """Folder of the predictor."""
+    tokenizer_digest: str
+    """`model_digest` of the tokenizer."""
+    predictor_digest: str
+    """`model_digest` of the predictor."""
+    origin: str
+    """Where the weights came from, for people."""
+
+
+def resolve_pair(preset: Preset, source: str) -> ModelPair:
+    """The pair at `source`: "pretrained" for the preset's released weights, or a folder with both parts."""
+    if source == "pretrained":
+        return _released(preset)
+    folder = Path(source)
+    parts = (folder / "tokenizer", folder / "predictor")
+    if missing := [part.name for part in parts if not part.is_dir()]:
+        raise ModelError(
+            f"{source} lacks the folder {' and '.join(missing)}: "
+            'give "pretrained" or a folder that holds tokenizer/ and predictor/.'
+        )
+    return _pair(*parts, origin=str(folder))
+
+
+def _released(preset: Preset) -> ModelPair:
+    if preset.tokenizer_id is None or preset.predictor_id is None:
+        released = ", ".join(name for name, one in PRESETS.items() if one.predictor_id)
+        raise ModelError(f"{preset.name} has no released weights: start it from scratch or use {released}.")
+    tokenizer = download(preset.tokenizer_id, preset.tokenizer_revision)
+    predictor = download(preset.predictor_id, preset.predictor_revision)
+    names = (
+        f"{preset.predictor_id}@{preset.predictor_revision}",
+        f"{preset.tokenizer_id}@{preset.tokenizer_revision}",
+    )
+    return _pair(tokenizer, predictor, origin=" with ".join(names))
+
+
+def scratch_pair(preset: Preset, folder: Path, seed: int) -> ModelPair:
+    """Random weights of `seed` under `folder`; what is there already is used as it is."""
+    tokenizer, predictor = folder / "tokenizer", folder / "predictor"
+    with torch.random.fork_rng(devices=[]):
+        if not tokenizer.exists():
+            torch.manual_seed(seed)
+            KronosTokenizer(preset.tokenizer).save_pretrained(tokenizer)
+        if not predictor.exists():
+            torch.manual_seed(seed + 1)
+            Kronos(preset.predictor).save_pretrained(predictor)
+    pair = _pair(tokenizer, predictor, origin=f"{preset.name} from scratch, seed {seed}")
+    if _configs(tokenizer, predictor) != (preset.tokenizer, preset.predictor):
+        raise ModelError(
+            f"{folder} holds another model than {preset.name}: delete it or choose another folder."
+        )
+    return pair
+
+
+def load_pair(tokenizer: Path, predictor: Path) -> tuple[KronosTokenizer, Kronos]:
+    """Both models in evaluation mode; a pair that does not belong together is refused."""
+    check_pair(tokenizer, predictor)
+    return KronosTokenizer.from_pretrained(tokenizer), Kronos.from_pretrained(predictor)
+
+
+def check_pair(tokenizer: Path, predictor: Path) -> None:
+    """Refuse a pair by token sizes, by the digest recorded in training, or by the released pairings.
+
+    Shapes do not tell: every released predictor accepts the tokens of every released tokenizer.
+    """
+    ours, theirs = _configs(tokenizer, predictor)
+    if (ours.s1_bits, ours.s2_bits) != (theirs.s1_bits, theirs.s2_bits):
+        raise MismatchedPair(
+            f"{predictor} reads tokens of {theirs.s1_bits}+{theirs.s2_bits} bits, {tokenizer} makes "
+            f"{ours.s1_bits}+{ours.s2_bits}: give the tokenizer that it was trained with."
+        )
+    metadata = read_metadata(predictor)
+    recorded = metadata.get("tokenizer_digest") if metadata else None
+    if recorded is not None:
+        if recorded != (found := model_digest(tokenizer)):
+            raise MismatchedPair(
+                f"{predictor} was trained with tokenizer {recorded}, {tokenizer} is {found}: "
+                "give the tokenizer that it was trained with."
+            )
+        return
+    preset = preset_of(theirs)
+    if preset and preset.tokenizer != ours and ours in [one.tokenizer for one in PRESETS.values()]:
+        raise MismatchedPair(
+            f"{predictor} is Kronos {preset.name}, which reads the tokens of {preset.tokenizer_id or 'its own'}: "
+            f"give that tokenizer instead of {tokenizer}."
+        )
+
+
+def preset_of(predictor: PredictorConfig) -> Preset | None:
+    """The preset of this predictor's shape, or None where it has none."""
+    return next((preset for preset in PRESETS.values() if preset.predictor == predictor), None)
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """What kronos_nightly.json in a model folder says; None where there is none, as in upstream's folders."""
+    path = Path(folder) / METADATA_FILE
+    if not path.exists():
+        return None
+    metadata = read_json(path)
+    if metadata.get("version") != METADATA_VERSION:
+        raise ModelError(
+            f"{path} must have version {METADATA_VERSION}, found {metadata.get('version')!r}: "
+            "use the release that wrote it."
+        )
+    return metadata
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write kronos_nightly.json, what upstream's config.json has no key for, into a model folder."""
+    write_json(Path(folder) / METADATA_FILE, {"version": METADATA_VERSION, **metadata})
+
+
+def _pair(tokenizer: Path, predictor: Path, *, origin: str) -> ModelPair:
+    check_pair(tokenizer, predictor)
+    return ModelPair(
+        tokenizer=tokenizer,
+        predictor=predictor,
+        tokenizer_digest=model_digest(tokenizer),
+        predictor_digest=model_digest(predictor),
+        origin=origin,
+    )
+
+
+def _configs(tokenizer: Path, predictor: Path) -> tuple[TokenizerConfig, PredictorConfig]:
+    first, second = Path(tokenizer) / "config.json", Path(predictor) / "config.json"
+    return (
+        TokenizerConfig.from_dict(read_json(first), origin=str(first)),
+        PredictorConfig.from_dict(read_json(second), origin=str(second)),
+    )
