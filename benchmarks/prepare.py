@@ -189,7 +189,7 @@ def save(report: dict) -> None:
         "",
         f"{train:,}/{validation:,}/{test:,} windows of {LOOKBACK}+{HORIZON}; {versions}; a process per run, "
         f"median of {report['runs']['ours']} runs of ours and {report['runs']['peer']} of the peer ({PEER}).",
-        "Ours stores raw rows once and normalises a window when it is read; the peer stores every window scaled.",
+        "Ours stores each row once and normalises a window when it is read; the peer stores every window.",
         "",
         "| case | ours | peer | unit | ratio | peak MB ours (over imports) | peak MB peer (over imports) |",
         "|---|---:|---:|---|---:|---:|---:|",

@@ -1,4 +1,4 @@
-"""The pandas-and-pickle way to prepare windows, after the first DOGE fine-tuning project; for comparison only.
+"""Windows the pandas-and-pickle way, after the first DOGE fine-tuning project; for comparison only.
 
 Every window is cut out as two DataFrames (stride 1), each split is scaled by the median and MAD of all its
 windows laid end to end, and each split is pickled as one list of dictionaries.

@@ -1,0 +1,245 @@
+"""Normalisers: upstream's numbers, an inverse, and statistics that never see a bar after the lookback."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kronos_model.errors import DataError
+from kronos_model.features import KINDS, calendar_stamps
+from kronos_model.normalise import Normaliser, Scale
+from tests.support.datasets import HOUR_MS, START_MS, make_candles
+
+LOOKBACK, HORIZON = 40, 12
+NAMES = ["um:AAAUSDT", "um:BBBUSDT", "um:AAAUSDT"]
+
+
+def rows(seed: int, count: int = 500) -> np.ndarray:
+    columns = ["open", "high", "low", "close", "volume", "quote_volume"]
+    return make_candles(count, seed=seed).select(columns).to_numpy().astype(np.float32)
+
+
+def windows(count: int = 3, bars: int = LOOKBACK + HORIZON) -> torch.Tensor:
+    return torch.from_numpy(np.stack([rows(seed)[100 : 100 + bars] for seed in range(count)]))
+
+
+def fitted(kind: str, clip: float = 5.0) -> Normaliser:
+    return Normaliser.fit(kind, clip, {"um:AAAUSDT": rows(0), "um:BBBUSDT": rows(1)})
+
+
+@pytest.mark.parametrize("bars", [7, 40, 400])
+def test_window_zscore_is_upstream_s_normalisation(bars):
+    x = windows(bars=bars).numpy()
+    normaliser = Normaliser(kind="window_zscore", clip=5.0)
+    scale = normaliser.measure(torch.from_numpy(x), NAMES)
+    ours = normaliser.forward(torch.from_numpy(x), scale).numpy()
+    for one, expected in zip(ours, x, strict=True):
+        # As KronosPredictor.predict has it, on one (T, 6) float32 frame.
+        x_mean, x_std = np.mean(expected, axis=0), np.std(expected, axis=0)
+        upstream = np.clip((expected - x_mean) / (x_std + 1e-5), -5, 5)
+        np.testing.assert_allclose(one, upstream, rtol=2e-5, atol=2e-5)
+
+
+def test_window_zscore_feeds_upstream_s_predictor_the_same_numbers(monkeypatch):
+    """The unmodified KronosPredictor, stopped where it would call the model."""
+    import pandas as pd
+    from model.kronos import KronosPredictor
+
+    candles = make_candles(LOOKBACK + HORIZON)
+    columns = ["open", "high", "low", "close", "volume", "quote_volume"]
+    frame = pd.DataFrame(candles.select(columns).to_numpy(), columns=[*columns[:5], "amount"])
+    times = pd.Series(pd.to_datetime(candles["open_time"].dt.epoch("ms").to_numpy(), unit="ms"))
+    seen = {}
+
+    def generate(self, x, x_stamp, y_stamp, *rest):
+        seen.update(x=x, x_stamp=x_stamp, y_stamp=y_stamp)
+        return np.zeros((1, HORIZON, 6), np.float32)
+
+    monkeypatch.setattr(KronosPredictor, "generate", generate)
+    predictor = KronosPredictor(torch.nn.Identity(), torch.nn.Identity(), device="cpu")
+    predictor.predict(frame[:LOOKBACK], times[:LOOKBACK], times[LOOKBACK:], HORIZON, verbose=False)
+
+    context = torch.tensor(frame[:LOOKBACK].to_numpy(np.float32))[None]
+    normaliser = Normaliser()
+    ours = normaliser.forward(context, normaliser.measure(context, ["um:AAAUSDT"]))
+    np.testing.assert_allclose(ours.numpy(), seen["x"], rtol=2e-5, atol=2e-5)
+    stamps = calendar_stamps(candles["open_time"].dt.epoch("ms").to_numpy())
+    np.testing.assert_array_equal(stamps[:LOOKBACK], seen["x_stamp"][0])
+    np.testing.assert_array_equal(stamps[LOOKBACK:], seen["y_stamp"][0])
+
+
+@pytest.mark.parametrize("bars", [7, 40])
+def test_window_robust_is_median_and_scaled_mad(bars):
+    x = windows(bars=bars)
+    scale = Normaliser(kind="window_robust").measure(x, NAMES)
+    for index, one in enumerate(x.numpy().astype(np.float64)):
+        median = np.median(one, axis=0)
+        np.testing.assert_allclose(scale.location[index, 0], median, rtol=1e-6)
+        np.testing.assert_allclose(
+            scale.scale[index, 0], 1.4826 * np.median(np.abs(one - median), axis=0), rtol=1e-5
+        )
+
+
+def test_global_robust_uses_each_series_training_rows():
+    scale = fitted("global_robust").measure(windows(), NAMES)
+    for index, seed in enumerate([0, 1, 0]):
+        wide = rows(seed).astype(np.float64)
+        median = np.median(wide, axis=0)
+        np.testing.assert_allclose(scale.location[index, 0], median, rtol=1e-6)
+        np.testing.assert_allclose(
+            scale.scale[index, 0], 1.4826 * np.median(np.abs(wide - median), axis=0), rtol=1e-6
+        )
+    assert scale.location.shape == scale.scale.shape == (3, 1, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bar", range(LOOKBACK, LOOKBACK + HORIZON))
+def test_no_bar_after_the_lookback_changes_the_normalised_lookback(kind, bar):
+    normaliser = fitted(kind)
+    x, moved = windows(), windows()
+    moved[:, bar] *= 1000.0
+
+    def lookback(values):
+        scale = normaliser.measure(values[:, :LOOKBACK], NAMES)
+        return normaliser.forward(values, scale)[:, :LOOKBACK]
+
+    assert torch.equal(lookback(x), lookback(moved))
+
+
+@pytest.mark.parametrize("kind", ["window_zscore", "window_robust"])
+def test_a_bar_of_the_lookback_does_change_the_window_statistics(kind):
+    x, moved = windows(), windows()
+    moved[:, LOOKBACK // 2] *= 3.0
+    normaliser = fitted(kind)
+    before, after = (normaliser.measure(values[:, :LOOKBACK], NAMES) for values in (x, moved))
+    assert not torch.equal(before.scale, after.scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_s_statistics_do_not_depend_on_its_batch(kind):
+    normaliser = fitted(kind)
+    x = windows(64)[:, :LOOKBACK]
+    names = ["um:AAAUSDT"] * 64
+    together = normaliser.measure(x, names)
+    for index in range(64):
+        alone = normaliser.measure(x[index : index + 1], names[:1])
+        assert torch.equal(alone.location[0], together.location[index])
+        assert torch.equal(alone.scale[0], together.scale[index])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inverse_undoes_forward_where_nothing_was_clipped(kind):
+    normaliser = fitted(kind)
+    x = windows()
+    scale = normaliser.measure(x[:, :LOOKBACK], NAMES)
+    z = normaliser.forward(x, scale)
+    kept = z.abs() < normaliser.clip
+    assert kept.float().mean() > 0.9
+    step = (scale.location.abs() + 5 * scale.scale) * 1e-6  # float32: relative to the largest number involved
+    assert ((normaliser.inverse(z, scale) - x).abs() <= step)[kept].all()
+
+
+@pytest.mark.parametrize("clip", [0.5, 5.0])
+def test_forward_clips_at_the_limit(clip):
+    normaliser = Normaliser(clip=clip)
+    x = windows()
+    x[:, 10] *= 50
+    z = normaliser.forward(x, normaliser.measure(x[:, :LOOKBACK], NAMES))
+    assert z.abs().max() == clip
+
+
+def test_sample_paths_invert_like_single_windows():
+    normaliser = Normaliser()
+    scale = normaliser.measure(windows()[:, :LOOKBACK], NAMES)
+    z = torch.randn(3, 5, HORIZON, 6, generator=torch.Generator().manual_seed(0))
+    together = normaliser.inverse(z, scale)
+    for sample in range(5):
+        assert torch.equal(together[:, sample], normaliser.inverse(z[:, sample], scale))
+    assert torch.equal(normaliser.forward(together, scale)[:, 2], normaliser.forward(together[:, 2], scale))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_market_that_does_not_move_stays_finite_and_comes_back(kind):
+    still = np.full((500, 6), 0.1, np.float32)
+    still[:, 4:] = 0.0
+    normaliser = Normaliser.fit(kind, 5.0, {"um:AAAUSDT": still})
+    x = torch.from_numpy(still[:LOOKBACK])[None]
+    scale = normaliser.measure(x, ["um:AAAUSDT"])
+    z = normaliser.forward(x, scale)
+    assert (scale.scale > 0).all()
+    assert (z.abs() < 0.1).all()
+    torch.testing.assert_close(normaliser.inverse(z, scale), x)
+
+
+@pytest.mark.parametrize("kind", ["window_robust", "global_robust"])
+def test_a_volume_that_is_mostly_zero_keeps_its_spikes_apart(kind):
+    values = rows(0)
+    values[:, 4] = 0.0
+    values[::10, 4] = np.linspace(1e3, 1e4, 50)
+    normaliser = Normaliser.fit(kind, 20.0, {"um:AAAUSDT": values})
+    x = torch.from_numpy(values)[None]
+    z = normaliser.forward(x, normaliser.measure(x, ["um:AAAUSDT"]))[0, ::10, 4]
+    assert (z.diff() > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_normaliser_survives_json(kind):
+    normaliser = fitted(kind, clip=3.0)
+    again = Normaliser.from_dict(json.loads(json.dumps(normaliser.to_dict())))
+    assert again == normaliser
+    one, other = (n.measure(windows()[:, :LOOKBACK], NAMES) for n in (normaliser, again))
+    assert isinstance(one, Scale)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_series_that_was_not_fitted_is_refused_by_name():
+    with pytest.raises(DataError, match=r"fitted on um:AAAUSDT, um:BBBUSDT, found um:NEWUSDT"):
+        fitted("global_robust").measure(windows(1), ["um:NEWUSDT"])
+
+
+def test_global_robust_without_training_rows_of_a_series_is_refused():
+    with pytest.raises(DataError, match=r"found none of um:NEWUSDT; leave the series out"):
+        Normaliser.fit("global_robust", 5.0, {"um:NEWUSDT": np.empty((0, 6), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "minmax"}, r"expected one of window_zscore.*found 'minmax'"),
+        ({"clip": 0.0}, r"clip: expected a number above 0"),
+        ({"clip": float("nan")}, r"clip: expected a number above 0"),
+        ({"kind": "global_robust"}, r"global_robust: expected a state of \['series'\], found \[\]"),
+        ({"state": {"kind": "window_zscore"}}, r"window_zscore: expected a state of \[\], found \['kind'\]"),
+    ],
+)
+def test_a_wrong_normaliser_is_a_value_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Normaliser(**wrong)
+
+
+def test_an_incomplete_or_foreign_dictionary_is_refused():
+    with pytest.raises(DataError, match="kind, clip and state, found kind"):
+        Normaliser.from_dict({"kind": "window_zscore"})
+    with pytest.raises(DataError, match="kind, clip and state"):
+        Normaliser.from_dict({**Normaliser().to_dict(), "epsilon": 1})
+
+
+def test_stamps_are_those_of_pandas_for_any_utc_time():
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    edges = ["2020-02-29 23:59", "2021-02-28", "2023-12-31 23:59:59.999", "2024-01-01", "1969-12-31 23:59"]
+    edge_ms = [pd.Timestamp(moment).value // 1_000_000 for moment in edges]
+    hourly = START_MS + HOUR_MS * np.arange(24 * 400)
+    milliseconds = np.concatenate([edge_ms, rng.integers(0, 2**41, 5_000), hourly]).astype(np.int64)
+    moments = pd.DatetimeIndex(pd.to_datetime(milliseconds, unit="ms"))
+    expected = [moments.minute, moments.hour, moments.weekday, moments.day, moments.month]
+    stamps = calendar_stamps(milliseconds)
+    assert stamps.dtype == np.int8
+    np.testing.assert_array_equal(stamps, np.stack(expected, axis=1))
+
+
+def test_stamps_keep_the_shape_of_their_times():
+    times = START_MS + HOUR_MS * np.arange(12, dtype=np.int64).reshape(3, 4)
+    np.testing.assert_array_equal(calendar_stamps(times)[1], calendar_stamps(times[1]))
