@@ -1,0 +1,293 @@
+"""Run or resume a training job: `python -m kronos_model.train JOBDIR`, alone or under torchrun.
+
+Exit codes: 0 finished; 1 training failed and 2 the job cannot run as it is told, each with one sentence on
+stderr; 143 or 130 stopped by SIGTERM or SIGINT after a checkpoint.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kronos_model.checkpoint import TrainState
+from kronos_model.config import PRESETS
+from kronos_model.distributed import World, join_world
+from kronos_model.errors import DataError, MismatchedPair, ModelError, NonFiniteLoss
+from kronos_model.files import model_digest, read_json
+from kronos_model.fit import Interrupted, Sampler, fit, make_optimizer
+from kronos_model.hub import read_metadata
+from kronos_model.jobs import Job, Reference, StageConfig, read_job, write_job
+from kronos_model.keeper import JobKeeper
+from kronos_model.lock import locked
+from kronos_model.objective import Objective, PredictorObjective, TokenizerObjective
+from kronos_model.predictor import Kronos
+from kronos_model.tokenizer import KronosTokenizer
+from kronos_model.tokens import StoredTokens, TokenSource, token_source
+from kronos_model.windows import Split, WindowDataset
+
+__all__ = ["Job", "Reference", "StageConfig", "main", "read_job", "run_job", "write_job"]
+
+_ENCODE_LINES = 10  # lines of metrics per split: encoding a long history takes minutes
+
+Model = KronosTokenizer | Kronos
+Show = Callable[[str, Mapping[str, float]], object]
+
+
+def run_job(
+    directory: Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    show: Show = lambda phase, values: None,
+) -> dict[str, Any]:
+    """Run the job to its end, from its last checkpoint where it has one; returns what result.json says.
+
+    Raises ModelError where the job cannot run, Interrupted once `stopping` says so.
+    """
+    job = read_job(directory)
+    if (directory / "result.json").exists():
+        return read_json(directory / "result.json")
+    with join_world() as (world, device):
+        lock = locked(directory / ".lock", what=f"the training job {directory}")
+        with lock if world.leads else nullcontext():
+            return _run(directory, job, world=world, device=device, stopping=stopping, show=show)
+
+
+def _run(
+    directory: Path,
+    job: Job,
+    *,
+    world: World,
+    device: torch.device,
+    stopping: Callable[[], bool],
+    show: Show,
+) -> dict[str, Any]:
+    dataset = _open_dataset(directory, job)
+    tokenizer, model = _load_models(directory, job)
+    state = _new_state(model.to(device), job, world=world, device=device)
+    metadata = _metadata(directory, job, dataset, model)
+    keeper = JobKeeper(directory, job, world=world, metadata=metadata, stopping=stopping, show=show)
+    resumed = keeper.resume(state)
+    sampler = Sampler.of(dataset.count("train"), job.config, seed=job.seed)
+    objective: Objective = TokenizerObjective(dataset=dataset, device=device)
+    if isinstance(model, Kronos):
+        encoder = _Encoder(
+            dataset, tokenizer.to(device), directory / job.dataset.path, job, keeper, silent=resumed
+        )
+        objective = PredictorObjective(
+            dataset=dataset,
+            device=device,
+            train=encoder.tokens(
+                "train", draws=job.config.epochs * sampler.steps_per_epoch * sampler.per_step
+            ),
+            validation=encoder.tokens("validation", draws=_validated(dataset, job)),
+        )
+        if not resumed:
+            state.progress.lines = encoder.lines
+    fit(
+        state,
+        objective,
+        sampler,
+        job.config,
+        keeper=keeper,
+        bfloat16=_bfloat16(job, device),
+        world=world,
+    )
+    steps = job.config.epochs * sampler.steps_per_epoch
+    return keeper.finish(state, steps=steps, steps_per_epoch=sampler.steps_per_epoch)
+
+
+def _open_dataset(directory: Path, job: Job) -> WindowDataset:
+    path = directory / job.dataset.path
+    dataset = WindowDataset.open(path)
+    if dataset.manifest["digest"] != job.dataset.digest:
+        raise DataError(
+            f"expected the dataset {job.dataset.digest} at {path}, found {dataset.manifest['digest']}; "
+            "build that dataset again or write a new job"
+        )
+    for split in ("train", "validation"):
+        if dataset.count(split) == 0:
+            raise DataError(f"expected {split} windows in {path}, found none; ingest more history")
+    return dataset
+
+
+def _load_models(directory: Path, job: Job) -> tuple[KronosTokenizer, Model]:
+    """The tokenizer and the model to train, which are one in the tokenizer stage."""
+    tokenizer = KronosTokenizer.from_pretrained(_checked(directory, job.tokenizer, "tokenizer"))
+    if job.predictor is None:
+        return tokenizer, tokenizer
+    predictor = Kronos.from_pretrained(_checked(directory, job.predictor, "predictor"))
+    made = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
+    read = (predictor.config.s1_bits, predictor.config.s2_bits)
+    if made != read:
+        raise MismatchedPair(
+            f"expected a tokenizer of {read[0]}+{read[1]} bits, as the predictor {job.predictor.path} reads "
+            f"them, found {made[0]}+{made[1]} in {job.tokenizer.path}; choose two that belong together"
+        )
+    return tokenizer, predictor
+
+
+def _checked(directory: Path, reference: Reference, part: str) -> Path:
+    path = (directory / reference.path).absolute()
+    if (found := model_digest(path)) != reference.digest:
+        raise ModelError(
+            f"expected the {part} {reference.digest} at {path}, found {found}; "
+            "put it back or write a new job for what is there"
+        )
+    return path
+
+
+def _new_state(model: Model, job: Job, *, world: World, device: torch.device) -> TrainState:
+    """The state before the first step; each process draws its own random numbers."""
+    dropout, sampling = np.random.SeedSequence([job.seed, world.rank]).generate_state(2)
+    torch.manual_seed(int(dropout))
+    return TrainState(
+        model=model,
+        optimizer=make_optimizer(model, job.config),
+        generator=torch.Generator(device).manual_seed(int(sampling)),
+    )
+
+
+def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -> dict[str, Any]:
+    """kronos_nightly.json of the trained weights, but for what only training can tell."""
+    before = read_metadata(directory / job.start.path) or {}
+    known = [p.max_context for p in PRESETS.values() if model.config in (p.tokenizer, p.predictor)]
+    return {
+        "part": job.stage,
+        "interval": dataset.manifest["interval"],
+        "lookback": dataset.lookback,
+        "horizon": dataset.horizon,
+        "max_context": before.get("max_context") or (known or [dataset.length])[0],
+        "s2_decode": before.get("s2_decode") or "trained",
+        "normaliser": dataset.normaliser.to_dict(),
+        "tokenizer_digest": job.tokenizer.digest,
+        "training": {
+            "dataset": job.dataset.digest,
+            "series": list(dataset.series),
+            "start": job.start.digest,
+            "job": job.digest(),
+            "seed": job.seed,
+            "config": asdict(job.config),
+        },
+    }
+
+
+def _validated(dataset: WindowDataset, job: Job) -> int:
+    """Validation windows that the job looks at, over all its validations."""
+    available = dataset.count("validation")
+    return min(job.config.validation_windows or available, available) * (job.config.epochs + 1)
+
+
+def _bfloat16(job: Job, device: torch.device) -> bool:
+    if job.config.precision == "auto":
+        return job.stage == "predictor" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return job.config.precision == "bfloat16"
+
+
+class _Encoder:
+    """Makes token sources for the job and tells the metrics how far it is.
+
+    A new job gets the same lines whether the tokens were stored before or not; a resumed one has them.
+    """
+
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        tokenizer: KronosTokenizer,
+        folder: Path,
+        job: Job,
+        keeper: JobKeeper,
+        *,
+        silent: bool,
+    ) -> None:
+        self.lines = 0
+        self._dataset, self._tokenizer, self._folder = dataset, tokenizer, folder
+        self._job, self._keeper, self._silent = job, keeper, silent
+        self._told: dict[Split, int] = {}
+
+    def tokens(self, split: Split, *, draws: int) -> TokenSource:
+        """Tokens of a split from which so many windows will be drawn."""
+        total = self._dataset.count(split)
+        source = token_source(
+            self._dataset,
+            self._tokenizer,
+            split,
+            folder=self._folder,
+            digest=self._job.tokenizer.digest,
+            draws=draws,
+            budget_mb=self._job.config.token_cache_mb,
+            device=next(self._tokenizer.parameters()).device,
+            progress=lambda done, total: self._tell(split, done, total),
+        )
+        if isinstance(source, StoredTokens):
+            self._tell(split, total, total)
+        return source
+
+    def _tell(self, split: Split, done: int, total: int) -> None:
+        if self._keeper.stopping():
+            raise Interrupted
+        while not self._silent and (part := self._told.get(split, 0)) < done * _ENCODE_LINES // total:
+            self._told[split] = part + 1
+            self.lines += 1
+            values = {f"{split}_windows": -(-total * (part + 1) // _ENCODE_LINES), f"{split}_total": total}
+            self._keeper.log("encode", {"step": 0, "epoch": 0} | values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kronos_model.train", description="Run or resume a job.")
+    parser.add_argument("job", type=Path, metavar="JOBDIR", help="directory that holds job.json")
+    parser.add_argument("--progress", action="store_true", help="show one line of progress on stderr")
+    options = parser.parse_args(arguments)
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        if (options.job / "result.json").exists():
+            _say(f"{options.job} is finished; its result is in result.json")
+            return 0
+        _prepare_torch(read_job(options.job))
+        run_job(
+            options.job,
+            stopping=lambda: bool(received),
+            show=_progress_line if options.progress else lambda phase, values: None,
+        )
+    except Interrupted:
+        return 128 + received[0]
+    except NonFiniteLoss as error:
+        return _say(str(error), code=1)
+    except ModelError as error:
+        return _say(str(error), code=2)
+    except torch.OutOfMemoryError:
+        return _say("the device ran out of memory; write a job with a lower batch_size", code=1)
+    return 0
+
+
+def _prepare_torch(job: Job) -> None:
+    """Settings of the whole process: threads, and the same numbers every time on a CPU."""
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
+
+
+def _say(sentence: str, *, code: int = 0) -> int:
+    sys.stderr.write(f"{sentence}\n")
+    return code
+
+
+def _progress_line(phase: str, values: Mapping[str, float]) -> None:
+    told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    sys.stderr.write(f"\r\x1b[K{phase}  {told}")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
