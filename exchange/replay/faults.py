@@ -1,0 +1,94 @@
+"""Faults that a replayed exchange commits on demand, so that a client can be tested against each."""
+
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+__all__ = ["Fault", "FaultKind", "FaultPlan"]
+
+FaultKind = Literal[
+    "429",
+    "418",
+    "451",
+    "500",
+    "503",
+    "html403",
+    "reset",
+    "truncated",
+    "short",
+    "slow",
+    "duplicate",
+    "missing",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong, where and when. Without `on`, `every` and `probability` it hits every request."""
+
+    kind: FaultKind
+    """429, 418, 451, 500, 503: that status with Binance's JSON body. html403: the firewall's HTML page.
+    reset: the connection is reset (TCP RST) in the middle of the body. truncated: the JSON is cut and
+    Content-Length agrees with the cut. short: Content-Length promises more bytes than come. slow: the answer
+    waits `delay_s`. duplicate: a row of the page comes twice. missing: a row of the page is left out."""
+    path: str = "*"
+    """Shell pattern of the paths it hits, e.g. "*/klines" or "/fapi/*"."""
+    _: KW_ONLY
+    on: tuple[int, ...] = ()
+    """Numbers of the matching requests that it hits, counted from 1."""
+    every: int = 0
+    """Hits every n-th matching request; 0 switches this off."""
+    probability: float = 0.0
+    """Share of the matching requests that it hits, 0 to 1, drawn from `seed`; 0 switches this off."""
+    seed: int = 0
+    """Seed of `probability`: the same seed hits the same request numbers."""
+    times: int | None = None
+    """Most hits in all; none means no end."""
+    delay_s: float = 1.0
+    """Seconds that a slow answer waits."""
+    retry_after_s: int = 1
+    """Seconds in Retry-After of 429 and 418."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            known = ", ".join(get_args(FaultKind))
+            raise ValueError(f"expected a kind of fault among {known}, found {self.kind!r}")
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"expected a probability from 0 to 1, found {self.probability}")
+        if self.every < 0 or any(number < 1 for number in self.on):
+            raise ValueError(f"expected request numbers from 1, found on={self.on}, every={self.every}")
+
+    def hits(self, number: int) -> bool:
+        """Whether it hits the n-th matching request (from 1)."""
+        if not (self.on or self.every or self.probability):
+            return True
+        if number in self.on or (self.every and number % self.every == 0):
+            return True
+        return random.Random(f"{self.seed}:{number}").random() < self.probability
+
+
+class FaultPlan:
+    """Counts the requests each fault matches; the first fault of the list that hits wins."""
+
+    def __init__(self, faults: Sequence[Fault] = ()) -> None:
+        self.faults = tuple(faults)
+        self._lock = threading.Lock()
+        self._matched = [0] * len(self.faults)
+        self._struck = [0] * len(self.faults)
+
+    def strike(self, path: str) -> Fault | None:
+        """The fault that this request meets, if any."""
+        chosen: int | None = None
+        with self._lock:
+            for index, fault in enumerate(self.faults):
+                if not fnmatchcase(path, fault.path):
+                    continue
+                self._matched[index] += 1
+                spent = fault.times is not None and self._struck[index] >= fault.times
+                if chosen is None and not spent and fault.hits(self._matched[index]):
+                    chosen = index
+                    self._struck[index] += 1
+        return None if chosen is None else self.faults[chosen]

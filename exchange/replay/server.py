@@ -1,0 +1,200 @@
+"""A loopback Binance: serves candles over HTTP as the spot and USD-M futures REST APIs do.
+
+It listens on 127.0.0.1 alone. One thread per connection, HTTP/1.1 with keep-alive, one write per answer.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import polars as pl
+
+from exchange.errors import ExchangeError
+from exchange.replay.answers import Answer, commit, error_answer, refusal_answer
+from exchange.replay.api import RequestError, answer_for, parse_query, route
+from exchange.replay.clock import ReplayClock
+from exchange.replay.faults import Fault, FaultPlan
+from exchange.replay.limits import WEIGHT_LIMITS, WeightLimiter, request_weight
+from exchange.replay.loopback import LoopbackServer
+from exchange.replay.market import ReplayMarket
+from exchange.rest import ExchangeConfig
+from storage.schema import CANDLE_SCHEMA, Market, SeriesKey
+
+__all__ = ["ReplayExchange", "ReplayRequest"]
+
+LOG_LENGTH = 100_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayRequest:
+    """One request as the log remembers it."""
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    status: int
+    weight: int
+    rows: int
+    fault: str | None
+
+
+class ReplayExchange:
+    """Binance's public market data, replayed from candles; a context manager that serves in a daemon thread.
+
+    `candles` come from `storage.files.read_folder` or `synthetic_market`; nothing beyond `clock` is shown. A
+    longer interval than the stored one is aggregated from it. `weight_limits` replaces the weight per minute
+    of a market. See exchange.replay.api for what is answered and exchange.replay.series for what is filled in
+    where the data has nulls.
+    """
+
+    def __init__(
+        self,
+        candles: Mapping[SeriesKey, pl.DataFrame],
+        *,
+        clock: ReplayClock,
+        faults: Sequence[Fault] = (),
+        port: int = 0,
+        weight_limits: Mapping[Market, int] | None = None,
+    ) -> None:
+        _check(candles)
+        limits = {**WEIGHT_LIMITS, **(weight_limits or {})}
+        self.clock = clock
+        self._markets = {
+            name: ReplayMarket(name, candles, weight_limit=limit) for name, limit in limits.items()
+        }
+        self._limiters = {name: WeightLimiter(limit, clock=clock) for name, limit in limits.items()}
+        self._plan = FaultPlan(faults)
+        self._log: deque[ReplayRequest] = deque(maxlen=LOG_LENGTH)
+        self._server = LoopbackServer(self._respond, port=port)
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Address of both markets, such as http://127.0.0.1:41234."""
+        return self._server.url
+
+    @property
+    def config(self) -> ExchangeConfig:
+        """The configuration that points a client here."""
+        return ExchangeConfig(spot_url=self.url, um_url=self.url)
+
+    @property
+    def requests(self) -> list[ReplayRequest]:
+        """The latest requests, oldest first, at most 100,000."""
+        return list(self._log)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults in force. Assigning others counts requests from 1 again."""
+        return self._plan.faults
+
+    @faults.setter
+    def faults(self, faults: Sequence[Fault]) -> None:
+        self._plan = FaultPlan(faults)
+
+    def forget_requests(self) -> None:
+        """Empty the log."""
+        self._log.clear()
+
+    def serve_forever(self) -> None:
+        """Serve in this thread until `close` or an interrupt; the socket is closed after it."""
+        try:
+            self._server.serve_forever()
+        finally:
+            self._server.stop()
+
+    def close(self) -> None:
+        """Stop serving, drop open connections and free the port."""
+        self._server.stop()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _respond(self, target: str) -> Answer:
+        parts = urlsplit(target)
+        routed = route(parts.path)
+        if routed is None:
+            self._note(parts.path, {}, missing := Answer(404, b""), weight=0, fault=None)
+            return missing
+        market, endpoint = routed
+        try:
+            params, error = parse_query(parts.query), None
+        except RequestError as raised:
+            params, error = {}, raised
+        weight = request_weight(market, endpoint, params)
+        limiter = self._limiters[market]
+        used, refusal = limiter.spend(weight)
+        if refusal is not None:
+            answer = refusal_answer(refusal)
+        elif error is not None:
+            answer = error_answer(400, error.code, str(error))
+        else:
+            answer = self._answer(market, endpoint, params)
+        fault = self._plan.strike(parts.path)
+        if fault is not None:
+            answer = commit(fault, answer, limit=limiter.limit, now_ms=self.clock.now_ms)
+        self._note(parts.path, params, answer, weight=weight, fault=fault)
+        counted = (("X-MBX-USED-WEIGHT", str(used)), ("X-MBX-USED-WEIGHT-1M", str(used)))
+        return replace(answer, headers=(*answer.headers, *counted))
+
+    def _answer(self, market: Market, endpoint: str, params: Mapping[str, str]) -> Answer:
+        try:
+            return answer_for(self._markets[market], endpoint, params, self.clock)
+        except RequestError as error:
+            return error_answer(400, error.code, str(error))
+
+    def _note(
+        self,
+        path: str,
+        params: Mapping[str, str],
+        answer: Answer,
+        *,
+        weight: int,
+        fault: Fault | None,
+    ) -> None:
+        request = ReplayRequest(
+            method="GET",
+            path=path,
+            params=params,
+            status=answer.status,
+            weight=weight,
+            rows=answer.page.count if answer.page else 0,
+            fault=fault.kind if fault else None,
+        )
+        self._log.append(request)
+        logger.debug("%s %s -> %d, %d rows", path, params, request.status, request.rows)
+
+
+def _check(candles: Mapping[SeriesKey, pl.DataFrame]) -> None:
+    if not candles:
+        raise ExchangeError("Expected at least one series to replay, found none; give a folder with candles.")
+    for key, frame in candles.items():
+        if dict(frame.schema) != CANDLE_SCHEMA:
+            raise ExchangeError(
+                f"Expected the columns and types of storage.schema.CANDLE_SCHEMA in {key}, "
+                f"found {dict(frame.schema)}; read it with storage.files.read_candles."
+            )
+        if frame.is_empty():
+            raise ExchangeError(f"Expected candles in {key}, found none; leave the series out.")
+        if frame["quote_volume"].null_count():
+            logger.warning(
+                "%s: %d candles without quote_volume are served with an estimate",
+                key,
+                frame["quote_volume"].null_count(),
+            )

@@ -1,0 +1,216 @@
+"""The JSON bodies of Binance's public endpoints, besides candles: exchange information, tickers, errors.
+
+Fields that a replay knows come from the data (assets, precision, listing time); the others carry values that
+Binance publishes for a liquid USDT pair.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from exchange.replay.encoding import decimal_text
+from exchange.replay.series import Bar, ReplaySeries
+from storage.schema import Market
+
+__all__ = ["Listing", "dumps", "exchange_info", "ticker"]
+
+QUOTE_ASSETS = (
+    "USDT",
+    "USDC",
+    "FDUSD",
+    "BUSD",
+    "TUSD",
+    "DAI",
+    "BTC",
+    "ETH",
+    "BNB",
+    "EUR",
+    "TRY",
+    "BRL",
+    "JPY",
+)
+PERPETUAL_DELIVERY_MS = 4_133_404_800_000
+DAY_MS = 86_400_000
+PERMISSIONS = ["SPOT", "MARGIN", "TRD_GRP_004", "TRD_GRP_005", "TRD_GRP_006"]
+SPOT_ORDER_TYPES = ["LIMIT", "LIMIT_MAKER", "MARKET", "STOP_LOSS", "STOP_LOSS_LIMIT"]
+UM_ORDER_TYPES = ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET"]
+STP_MODES = ["EXPIRE_TAKER", "EXPIRE_MAKER", "EXPIRE_BOTH"]
+Listing = tuple[str, ReplaySeries]
+"""A symbol and the finest series it has."""
+
+
+def dumps(value: object) -> bytes:
+    """JSON as Binance writes it: no spaces, UTF-8."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def exchange_info(market: Market, listings: Sequence[Listing], *, weight_limit: int, now_ms: int) -> bytes:
+    """The body of exchangeInfo for these symbols."""
+    describe = _spot_symbol if market == "spot" else _um_symbol
+    head: dict[str, Any] = {"timezone": "UTC", "serverTime": now_ms}
+    if market == "um":
+        head["futuresType"] = "U_MARGINED"
+    symbols = [describe(symbol, series, now_ms) for symbol, series in listings]
+    tail: dict[str, Any] = {"rateLimits": _rate_limits(market, weight_limit), "exchangeFilters": []}
+    if market == "um":
+        quotes = dict.fromkeys(symbol["marginAsset"] for symbol in symbols)
+        tail["assets"] = [
+            {"asset": asset, "marginAvailable": True, "autoAssetExchange": "-10000"} for asset in quotes
+        ]
+    return dumps(head | tail | {"symbols": symbols})
+
+
+def ticker(market: Market, symbol: str, series: ReplaySeries, *, now_ms: int, mini: bool) -> dict[str, Any]:
+    """Statistics of the rolling 24 hours, from the candles that opened in them."""
+    bars = series.bars_since(now_ms - DAY_MS + 1, now_ms)
+    day = Bar.merge(bars, series.precision) if bars else Bar(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0.0)
+    places = series.precision
+    price = places["close"] if market == "um" else 8
+    change = day.close - day.open
+    average = day.quote_volume / day.volume if day.volume else 0.0
+    open_text, high, low, last = (decimal_text(value, price) for value in day[:4])
+    volume, quote = decimal_text(day.volume, places["volume"]), decimal_text(day.quote_volume)
+    common = {
+        "openPrice": open_text,
+        "highPrice": high,
+        "lowPrice": low,
+        "lastPrice": last,
+        "volume": volume,
+        "quoteVolume": quote,
+        "openTime": now_ms - DAY_MS,
+        "closeTime": now_ms,
+        "firstId": 0,
+        "lastId": max(0, day.trades - 1),
+        "count": day.trades,
+    }
+    if mini:
+        return {"symbol": symbol} | common
+    changes = {
+        "priceChange": f"{change:.{price}f}",
+        "priceChangePercent": f"{100 * change / day.open if day.open else 0.0:.3f}",
+        "weightedAvgPrice": f"{average:.{price}f}",
+        "lastQty": "0.00000000" if market == "spot" else "0",
+    }
+    book = {"prevClosePrice": open_text, "bidPrice": last, "bidQty": "0.00000000", "askPrice": last}
+    spot_only = book | {"askQty": "0.00000000"} if market == "spot" else {}
+    return {"symbol": symbol} | changes | spot_only | common
+
+
+def _rate_limits(market: Market, weight_limit: int) -> list[dict[str, Any]]:
+    limits = [("REQUEST_WEIGHT", "MINUTE", 1, weight_limit)]
+    if market == "spot":
+        limits += [
+            ("ORDERS", "SECOND", 10, 100),
+            ("ORDERS", "DAY", 1, 200_000),
+            ("RAW_REQUESTS", "MINUTE", 5, 300_000),
+        ]
+    else:
+        limits += [("ORDERS", "MINUTE", 1, 1200), ("ORDERS", "SECOND", 10, 300)]
+    names = ("rateLimitType", "interval", "intervalNum", "limit")
+    return [dict(zip(names, limit, strict=True)) for limit in limits]
+
+
+def _spot_symbol(symbol: str, series: ReplaySeries, now_ms: int) -> dict[str, Any]:
+    base, quote = _assets(symbol)
+    precision = dict.fromkeys(
+        ("quotePrecision", "quoteAssetPrecision", "baseCommissionPrecision", "quoteCommissionPrecision"), 8
+    )
+    allowed: tuple[str, ...] = (
+        "icebergAllowed",
+        "ocoAllowed",
+        "otoAllowed",
+        "quoteOrderQtyMarketAllowed",
+        "allowTrailingStop",
+    )
+    allowed += ("cancelReplaceAllowed", "amendAllowed", "isSpotTradingAllowed", "isMarginTradingAllowed")
+    tick, step = _step(series.precision["close"], 8), _step(series.precision["volume"], 8)
+    return (
+        {
+            "symbol": symbol,
+            "status": "TRADING" if series.open_ms[0] <= now_ms else "PRE_TRADING",
+            "baseAsset": base,
+            "baseAssetPrecision": 8,
+            "quoteAsset": quote,
+        }
+        | precision
+        | {"orderTypes": SPOT_ORDER_TYPES}
+        | dict.fromkeys(allowed, True)
+        | {
+            "filters": [
+                {
+                    "filterType": "PRICE_FILTER",
+                    "minPrice": tick,
+                    "maxPrice": "1000000.00000000",
+                    "tickSize": tick,
+                },
+                {"filterType": "LOT_SIZE", "minQty": step, "maxQty": "9000000.00000000", "stepSize": step},
+                {
+                    "filterType": "NOTIONAL",
+                    "minNotional": "5.00000000",
+                    "applyMinToMarket": True,
+                    "maxNotional": "9000000.00000000",
+                    "applyMaxToMarket": False,
+                    "avgPriceMins": 5,
+                },
+                {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": 200},
+            ],
+            "permissions": [],
+            "permissionSets": [PERMISSIONS],
+            "defaultSelfTradePreventionMode": "EXPIRE_MAKER",
+            "allowedSelfTradePreventionModes": STP_MODES,
+        }
+    )
+
+
+def _um_symbol(symbol: str, series: ReplaySeries, now_ms: int) -> dict[str, Any]:
+    pair, _, delivery = symbol.partition("_")
+    base, quote = _assets(pair)
+    price, quantity = series.precision["close"], series.precision["volume"]
+    tick, step = _step(price, price), _step(quantity, quantity)
+    delivery_ms = PERPETUAL_DELIVERY_MS
+    if re.fullmatch(r"\d{6}", delivery):
+        day = datetime.strptime(delivery, "%y%m%d").replace(hour=8, tzinfo=UTC)
+        delivery_ms = int(day.timestamp()) * 1000
+    return {
+        "symbol": symbol,
+        "pair": pair,
+        "contractType": "CURRENT_QUARTER" if delivery else "PERPETUAL",
+        "deliveryDate": delivery_ms,
+        "onboardDate": int(series.open_ms[0]),
+        "status": "TRADING" if series.open_ms[0] <= now_ms else "PENDING_TRADING",
+        "maintMarginPercent": "2.5000",
+        "requiredMarginPercent": "5.0000",
+        "baseAsset": base,
+        "quoteAsset": quote,
+        "marginAsset": quote,
+        "pricePrecision": price,
+        "quantityPrecision": quantity,
+        "baseAssetPrecision": 8,
+        "quotePrecision": 8,
+        "underlyingType": "COIN",
+        "underlyingSubType": [],
+        "triggerProtect": "0.0500",
+        "liquidationFee": "0.012500",
+        "marketTakeBound": "0.05",
+        "maxMoveOrderLimit": 10_000,
+        "filters": [
+            {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": "1000000", "tickSize": tick},
+            {"filterType": "LOT_SIZE", "minQty": step, "maxQty": "10000000", "stepSize": step},
+            {"filterType": "MARKET_LOT_SIZE", "minQty": step, "maxQty": "1000000", "stepSize": step},
+            {"filterType": "MAX_NUM_ORDERS", "limit": 200},
+            {"filterType": "MIN_NOTIONAL", "notional": "5"},
+        ],
+        "orderTypes": UM_ORDER_TYPES,
+        "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"],
+    }
+
+
+def _assets(pair: str) -> tuple[str, str]:
+    quote = next((asset for asset in QUOTE_ASSETS if pair.endswith(asset) and pair != asset), "")
+    return (pair.removesuffix(quote), quote) if quote else (pair, "USDT")
+
+
+def _step(precision: int, decimals: int) -> str:
+    return f"{10**-precision:.{decimals}f}"
