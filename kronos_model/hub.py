@@ -119,7 +119,7 @@ def check_pair(tokenizer: Path, predictor: Path) -> None:
     preset = preset_of(theirs)
     if preset and preset.tokenizer != ours and ours in [one.tokenizer for one in PRESETS.values()]:
         raise MismatchedPair(
-            f"{predictor} is Kronos {preset.name}, which reads the tokens of {preset.tokenizer_id or 'its own'}: "
+            f"{predictor} is Kronos {preset.name}, made for {preset.tokenizer_id or 'its own tokenizer'}: "
             f"give that tokenizer instead of {tokenizer}."
         )
 

@@ -1,14 +1,13 @@
 """Loading and saving a model folder: config.json and model.safetensors, never a pickle."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # its client's
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ __all__ = ["Pretrained", "download"]
 ConfigT = TypeVar("ConfigT", TokenizerConfig, PredictorConfig)
 
 METADATA_FILE = "kronos_nightly.json"
+TIMEOUT_S = 20.0
 
 
 class Pretrained(nn.Module, Generic[ConfigT]):
@@ -100,19 +100,37 @@ def _fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: 
 
 
 def download(repository: str, revision: str | None) -> Path:
-    """Folder of a Hub repository at a revision, from the cache where it is complete."""
+    """Folder of a Hub repository at a revision; a commit that was fetched before needs no network.
+
+    One question first: it fails at once where nobody answers, the downloads would retry for 24 s.
+    """
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, METADATA_FILE])
-        )
+        if revision and (cached := _cached(repository, revision)):
+            return cached
+        info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
+        present = {sibling.rfilename for sibling in info.siblings or []}
+        if missing := [name for name in MODEL_FILES if name not in present]:
+            raise ModelError(
+                f"{repository} at {revision or 'main'} lacks {' and '.join(missing)}: use another."
+            )
+        for name in (METADATA_FILE, *MODEL_FILES):  # the weights last: where they are, all is
+            if name in present:
+                path = hf_hub_download(repository, name, revision=info.sha)
     except HFValidationError as error:
         raise ModelError(f"{repository!r} is neither a folder nor a Hub repository: correct it.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    except (HTTPError, OSError) as error:
         raise UnreachableModel(
-            f"{repository} at revision {revision or 'main'} could not be fetched from {endpoint} "
+            f"{repository} at revision {revision or 'main'} could not be fetched from {constants.ENDPOINT} "
             f"({_first_line(error)}): check the network or HF_ENDPOINT, or give a folder."
         ) from error
+    return Path(path).parent
+
+
+def _cached(repository: str, commit: str) -> Path | None:
+    """The complete snapshot of a commit in the Hub's cache; a branch has none, it may have moved."""
+    found = try_to_load_from_cache(repository, MODEL_FILES[-1], revision=commit)
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder and folder.name == commit else None
 
 
 def _first_line(error: Exception) -> str:
