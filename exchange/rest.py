@@ -147,7 +147,7 @@ class RestClient:
         """Closed candles with start_ms <= open_time < end_ms, a page at a time; a page is never empty.
 
         Forward from the start or backward from the end; the rows of a page always ascend. `server_ms` is the
-        exchange's clock, if the caller has asked for it already. Holes are left as they are.
+        exchange's clock, if the caller has asked for it already. Holes stay holes, within a page too.
         """
         self._check_market(key)
         interval = key.interval
@@ -164,7 +164,7 @@ class RestClient:
             )
             if not candles.is_empty():
                 yield candles
-            if page.rows < limit:
+            if not page.rows:  # a page may be short for other reasons than the end of the data
                 return
             if forward:
                 start_ms = interval.next(interval.floor(page.last_ms))
