@@ -1,0 +1,327 @@
+"""`kronos`: the whole program from a terminal.
+
+Commands import what they need when they run, so that `kronos --help` answers at once and the environment is
+prepared before Prefect and MLflow read it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from flows.environment import open_home, prepare_environment
+from storage.layout import Home
+
+__all__ = ["main"]
+
+RECIPE = click.option(
+    "--recipe", "-r", default="demo", show_default=True, help="Which recipe; `kronos recipes` lists them."
+)
+SERIES = click.option(
+    "--series", help="Other series than the recipe's: market:SYMBOL, comma-separated, e.g. um:DOGEUSDT."
+)
+INTERVAL = click.option("--interval", help="Another candle interval than the recipe's, e.g. 4h.")
+START = click.option("--start", type=click.DateTime(["%Y-%m-%d"]), help="First day to use, UTC.")
+END = click.option("--end", type=click.DateTime(["%Y-%m-%d"]), help="First day not to use, UTC.")
+KLINES = click.option(
+    "--klines",
+    metavar="DIR",
+    help="Take candles from this folder, served by a replay exchange, instead of Binance.",
+)
+SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    envvar="KRONOS_HOME",
+    help="Where everything is kept [./.kronos].",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Show the log of every step.")
+@click.version_option(package_name="kronos-nightly")
+@click.pass_context
+def cli(context: click.Context, home: Path | None, verbose: bool) -> None:
+    """Fine-tune Kronos on Binance candles, every night: ingest, train, judge, publish, forecast."""
+    context.obj = {"home": home, "verbose": verbose}
+
+
+@cli.command()
+@RECIPE
+@SERIES
+@INTERVAL
+@START
+@END
+@KLINES
+@SET
+@click.pass_obj
+def run(obj: dict[str, Any], /, **options: Any) -> None:
+    """Run one whole night: download, train, judge, publish, forecast."""
+    home = _start(obj)
+    from flows.nightly import nightly
+    from flows.screen import show_night
+
+    started = time.monotonic()
+    summary = _call(nightly, options)
+    show_night(summary, home, seconds=time.monotonic() - started)
+
+
+@cli.command()
+@RECIPE
+@SERIES
+@INTERVAL
+@START
+@END
+@KLINES
+@SET
+@click.pass_obj
+def ingest(obj: dict[str, Any], /, **options: Any) -> None:
+    """Bring the lake up to date with the exchange."""
+    _start(obj)
+    from flows.ingest import ingest as flow
+    from flows.screen import show_series
+
+    show_series(_call(flow, options))
+
+
+@cli.command()
+@RECIPE
+@SERIES
+@INTERVAL
+@START
+@END
+@SET
+@click.pass_obj
+def finetune(obj: dict[str, Any], /, **options: Any) -> None:
+    """Train both stages on the candles in the lake, without judging."""
+    _start(obj)
+    from flows.finetune import finetune as flow
+    from flows.screen import show_stages
+
+    show_stages(_call(flow, options).stages)
+
+
+@cli.command()
+@RECIPE
+@SERIES
+@INTERVAL
+@START
+@END
+@SET
+@click.pass_obj
+def evaluate(obj: dict[str, Any], /, **options: Any) -> None:
+    """Score the champion, the base and the last value on the newest test range."""
+    _start(obj)
+    from flows.evaluate import evaluate as flow
+    from flows.screen import show_leaderboard
+
+    show_leaderboard(_call(flow, options).leaderboard)
+
+
+@cli.command()
+@RECIPE
+@KLINES
+@SET
+@click.pass_obj
+def forecast(obj: dict[str, Any], /, **options: Any) -> None:
+    """Forecast the next horizon of every series with the champion."""
+    _start(obj)
+    from flows.forecast import forecast as flow
+    from flows.screen import show_forecasts
+
+    show_forecasts(_call(flow, options))
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--series", required=True, help="Where it belongs: market:SYMBOL, e.g. um:DOGEUSDT.")
+@click.option("--interval", default="1h", show_default=True, help="Its candle interval.")
+@click.pass_obj
+def import_(obj: dict[str, Any], file: Path, series: str, interval: str) -> None:
+    """Validate candles in a CSV, JSON or Parquet FILE and add them to the lake.
+
+    CSV may be a Binance dump (12 columns, with or without header, ms or us) or have a header with timestamp, open,
+    high, low, close, volume and perhaps amount.
+    """
+    home = _start(obj)
+    from flows.screen import show_series
+    from storage.schema import SeriesKey
+    from tasks.download import import_file
+
+    show_series((import_file.fn(home, file, SeriesKey.parse(series, interval)),))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--series", required=True, help="market:SYMBOL, e.g. um:DOGEUSDT.")
+@click.option("--interval", default="1h", show_default=True, help="Candle interval.")
+@START
+@END
+@click.pass_obj
+def export(
+    obj: dict[str, Any], file: Path, series: str, interval: str, start: datetime | None, end: datetime | None
+) -> None:
+    """Write candles of the lake to FILE (.csv, .json or .parquet)."""
+    home = _start(obj)
+    from flows.config import day_ms
+    from storage.files import write_candles
+    from storage.lake import Lake
+    from storage.schema import SeriesKey
+
+    key = SeriesKey.parse(series, interval)
+    candles = Lake(home.lake).read(key, day_ms(start and start.date()), day_ms(end and end.date()))
+    write_candles(candles, file)
+    Console().print(f"{len(candles):,} candles of {key} written to {file}")
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or every setting of recipe NAME with its value and meaning."""
+    from flows.recipes import RECIPES, recipe
+    from flows.screen import show_recipe, show_recipes
+
+    if name is None:
+        show_recipes(RECIPES)
+    else:
+        show_recipe(recipe(name))
+
+
+@cli.command()
+@click.option(
+    "--klines",
+    metavar="DIR",
+    help="Folder of klines, files named like um_DOGEUSDT_1h.parquet (or csv, json).",
+)
+@click.option(
+    "--series", default="spot:BTCUSDT,um:DOGEUSDT", show_default=True, help="Which series to serve."
+)
+@click.option("--interval", default="1h", show_default=True, help="Candle interval.")
+@click.option("--port", default=8900, show_default=True, help="Port on 127.0.0.1.")
+@click.option(
+    "--speed", default=1.0, show_default=True, help="Exchange seconds per second; 0 stops the clock."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic market.")
+def replay(klines: str | None, series: str, interval: str, port: int, speed: float, seed: int) -> None:
+    """Serve klines the way Binance does, on 127.0.0.1, until Ctrl-C.
+
+    Without --klines the market is SYNTHETIC: seeded random candles with volatility regimes, a daily rhythm and
+    volume that follows volatility. They resemble a market and say nothing about any real one.
+    """
+    from storage.schema import SeriesKey
+    from tasks.download import replay_exchange
+
+    keys = [SeriesKey.parse(name, interval) for name in _names(series)]
+    server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed)
+    screen = Console(soft_wrap=True)
+    screen.print(
+        f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url} (Ctrl-C stops it)"
+    )
+    screen.print(
+        f"kronos run --recipe demo --set replay= --set exchange.spot_url={server.url} --set exchange.um_url={server.url}"
+    )
+    server.serve_forever()
+
+
+@cli.command()
+@click.pass_obj
+def doctor(obj: dict[str, Any]) -> None:
+    """Say what is configured, reachable and missing."""
+    home = _start(obj)
+    from flows.doctor import examine
+    from flows.screen import show_findings
+
+    findings = examine(home)
+    show_findings(findings)
+    if any(finding.state == "bad" for finding in findings):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("which", type=click.Choice(["prefect", "mlflow"]))
+@click.option("--port", type=int, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
+@click.pass_obj
+def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
+    """Open the Prefect or MLflow UI over this home, until Ctrl-C."""
+    home = _start(obj)
+    from flows.ui import serve_ui
+
+    serve_ui(which, home, port)
+
+
+def main() -> None:
+    """Entry point: a user's mistake, a full disk or a dead network is one sentence and exit code 1."""
+    from flows.failures import explain
+
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        Console(stderr=True).print("Stopped; the same command resumes where it was.")
+        sys.exit(130)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {sentence}", highlight=False)
+        sys.exit(1)
+
+
+def _start(obj: dict[str, Any]) -> Home:
+    """Open the home and prepare the environment, before anything imports Prefect."""
+    home = open_home(obj["home"])
+    prepare_environment(home, verbose=obj["verbose"])
+    if not obj["verbose"]:
+        _log_to_terminal()
+    return home
+
+
+def _log_to_terminal() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    for name in ("flows", "tasks", "exchange", "storage", "kronos_model"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Call a flow with what was given on the command line; a typing mistake is told before anything starts."""
+    from flows.config import parse_assignments
+    from flows.recipes import configure
+
+    settings: dict[str, Any] = {**parse_assignments(options.pop("assignments"))}
+    if klines := options.pop("klines", None):
+        settings["replay"] = str(Path(klines).resolve())
+    if options.get("series"):
+        options["series"] = _names(options["series"])
+    for name in ("start", "end"):
+        if options.get(name):
+            options[name] = options[name].date()
+    parameters = {name: value for name, value in options.items() if value is not None}
+    if settings:
+        parameters["settings"] = settings
+    configure(parameters.pop("recipe"), **parameters)
+    return flow(options["recipe"], **parameters)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.replace(",", " ").split() if name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""One run's configuration: the owners' dataclasses composed once, and the single way to override them.
+
+Each knob is defined where it is read (its owner's frozen dataclass, with the text under the field). The CLI help,
+the recipe tables and the checks of a Prefect form are derived here from those definitions, never typed again.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any, Literal, cast, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from exchange.rest import ExchangeConfig
+from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.gate import GatePolicy
+from kronos_model.jobs import StageConfig
+from kronos_model.publish import PublishConfig
+from kronos_model.sampling import SamplingConfig
+from storage.dataset import DatasetConfig
+from storage.interval import Interval
+from storage.schema import SeriesKey
+
+__all__ = [
+    "ConfigError",
+    "Knob",
+    "ModelChoice",
+    "RunConfig",
+    "config_digest",
+    "day_ms",
+    "knobs",
+    "override",
+    "parse_assignments",
+]
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot hold the value given; one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelChoice:
+    """Which weights a night starts from."""
+
+    preset: Literal["tiny", "mini", "small", "base"] = "small"
+    """Architecture: tiny (under 100k parameters, for tests and the demo), mini, small or base."""
+    weights: str = "pretrained"
+    """pretrained (the Hub, at the pinned revision), scratch (seeded random weights), or a folder holding tokenizer/ and predictor/."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that decides what a night does."""
+
+    recipe: str
+    """Name under which models, champion and repositories of this configuration are kept."""
+    series: tuple[str, ...]
+    """Series to train on and forecast, each market:SYMBOL (spot or um), e.g. um:DOGEUSDT."""
+    interval: str = "1h"
+    """Candle interval: 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M (spot also 1s)."""
+    start: date | None = None
+    """First day to use, UTC; empty means since the listing."""
+    end: date | None = None
+    """First day not to use, UTC; empty means up to the latest closed candle."""
+    seed: int = 0
+    """Seed of initial weights, sampling order and forecasts."""
+    replay: str = ""
+    """Serve candles through the loopback replay exchange instead of asking Binance: a folder of klines, or 'synthetic'."""
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    """Where Binance is."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """Windows, splits and normalisation."""
+    model: ModelChoice = field(default_factory=ModelChoice)
+    """Starting weights."""
+    tokenizer: StageConfig = field(default_factory=StageConfig)
+    """Stage 1: fine-tuning the tokenizer."""
+    predictor: StageConfig = field(default_factory=StageConfig)
+    """Stage 2: fine-tuning the predictor on the tokenizer's tokens."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Walk-forward over the test range."""
+    gate: GatePolicy = field(default_factory=GatePolicy)
+    """When a challenger replaces the champion."""
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    """Where promoted models go."""
+    forecast: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the live forecast is sampled."""
+
+    def __post_init__(self) -> None:
+        if not self.series:
+            raise ConfigError(
+                "Expected at least one series such as um:DOGEUSDT, found none; set series=market:SYMBOL."
+            )
+        keys = self.keys()
+        if len(set(keys)) < len(keys):
+            raise ConfigError(
+                f"Expected each series once, found {', '.join(self.series)}; remove the repeated one."
+            )
+        if self.start and self.end and self.start >= self.end:
+            raise ConfigError(
+                f"Expected start before end, found start {self.start} and end {self.end}; swap or correct the dates."
+            )
+
+    def keys(self) -> list[SeriesKey]:
+        """The series as storage keys. Raises StorageError for a malformed market, symbol or interval."""
+        Interval.parse(self.interval)
+        return [SeriesKey.parse(name, self.interval) for name in self.series]
+
+    def start_ms(self) -> int | None:
+        """Start in ms since the epoch, UTC."""
+        return day_ms(self.start)
+
+    def end_ms(self) -> int | None:
+        """End (exclusive) in ms since the epoch, UTC."""
+        return day_ms(self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting as a user sees it."""
+
+    path: str
+    annotation: Any
+    value: Any
+    help: str
+
+    @property
+    def kind(self) -> str:
+        """The type in a few characters, e.g. `int` or `tiny|mini|small|base`."""
+        name = self.annotation.__name__ if isinstance(self.annotation, type) else str(self.annotation)
+        if name.startswith("typing.Literal["):
+            return "|".join(ast.literal_eval(f"({name.removeprefix('typing.Literal[').removesuffix(']')},)"))
+        return name.replace("datetime.", "").replace(" | None", " or empty")
+
+
+def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
+    """Every setting of `config` in order of definition, nested ones with a dotted path."""
+    helps, types = _field_docs(type(config)), get_type_hints(type(config))
+    for item in fields(config):
+        value, path = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            yield from knobs(value, path + ".")
+        else:
+            yield Knob(path, types[item.name], value, helps.get(item.name, ""))
+
+
+def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """`config` with dotted settings replaced, e.g. {"dataset.lookback": "80"}; text is parsed by the setting's type.
+
+    Raises ConfigError for an unknown setting or a value the setting cannot hold.
+    """
+    known = {knob.path: knob for knob in knobs(config)}
+    flat = dict(_flatten(values))
+    for path in flat:
+        if path not in known or path == "recipe":
+            raise ConfigError(_unknown(path, [p for p in known if p != "recipe"]))
+    parsed = {path: _parse(known[path], value) for path, value in flat.items()}
+    return cast(RunConfig, _replace(config, parsed))
+
+
+def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
+    """["dataset.lookback=80", ...] as a mapping. Raises ConfigError for one without `=`."""
+    pairs = {}
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(
+                f"Expected key=value such as dataset.lookback=80, found {text!r}; add the missing part."
+            )
+        pairs[path.strip()] = value.strip()
+    return pairs
+
+
+def config_digest(config: RunConfig) -> str:
+    """Sixteen hex digits over every setting that changes a night's result (not over where servers are)."""
+    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "publish", "replay")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def day_ms(day: date | None) -> int | None:
+    """Midnight of a day in ms since the epoch, UTC; None for None."""
+    if day is None:
+        return None
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested or dotted mappings as dotted pairs: a form sends {"dataset": {"lookback": 80}}, the CLI dotted keys."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _parse(knob: Knob, value: Any) -> Any:
+    if isinstance(value, str):
+        if str(knob.annotation).startswith("tuple"):
+            value = [part for part in value.replace(",", " ").split() if part]
+        elif value == "" and "None" in str(knob.annotation):
+            value = None
+    try:
+        return TypeAdapter(knob.annotation).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].rstrip(".")
+        raise ConfigError(
+            f"{knob.path}: expected {knob.kind}, found {value!r} ({reason}); it means: {knob.help}"
+        ) from error
+
+
+def _replace(config: Any, parsed: Mapping[str, Any], prefix: str = "") -> Any:
+    changes: dict[str, Any] = {}
+    for item in fields(config):
+        path, value = prefix + item.name, getattr(config, item.name)
+        if is_dataclass(value):
+            changed = _replace(value, parsed, path + ".")
+            if changed != value:
+                changes[item.name] = changed
+        elif path in parsed:
+            changes[item.name] = parsed[path]
+    try:
+        return replace(config, **changes) if changes else config
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{prefix or ''}{error}") from error
+
+
+def _unknown(path: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`kronos recipes NAME` lists them."
+    return f"Expected a known setting, found {path!r}; {hint}"
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return docs

@@ -1,0 +1,136 @@
+"""What is configured, reachable and missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import requests
+import torch
+
+from exchange.errors import ExchangeError
+from exchange.rest import ExchangeConfig, RestClient
+from kronos_model.errors import ModelError
+from kronos_model.publish import check_token
+from storage.errors import StorageError
+from storage.lake import Lake
+from storage.layout import Home
+from storage.registry import read_champion
+from tasks.tracking import tracking_uri
+
+__all__ = ["Finding", "examine"]
+
+_TIMEOUT_S = 5.0
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's: ok, worth knowing, or missing."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    found: str
+
+
+def examine(home: Home) -> list[Finding]:
+    """Home, hardware, exchange, Prefect, MLflow, Hub, champions. Asks the network briefly and changes nothing."""
+    return [
+        _home(home),
+        _device(),
+        _lake(home),
+        *_exchange(),
+        _server("Prefect", os.environ.get("PREFECT_API_URL"), "/health", f"embedded, in {home.prefect}"),
+        _tracking(home),
+        _hub(home),
+        *_champions(home),
+    ]
+
+
+def _home(home: Home) -> Finding:
+    free = shutil.disk_usage(home.root).free / _GB
+    state: Literal["ok", "note"] = "ok" if free >= 2 else "note"
+    return Finding(state, "home", f"{home.root}, {free:.1f} GB free")
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding("ok", "device", f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    return Finding(
+        "note",
+        "device",
+        f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}; training is slow",
+    )
+
+
+def _lake(home: Home) -> Finding:
+    lake = Lake(home.lake)
+    try:
+        spans = {key: lake.span(key) for key in lake.series()}
+    except StorageError as error:
+        return Finding("bad", "lake", str(error))
+    rows = sum(span.rows for span in spans.values() if span)
+    return Finding("ok" if rows else "note", "lake", f"{len(spans)} series, {rows:,} candles")
+
+
+def _exchange() -> list[Finding]:
+    config = ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1)
+    return [
+        _reach("Binance spot", config.spot_url, RestClient("spot", config).server_time_ms),
+        _reach("Binance USD-M futures", config.um_url, RestClient("um", config).server_time_ms),
+    ]
+
+
+def _reach(what: str, url: str, ask: Callable[[], object]) -> Finding:
+    try:
+        ask()
+    except ExchangeError as error:
+        return Finding("note", what, str(error))
+    return Finding("ok", what, f"{url} answers")
+
+
+def _server(what: str, url: str | None, path: str, alone: str) -> Finding:
+    if not url:
+        return Finding("ok", what, alone)
+    try:
+        requests.get(url.rstrip("/") + path, timeout=_TIMEOUT_S).raise_for_status()
+    except requests.RequestException as error:
+        return Finding(
+            "bad", what, f"{url} does not answer ({type(error).__name__}); start it or unset its variable"
+        )
+    return Finding("ok", what, f"{url} answers")
+
+
+def _tracking(home: Home) -> Finding:
+    uri = tracking_uri(home)
+    return _server("MLflow", uri if uri.startswith("http") else None, "/health", f"embedded, {uri}")
+
+
+def _hub(home: Home) -> Finding:
+    if not os.environ.get("HF_TOKEN"):
+        return Finding("note", "Hub", f"no HF_TOKEN: models are published as folders in {home.hub}")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        return Finding(
+            "ok", "Hub", f"{endpoint} knows the token of {check_token(os.environ['HF_TOKEN'], endpoint)}"
+        )
+    except ModelError as error:
+        return Finding("bad", "Hub", str(error))
+
+
+def _champions(home: Home) -> list[Finding]:
+    findings = []
+    for folder in sorted(home.models.glob("*/champion.json")):
+        recipe = folder.parent.name
+        try:
+            champion = read_champion(home, recipe)
+        except StorageError as error:
+            findings.append(Finding("bad", f"champion of {recipe}", str(error)))
+        else:
+            assert champion is not None
+            found = f"{champion.predictor_digest} since {champion.since}"
+            findings.append(Finding("ok", f"champion of {recipe}", found))
+    return findings or [Finding("note", "champions", "none yet: `kronos run` promotes the first one")]

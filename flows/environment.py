@@ -1,0 +1,50 @@
+"""The edge of the program: where its home is, and what the libraries beneath it are told through the environment.
+
+Everything is a default: a variable that is already set wins, so the same program moves to servers without
+another code path (PREFECT_API_URL, MLFLOW_TRACKING_URI, HF_ENDPOINT, HF_TOKEN).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from storage.layout import Home
+
+__all__ = ["open_home", "prepare_environment"]
+
+_QUIET = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short on a busy two-core machine
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,exchange,storage,kronos_model",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default of 7 with backoff 2 can hold a night for minutes
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 10 processes and 2.7 GB without it
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def prepare_environment(home: Home, *, verbose: bool) -> None:
+    """Set the defaults above and point the embedded Prefect and MLflow into `home`.
+
+    Call it before anything imports prefect or mlflow: both read the environment on import.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(home.prefect))
+    if not verbose:  # our own log lines are enough for a terminal; the Prefect UI still gets everything
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ["KRONOS_HOME"] = str(home.root)
+
+
+def open_home(path: str | Path | None = None) -> Home:
+    """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing.
+
+    Raises StorageError when it cannot be created or written.
+    """
+    return Home.at(Path(path or os.environ.get("KRONOS_HOME") or ".kronos"))

@@ -1,0 +1,57 @@
+"""How the serving model does on the newest test range, without training anything."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from prefect import flow
+
+from flows.environment import open_home
+from flows.finetune import build_dataset
+from flows.judge import champion_pair
+from flows.recipes import RecipeName, configure
+from storage.registry import read_champion
+from tasks.evaluate import evaluate as walk
+from tasks.refs import ScoresRef
+from tasks.report import show_leaderboard
+from tasks.train import base_model
+
+__all__ = ["evaluate"]
+
+
+@flow(name="evaluate", flow_run_name="evaluate {recipe}")
+def evaluate(
+    recipe: RecipeName = "demo",
+    series: list[str] | None = None,
+    interval: str | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    settings: dict[str, Any] | None = None,
+) -> ScoresRef:
+    """Score the champion, the base and the last value on the test range of the candles in the lake.
+
+    Args:
+        recipe: The recipe whose champion is scored.
+        series: Other series than the recipe's, each market:SYMBOL such as um:DOGEUSDT.
+        interval: Another candle interval than the recipe's, such as 1h or 4h.
+        start: First day to use, UTC.
+        end: First day not to use, UTC.
+        settings: Any other setting by its dotted name, such as {"evaluation.origins": 500}.
+    """
+    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
+    home, choice = open_home(), config.model
+    with home.exclusive(f"evaluate {recipe}"):
+        champion = read_champion(home, recipe)
+        models = {"base": base_model(home, choice.preset, choice.weights, config.seed)}
+        if champion is not None:
+            models["champion"] = champion_pair(home, champion)
+        scores = walk(
+            home,
+            build_dataset(home, config),
+            models,
+            config.evaluation,
+            seed=config.seed,
+        )
+        show_leaderboard(scores.leaderboard)
+        return scores

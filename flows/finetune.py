@@ -1,0 +1,97 @@
+"""Dataset, tokenizer, predictor: from the lake to a challenger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.config import RunConfig
+from flows.environment import open_home
+from flows.recipes import RecipeName, configure
+from flows.tracked import night_identity, tracked
+from storage.layout import Home
+from tasks.dataset import build
+from tasks.figures import draw_losses
+from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
+from tasks.report import show_picture
+from tasks.tracking import log_artifact
+from tasks.train import base_model, train
+
+__all__ = ["Trained", "build_dataset", "finetune", "train_challenger"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """Both finished stages and the model they gave."""
+
+    challenger: PairRef
+    stages: tuple[TrainedRef, TrainedRef]
+
+
+@flow(name="finetune", flow_run_name="finetune {recipe}")
+def finetune(
+    recipe: RecipeName = "demo",
+    series: list[str] | None = None,
+    interval: str | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Trained:
+    """Fine-tune tokenizer and predictor on the candles in the lake, without judging or publishing.
+
+    Args:
+        recipe: The recipe to train.
+        series: Other series than the recipe's, each market:SYMBOL such as um:DOGEUSDT.
+        interval: Another candle interval than the recipe's, such as 1h or 4h.
+        start: First day to use, UTC.
+        end: First day not to use, UTC.
+        settings: Any other setting by its dotted name, such as {"predictor.epochs": 3}.
+    """
+    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
+    home = open_home()
+    with home.exclusive(f"finetune {recipe}"):
+        base = base_model(home, config.model.preset, config.model.weights, config.seed)
+        dataset = build_dataset(home, config)
+        with tracked(home, config, dataset, night_identity(config, dataset, base)) as run:
+            return train_challenger(home, config, dataset, base, run)
+
+
+def build_dataset(home: Home, config: RunConfig) -> BuiltDataset:
+    """The dataset of `config` over what the lake holds."""
+    return build(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
+
+
+def train_challenger(
+    home: Home, config: RunConfig, dataset: BuiltDataset, base: PairRef, run: RunRef
+) -> Trained:
+    """Stage 1 from the base tokenizer, then stage 2 on the tokens of what stage 1 kept."""
+    tokenizer = train(
+        home, "tokenizer", dataset=dataset, start=base, config=config.tokenizer, seed=config.seed, run=run
+    )
+    start = PairRef(
+        tokenizer=tokenizer.best,
+        tokenizer_digest=tokenizer.digest,
+        predictor=base.predictor,
+        predictor_digest=base.predictor_digest,
+        origin=base.origin,
+    )
+    predictor = train(
+        home, "predictor", dataset=dataset, start=start, config=config.predictor, seed=config.seed, run=run
+    )
+    losses = draw_losses(
+        {one.stage: Path(one.job) for one in (tokenizer, predictor)}, Path(predictor.job) / "losses.png"
+    )
+    show_picture(losses, "losses", "Training and validation loss of both stages")
+    log_artifact(run, losses, "figures")
+    challenger = PairRef(
+        tokenizer=tokenizer.best,
+        tokenizer_digest=tokenizer.digest,
+        predictor=predictor.best,
+        predictor_digest=predictor.digest,
+        origin=f"fine-tuned from {base.origin}",
+    )
+    return Trained(challenger=challenger, stages=(tokenizer, predictor))

@@ -1,0 +1,62 @@
+"""The next horizon after the newest closed candle, from the model that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.config import RunConfig
+from flows.environment import open_home
+from flows.ingest import ingest_series
+from flows.judge import champion_pair
+from flows.recipes import RecipeName, configure
+from storage.errors import StorageError
+from storage.layout import Home
+from storage.registry import read_champion
+from tasks.forecast import forecast as sample
+from tasks.refs import BuiltDataset, ForecastRef, PairRef
+from tasks.report import show_picture
+
+__all__ = ["forecast", "forecast_series"]
+
+
+@flow(name="forecast", flow_run_name="forecast {recipe}")
+def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> tuple[ForecastRef, ...]:
+    """Ingest what is new, then forecast every series of a recipe with its champion.
+
+    Args:
+        recipe: The recipe whose champion forecasts.
+        settings: Any setting by its dotted name, such as {"forecast.samples": 300}.
+    """
+    config = configure(recipe, settings)
+    home = open_home()
+    champion = read_champion(home, recipe)
+    if champion is None:
+        raise StorageError(
+            f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
+            f"trains, judges and promotes one."
+        )
+    ingest_series(home, config)
+    return forecast_series(home, config, champion_pair(home, champion), dataset=None)
+
+
+def forecast_series(
+    home: Home, config: RunConfig, model: PairRef, *, dataset: BuiltDataset | None
+) -> tuple[ForecastRef, ...]:
+    """One stored forecast and one picture per series."""
+    forecasts = sample(
+        home,
+        config.keys(),
+        model,
+        config.forecast,
+        lookback=config.dataset.lookback,
+        horizon=config.dataset.horizon,
+        dataset=dataset,
+        seed=config.seed,
+    )
+    for one in forecasts:
+        key = "forecast-" + one.series.replace(":", "-").lower()
+        show_picture(Path(one.figure), key, f"Forecast of {one.series} by the {one.model}")
+    return forecasts

@@ -1,0 +1,72 @@
+"""Challenger against base, champion and baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.config import RunConfig
+from kronos_model.evaluation.scores import Scores
+from storage.layout import Home
+from storage.registry import Champion
+from tasks.evaluate import evaluate, gate
+from tasks.figures import draw_skill
+from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
+from tasks.report import show_leaderboard, show_picture
+from tasks.tracking import log_artifact, log_metrics, log_table
+
+__all__ = ["Judged", "champion_pair", "judge_challenger"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """Scores, the picture of them, and the gate's verdict."""
+
+    scores: ScoresRef
+    verdict: VerdictRef
+    skill_figure: Path
+
+
+def champion_pair(home: Home, champion: Champion) -> PairRef:
+    """The champion as a pair of folders."""
+    return PairRef(
+        tokenizer=str(home.root / champion.tokenizer),
+        tokenizer_digest=champion.tokenizer_digest,
+        predictor=str(home.root / champion.predictor),
+        predictor_digest=champion.predictor_digest,
+        origin=f"champion since {champion.since}",
+    )
+
+
+def judge_challenger(
+    home: Home,
+    config: RunConfig,
+    dataset: BuiltDataset,
+    *,
+    challenger: PairRef,
+    base: PairRef,
+    champion: PairRef | None,
+    run: RunRef,
+) -> Judged:
+    """Walk all models forward over the test range, then ask the gate."""
+    models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
+    scores = evaluate(home, dataset, models, config.evaluation, seed=config.seed)
+    verdict = gate(scores, config.gate, champion=champion is not None)
+    figure = draw_skill(Scores.load(Path(scores.path)), Path(scores.path) / "skill.png")
+    show_leaderboard(scores.leaderboard, verdict)
+    show_picture(figure, "skill", "CRPS skill against the last value by step")
+    log_artifact(run, figure, "figures")
+    log_table(run, scores.leaderboard, "leaderboard.json")
+    log_metrics(run, _pooled(scores))
+    return Judged(scores=scores, verdict=verdict, skill_figure=figure)
+
+
+def _pooled(scores: ScoresRef) -> dict[str, float]:
+    """The leaderboard's numbers over all series as metrics such as challenger/crps_bps."""
+    return {
+        f"{row['model']}/{name}": value
+        for row in scores.leaderboard
+        if row["series"] == "all"
+        for name, value in row.items()
+        if isinstance(value, float)
+    }

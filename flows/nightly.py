@@ -1,0 +1,172 @@
+"""The whole night: ingest, dataset, tokenizer, predictor, evaluate, gate, publish, forecast."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.cards import card_facts
+from flows.config import RunConfig
+from flows.environment import open_home
+from flows.finetune import Trained, build_dataset, train_challenger
+from flows.forecast import forecast_series
+from flows.ingest import ingest_series
+from flows.judge import Judged, champion_pair, judge_challenger
+from flows.recipes import RecipeName, configure
+from flows.tracked import night_identity, tracked
+from storage.layout import Home
+from storage.registry import Champion, read_champion, read_night, write_night
+from tasks.publish import check_publishing, promote, publish, wanted
+from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
+from tasks.report import show_links
+from tasks.tracking import log_artifact
+from tasks.train import base_model
+
+__all__ = ["nightly", "run_night"]
+
+logger = logging.getLogger(__name__)
+
+
+@flow(name="nightly", flow_run_name="nightly {recipe}")
+def nightly(
+    recipe: RecipeName = "demo",
+    series: list[str] | None = None,
+    interval: str | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Download, train, judge, publish and forecast; a night whose inputs have not changed only says so.
+
+    Args:
+        recipe: The recipe to run.
+        series: Other series than the recipe's, each market:SYMBOL such as um:DOGEUSDT.
+        interval: Another candle interval than the recipe's, such as 1h or 4h.
+        start: First day to use, UTC.
+        end: First day not to use, UTC.
+        settings: Any other setting by its dotted name, such as {"predictor.epochs": 3}.
+    """
+    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
+    home = open_home()
+    with home.exclusive(f"nightly {recipe}"):
+        return run_night(home, config)
+
+
+def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
+    """Every step of a night in order; each recognises what an earlier, interrupted run has finished."""
+    check_publishing(config.publish)
+    base = base_model(home, config.model.preset, config.model.weights, config.seed)
+    candles = ingest_series(home, config)
+    dataset = build_dataset(home, config)
+    night = night_identity(config, dataset, base)
+    finished = read_night(home, config.recipe, night)
+    if finished is not None:
+        logger.info("Nothing new since night %s: same candles, same settings; nothing was trained.", night)
+        return {**finished, "nothing_new": True, "candles": [asdict(one) for one in candles]}
+    with tracked(home, config, dataset, night) as run:
+        trained = train_challenger(home, config, dataset, base, run)
+        outcome = _decide(home, config, dataset, base, trained, night, run)
+        serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
+        forecasts = forecast_series(home, config, serving, dataset=dataset)
+        _record(run, trained, forecasts, outcome.published)
+    summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
+    write_night(home, config.recipe, night, summary)
+    return {**summary, "nothing_new": False}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Outcome:
+    judged: Judged
+    published: tuple[PublishedRef, ...]
+    champion: Champion | None  # who serves now
+
+
+def _decide(
+    home: Home,
+    config: RunConfig,
+    dataset: BuiltDataset,
+    base: PairRef,
+    trained: Trained,
+    night: str,
+    run: RunRef,
+) -> _Outcome:
+    """Judge against the champion, publish and promote."""
+    champion = read_champion(home, config.recipe)
+    # A night that was cut off after its promotion is judged again against the same opponent as before.
+    opponent = champion.previous if champion is not None and champion.night == night else champion
+    rival = champion_pair(home, opponent) if opponent else None
+    judged = judge_challenger(
+        home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
+    )
+    published: tuple[PublishedRef, ...] = ()
+    if wanted(config.publish, judged.verdict):
+        cards = card_facts(config, dataset, trained, judged, base)
+        pictures = {
+            "skill.png": judged.skill_figure,
+            "losses.png": Path(trained.stages[1].job) / "losses.png",
+        }
+        published = publish(
+            home,
+            trained.challenger,
+            config.publish,
+            recipe=config.recipe,
+            night=night,
+            cards=cards,
+            pictures=pictures,
+        )
+    if judged.verdict.verdict == "promote":
+        champion = promote(
+            home,
+            config.recipe,
+            trained.challenger,
+            night=night,
+            mlflow_run=run.run_id,
+            verdict=judged.verdict,
+            published=published,
+            previous=opponent,
+        )
+    return _Outcome(judged=judged, published=published, champion=champion)
+
+
+def _record(
+    run: RunRef, trained: Trained, forecasts: tuple[ForecastRef, ...], published: tuple[PublishedRef, ...]
+) -> None:
+    """Model files and forecasts into the MLflow run, links into the Prefect run."""
+    for stage in trained.stages:
+        log_artifact(run, stage.best, f"model/{stage.stage}")
+    for one in forecasts:
+        log_artifact(run, one.figure, "figures")
+    show_links(run, published)
+
+
+def _summary(
+    config: RunConfig,
+    night: str,
+    candles: tuple[SeriesRef, ...],
+    dataset: BuiltDataset,
+    trained: Trained,
+    outcome: _Outcome,
+    forecasts: tuple[ForecastRef, ...],
+    run: RunRef,
+) -> dict[str, Any]:
+    """The night in plain values, as stored and as the CLI shows it."""
+    verdict = outcome.judged.verdict
+    return {
+        "recipe": config.recipe,
+        "night": night,
+        "candles": [asdict(one) for one in candles],
+        "dataset": {"path": str(dataset.path), "digest": dataset.digest, "windows": dataset.windows},
+        "warnings": list(dataset.warnings),
+        "stages": [asdict(one) for one in trained.stages],
+        "leaderboard": list(outcome.judged.scores.leaderboard),
+        "verdict": verdict.verdict,
+        "reasons": list(verdict.reasons),
+        "published": [asdict(one) for one in outcome.published],
+        "forecasts": [asdict(one) for one in forecasts],
+        "mlflow_run": run.run_id,
+    }

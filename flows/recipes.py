@@ -1,0 +1,120 @@
+"""Named runs. A recipe is a function that returns a full configuration; the CLI and the UI override a few of its values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from flows.config import ConfigError, ModelChoice, RunConfig, override
+from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.jobs import StageConfig
+from kronos_model.sampling import SamplingConfig
+from storage.dataset import DatasetConfig
+
+__all__ = ["RECIPES", "RecipeName", "configure", "recipe"]
+
+RecipeName = Literal["demo", "doge_1h", "btc_1h", "btc_4h", "majors_1h", "paper_1h"]
+
+
+def demo() -> RunConfig:
+    """Offline, minutes on two cores: a replay exchange, two symbols, a tiny model from scratch."""
+    stage = StageConfig(
+        epochs=2,
+        steps_per_epoch=100,
+        batch_size=64,
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        validation_windows=512,
+        checkpoint_steps=100,
+    )
+    return RunConfig(
+        recipe="demo",
+        series=("spot:BTCUSDT", "um:DOGEUSDT"),
+        replay="synthetic",
+        dataset=DatasetConfig(lookback=64, horizon=12),
+        model=ModelChoice(preset="tiny", weights="scratch"),
+        tokenizer=stage,
+        predictor=replace(stage, epochs=3),
+        evaluation=EvaluationConfig(origins=60, samples=20),
+        forecast=SamplingConfig(samples=100),
+    )
+
+
+def doge_1h() -> RunConfig:
+    """DOGEUSDT perpetual, 1h since its listing, Kronos-small, 400 + 120 candles: the first DOGE project, without its leaks."""
+    return RunConfig(
+        recipe="doge_1h",
+        series=("um:DOGEUSDT",),
+        dataset=DatasetConfig(lookback=400, horizon=120, normaliser="global_robust"),
+        model=ModelChoice(preset="small"),
+        tokenizer=StageConfig(epochs=5, batch_size=32, learning_rate=5e-6, clip_norm=3.0, patience=5),
+        predictor=StageConfig(epochs=15, batch_size=32, learning_rate=2e-6, clip_norm=3.0, patience=5),
+    )
+
+
+def btc_1h() -> RunConfig:
+    """BTCUSDT spot, 1h, Kronos-base, 464 + 48 candles, so that a forecast stays within the model's context of 512."""
+    return RunConfig(
+        recipe="btc_1h",
+        series=("spot:BTCUSDT",),
+        dataset=DatasetConfig(lookback=464, horizon=48),
+        model=ModelChoice(preset="base"),
+        tokenizer=StageConfig(epochs=3, batch_size=32, learning_rate=1e-5, patience=3),
+        predictor=StageConfig(epochs=10, batch_size=32, learning_rate=4e-6, patience=3),
+    )
+
+
+def btc_4h() -> RunConfig:
+    """BTCUSDT spot, 4h, Kronos-base, 494 + 18 candles (three days ahead)."""
+    return replace(btc_1h(), recipe="btc_4h", interval="4h", dataset=DatasetConfig(lookback=494, horizon=18))
+
+
+def majors_1h() -> RunConfig:
+    """One global Kronos-small over eight USD-M majors, 1h, 400 + 48 candles."""
+    return RunConfig(
+        recipe="majors_1h",
+        series=tuple(f"um:{coin}USDT" for coin in ("BTC", "ETH", "BNB", "XRP", "ADA", "DOGE", "LTC", "LINK")),
+        dataset=DatasetConfig(lookback=400, horizon=48),
+        model=ModelChoice(preset="small"),
+        tokenizer=StageConfig(epochs=2, batch_size=32, learning_rate=1e-5, patience=2),
+        predictor=StageConfig(epochs=6, batch_size=32, learning_rate=4e-6, patience=3),
+    )
+
+
+def paper_1h() -> RunConfig:
+    """The paper's hourly protocol (Table 8: 80 + 12 candles; Table 6: T 0.6, top-p 0.9, 10 samples) on spot BTCUSDT."""
+    return RunConfig(
+        recipe="paper_1h",
+        series=("spot:BTCUSDT",),
+        dataset=DatasetConfig(lookback=80, horizon=12),
+        model=ModelChoice(preset="small"),
+        tokenizer=StageConfig(epochs=2, batch_size=64, learning_rate=1e-5, patience=2),
+        predictor=StageConfig(epochs=6, batch_size=64, learning_rate=4e-6, patience=3),
+        evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9),
+        forecast=SamplingConfig(samples=10, temperature=0.6, top_p=0.9),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    function.__name__: function for function in (demo, doge_1h, btc_1h, btc_4h, majors_1h, paper_1h)
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The recipe of that name. Raises ConfigError, naming the nearest ones, when there is none."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`kronos recipes` describes them."
+        raise ConfigError(f"Expected a recipe among {', '.join(RECIPES)}, found {name!r}; {hint}")
+    return RECIPES[name]()
+
+
+def configure(name: str, settings: Mapping[str, Any] | None = None, **chosen: Any) -> RunConfig:
+    """A recipe with the values that were chosen (None: as in the recipe), then dotted `settings`, replaced.
+
+    Raises ConfigError for an unknown recipe or setting, or a value that cannot be.
+    """
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return override(recipe(name), {**given, **(settings or {})})

@@ -1,0 +1,216 @@
+"""What the terminal shows: tables of a night, of recipes, of the doctor's findings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.config import RunConfig, knobs
+from flows.doctor import Finding
+from storage.layout import Home
+from tasks.refs import ForecastRef, SeriesRef, TrainedRef
+
+__all__ = [
+    "show_findings",
+    "show_forecasts",
+    "show_leaderboard",
+    "show_night",
+    "show_recipe",
+    "show_recipes",
+    "show_series",
+    "show_stages",
+]
+
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]missing[/]"}
+
+
+def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
+    """The whole night, and where to look further."""
+    screen = _screen()
+    screen.print(_candles(summary["candles"]))
+    windows = summary["dataset"]["windows"]
+    screen.print(
+        f"Windows: {windows['train']:,} train, {windows['validation']:,} validation, {windows['test']:,} test "
+        f"(dataset {summary['dataset']['digest'][:16]})"
+    )
+    for warning in summary["warnings"]:
+        screen.print(f"[yellow]note:[/] {warning}", highlight=False)
+    screen.print(_stages(summary["stages"]))
+    screen.print(_leaderboard(summary["leaderboard"]))
+    screen.print(f"Gate: [bold]{summary['verdict']}[/]")
+    for reason in summary["reasons"]:
+        screen.print(f"  - {reason}", highlight=False)
+    for one in summary["published"]:
+        place = one["url"] if one["url"] else f"{one['path']} (a folder; nothing was uploaded)"
+        screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
+    screen.print(_forecasts(summary["forecasts"]))
+    if summary["nothing_new"]:
+        screen.print(
+            "[bold]Nothing new:[/] same candles and settings as a finished night; nothing was trained."
+        )
+    _where(screen, home, seconds)
+
+
+def show_series(series: Sequence[SeriesRef]) -> None:
+    """What the lake holds of each series."""
+    _screen().print(_candles([asdict(one) for one in series]))
+
+
+def show_stages(stages: Sequence[TrainedRef]) -> None:
+    """Losses by stage."""
+    _screen().print(_stages([asdict(one) for one in stages]))
+
+
+def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Scores over all series."""
+    _screen().print(_leaderboard(rows))
+
+
+def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
+    """The last step of each forecast."""
+    _screen().print(_forecasts([asdict(one) for one in forecasts]))
+
+
+def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:
+    """One line per recipe."""
+    table = Table("recipe", "what it is", title="Recipes")
+    for name, function in recipes.items():
+        table.add_row(name, (function.__doc__ or "").strip().splitlines()[0])
+    _screen().print(table)
+
+
+def show_recipe(config: RunConfig) -> None:
+    """Every setting with its value, type and meaning."""
+    table = Table("setting", "value", "type", "meaning", title=f"Recipe {config.recipe}", show_lines=False)
+    for knob in knobs(config):
+        value = ", ".join(knob.value) if isinstance(knob.value, tuple) else str(knob.value)
+        table.add_row(knob.path, value, knob.kind, " ".join(knob.help.split()))
+    _screen().print(table)
+    _screen().print("Change any of them with --set SETTING=VALUE.")
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """What the doctor found."""
+    table = Table("", "what", "found", show_header=False)
+    for finding in findings:
+        table.add_row(_MARKS[finding.state], finding.what, finding.found)
+    _screen().print(table)
+
+
+def _candles(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "series", "interval", "candles", "from (UTC)", "to (UTC)", "new", "requests", "holes", title="Candles"
+    )
+    for row in rows:
+        table.add_row(
+            row["series"],
+            row["interval"],
+            f"{row['rows']:,}",
+            _time(row["first_ms"]),
+            _time(row["last_ms"]),
+            f"{row['added']:,}",
+            str(row["requests"]),
+            str(row["holes"]),
+        )
+    return table
+
+
+def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "stage",
+        "steps",
+        "loss before",
+        "best loss",
+        "kept step",
+        "ended by",
+        title="Validation loss by stage",
+    )
+    for row in rows:
+        table.add_row(
+            row["stage"],
+            f"{row['steps']:,}",
+            f"{row['initial_loss']:.4f}",
+            f"{row['best_loss']:.4f}",
+            f"{row['best_step']:,}",
+            row["stopped"] if row["trained"] else f"{row['stopped']} (earlier run)",
+        )
+    return table
+
+
+def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = (
+        "model",
+        "origins",
+        "MAE bps",
+        "RMSE bps",
+        "CRPS bps",
+        "skill",
+        "direction",
+        "cover 50",
+        "cover 90",
+    )
+    table = Table(
+        *columns, title="Leaderboard, test range, all series (bps of log return; skill against last value)"
+    )
+    for row in rows:
+        if row["series"] == "all":
+            table.add_row(
+                row["model"],
+                str(row["origins"]),
+                *(f"{row[name]:.1f}" for name in ("mae_bps", "rmse_bps", "crps_bps")),
+                *(_share(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
+            )
+    return table
+
+
+def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "series", "after (UTC)", "close", "until (UTC)", "mean", "5 to 95 %", "P(up)", title="Forecast"
+    )
+    for row in rows:
+        table.add_row(
+            row["series"],
+            _time(row["origin_ms"]),
+            _price(row["last_close"]),
+            _time(row["horizon_end_ms"]),
+            _price(row["close_mean"]),
+            f"{_price(row['close_low'])} to {_price(row['close_high'])}",
+            f"{row['probability_up']:.2f}",
+        )
+    return table
+
+
+def _where(screen: Console, home: Home, seconds: float) -> None:
+    here = Path.cwd() / ".kronos" == home.root
+    option = "" if here else f"--home {home.root} "
+    screen.print(f"Run time {seconds:.0f} s. Everything is in {home.root}", highlight=False, soft_wrap=True)
+    screen.print(
+        f"  Prefect:  .venv/bin/kronos {option}ui prefect   then http://127.0.0.1:4200", highlight=False
+    )
+    screen.print(
+        f"  MLflow:   .venv/bin/kronos {option}ui mlflow    then http://127.0.0.1:5000", highlight=False
+    )
+
+
+def _screen() -> Console:
+    """Full width in a terminal; wide enough for the tables in a pipe or a log."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _time(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, tz=UTC):%Y-%m-%d %H:%M}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _price(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.5g}"

@@ -1,0 +1,60 @@
+"""What identifies a night, and its MLflow run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
+
+from flows.config import RunConfig, config_digest, knobs
+from storage.layout import Home
+from tasks.refs import BuiltDataset, PairRef, RunRef
+from tasks.tracking import begin_run, end_run, log_dataset
+
+__all__ = ["night_identity", "tracked"]
+
+
+def night_identity(config: RunConfig, dataset: BuiltDataset, base: PairRef) -> str:
+    """Sixteen hex digits of all that decides a night: candles, settings, starting weights, code version."""
+    parts = (
+        dataset.digest,
+        config_digest(config),
+        base.tokenizer_digest,
+        base.predictor_digest,
+        version("kronos-nightly"),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str) -> Iterator[RunRef]:
+    """The MLflow run of this identity, begun or resumed; FINISHED, FAILED or, when cancelled, KILLED at the end."""
+    run = begin_run(
+        home,
+        experiment=f"kronos-{config.recipe}",
+        name=f"{config.recipe} {datetime.now(UTC):%Y-%m-%d}",
+        identity=identity,
+        params={knob.path: knob.value for knob in knobs(config)},
+        tags={
+            "kronos.recipe": config.recipe,
+            "kronos.dataset_digest": dataset.digest,
+            "kronos.config_digest": config_digest(config),
+            "kronos.version": version("kronos-nightly"),
+            "prefect.flow_run_id": flow_run.id or "",
+        },
+    )
+    try:
+        log_dataset(run, path=str(dataset.path), digest=dataset.digest, name=config.recipe)
+        yield run
+    except (TerminationSignal, KeyboardInterrupt):
+        end_run(run, "KILLED")
+        raise
+    except BaseException:
+        end_run(run, "FAILED")
+        raise
+    end_run(run, "FINISHED")

@@ -1,0 +1,23 @@
+"""The Prefect and MLflow servers over a home, for looking."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from storage.layout import Home
+from tasks.tracking import tracking_uri
+
+__all__ = ["serve_ui"]
+
+
+def serve_ui(which: str, home: Home, port: int | None) -> None:
+    """Replace this process by the server, on 127.0.0.1; Ctrl-C stops it."""
+    if which == "prefect":
+        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port or 4200)]
+    else:
+        command = [
+            "mlflow", "server", "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1",
+            "--backend-store-uri", tracking_uri(home), "--artifacts-destination", str(home.mlartifacts),
+        ]  # fmt: skip
+    os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -1,0 +1,127 @@
+"""Pictures of a night, as PNG files: loss curves, the forecast fan, skill by step. All times UTC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import matplotlib.dates as mdates
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kronos_model.evaluation.scores import Scores
+from storage.atomic import atomic_path
+
+__all__ = ["draw_forecast", "draw_losses", "draw_skill"]
+
+# Okabe and Ito's palette: distinguishable with every common colour vision.
+BLUE, ORANGE, GREEN, GREY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#6B7280", "#D55E00"
+MODEL_COLOURS = {"challenger": BLUE, "champion": GREEN, "base": ORANGE, "last_value": GREY}
+
+
+def draw_losses(jobs: Mapping[str, Path], target: Path) -> Path:
+    """Training and validation loss per stage, the kept step marked. `jobs` maps a stage to its job folder."""
+    figure, axes = _canvas(len(jobs), "Loss by stage")
+    for axis, (stage, job) in zip(axes, jobs.items(), strict=True):
+        records = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        train = [(r["step"], r["loss"]) for r in records if r["phase"] == "train"]
+        validation = [(r["step"], r["loss"]) for r in records if r["phase"] == "validation"]
+        if train:
+            axis.plot(*zip(*train, strict=True), color=GREY, alpha=0.35, linewidth=0.8, label="training step")
+        if validation:
+            axis.plot(
+                *zip(*validation, strict=True), color=BLUE, marker="o", markersize=4, label="validation"
+            )
+            step, loss = min(validation, key=lambda point: point[1])
+            axis.axvline(step, color=GREEN, linestyle="--", linewidth=1)
+            axis.annotate(
+                f"kept: step {step}, {loss:.4f}", (step, loss), xytext=(0, 8), textcoords="offset points",
+                ha="right" if step else "left", fontsize=9, color=GREEN,
+            )  # fmt: skip
+        axis.set(
+            title=stage, xlabel="optimizer step", ylabel="loss" if stage == "tokenizer" else "loss (nats)"
+        )
+        axis.legend(frameon=False)
+    return _save(figure, target)
+
+
+def draw_forecast(
+    *,
+    title: str,
+    unit: str,
+    context_ms: NDArray[np.int64],
+    context_close: NDArray[np.floating[Any]],
+    future_ms: NDArray[np.int64],
+    closes: NDArray[np.floating[Any]],
+    target: Path,
+) -> Path:
+    """Closes before the origin and the fan of sampled closes (S, H) after it."""
+    figure, (axis,) = _canvas(1, title)
+    past = _dates(context_ms)
+    future = np.concatenate([past[-1:], _dates(future_ms)])
+    last = np.full((len(closes), 1), context_close[-1])
+    paths = np.concatenate([last, closes], axis=1)  # (S, 1 + H)
+    axis.plot(past, context_close, color="black", linewidth=1.2, label="close")
+    _fan(axis, future, np.quantile(paths, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0))
+    axis.set(ylabel=unit, xlabel="time (UTC)")
+    axis.legend(frameon=False, loc="upper left")
+    _date_axis(axis)
+    return _save(figure, target)
+
+
+def draw_skill(scores: Scores, target: Path, *, reference: str = "last_value") -> Path:
+    """CRPS skill against the last value by step: above 0 is better than saying "no change"."""
+    figure, (axis,) = _canvas(1, f"CRPS skill against {reference.replace('_', ' ')} by step")
+    base = scores.crps[scores.index(reference)].mean(axis=0)  # (H,)
+    steps = np.arange(1, scores.horizon + 1)
+    for at, model in enumerate(scores.models):
+        if model != reference:
+            skill = 1 - scores.crps[at].mean(axis=0) / base
+            axis.plot(
+                steps, skill, marker="o", markersize=3, color=MODEL_COLOURS.get(model, VERMILION), label=model
+            )
+    axis.axhline(0, color=GREY, linewidth=1)
+    axis.set(xlabel=f"step ({scores.interval} candles ahead)", ylabel="skill (1 - CRPS / CRPS of reference)")
+    axis.legend(frameon=False)
+    return _save(figure, target)
+
+
+def _fan(axis: Axes, times: NDArray[np.float64], quantiles: NDArray[np.floating[Any]]) -> None:
+    low, lower, middle, upper, high = quantiles
+    axis.fill_between(times, low, high, color=BLUE, alpha=0.18, linewidth=0, label="5 to 95 %")
+    axis.fill_between(times, lower, upper, color=BLUE, alpha=0.32, linewidth=0, label="25 to 75 %")
+    axis.plot(times, middle, color=BLUE, linewidth=1.4, label="median")
+    axis.axvline(times[0], color=GREY, linestyle=":", linewidth=1)
+
+
+def _canvas(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(5.2 * count if count > 1 else 9, 4.2), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _dates(ms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Matplotlib's day numbers of times in ms since the epoch, UTC."""
+    return ms / 86_400_000
+
+
+def _date_axis(axis: Axes) -> None:
+    locator = mdates.AutoDateLocator(tz=UTC)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]
+
+
+def _save(figure: Figure, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as draft:
+        figure.savefig(draft, format="png")
+    return target

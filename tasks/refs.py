@@ -1,0 +1,118 @@
+"""Small frozen references that tasks hand to each other: a path, a digest, a few counts; never frames or tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from storage.dataset import BuiltDataset
+
+__all__ = [
+    "BuiltDataset",
+    "ForecastRef",
+    "PairRef",
+    "PublishedRef",
+    "RunRef",
+    "ScoresRef",
+    "SeriesRef",
+    "TrainedRef",
+    "VerdictRef",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesRef:
+    """One series of the lake after an ingest."""
+
+    series: str  # market:SYMBOL
+    interval: str
+    rows: int
+    first_ms: int
+    last_ms: int
+    added: int
+    requests: int
+    holes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairRef:
+    """A tokenizer and the predictor that belongs to it, as folders."""
+
+    tokenizer: str
+    tokenizer_digest: str
+    predictor: str
+    predictor_digest: str
+    origin: str  # where the weights came from, in words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedRef:
+    """A finished training job and its best model."""
+
+    stage: Literal["tokenizer", "predictor"]
+    job: str
+    best: str
+    digest: str
+    trained: bool  # False when the job had been finished before
+    steps: int
+    epochs: int
+    initial_loss: float
+    best_loss: float
+    best_step: int
+    stopped: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoresRef:
+    """A finished walk-forward."""
+
+    path: str
+    origins: int
+    leaderboard: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictRef:
+    """The gate's decision."""
+
+    verdict: Literal["promote", "keep", "reject"]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedRef:
+    """One repository as published: a folder under hub/, and its URL where it was uploaded."""
+
+    name: str
+    path: str
+    url: str = ""
+    revision: str = ""
+    uploaded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForecastRef:
+    """One stored forecast."""
+
+    series: str
+    path: str
+    figure: str
+    origin_ms: int
+    last_close: float
+    horizon_end_ms: int
+    close_mean: float
+    close_low: float  # 5 % quantile at the last step
+    close_high: float  # 95 %
+    probability_up: float
+    model: str
+    made: bool  # False when the same forecast was stored before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRef:
+    """An MLflow run."""
+
+    run_id: str
+    experiment_id: str
+    uri: str
+    url: str = field(default="")

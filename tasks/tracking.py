@@ -1,0 +1,226 @@
+"""MLflow: the only module that imports it.
+
+A run is found again by its identity tag, so a resumed night continues its run instead of starting a second one.
+All calls go through MlflowClient: MLflow's "active run" is thread-local and would not be seen by other threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
+
+from storage.layout import Home
+from tasks.refs import RunRef
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+__all__ = [
+    "MetricTail",
+    "begin_run",
+    "end_run",
+    "log_artifact",
+    "log_dataset",
+    "log_metrics",
+    "log_table",
+    "log_text",
+    "tolerant",
+    "tracking_uri",
+]
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY = "kronos.identity"
+_PARAM_LIMIT = 6000  # MLflow truncates longer values silently
+
+
+def tracking_uri(home: Home) -> str:
+    """MLFLOW_TRACKING_URI, or SQLite in the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_uri
+
+
+def begin_run(
+    home: Home,
+    *,
+    experiment: str,
+    name: str,
+    identity: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> RunRef:
+    """Start the run of this identity, or resume it when it exists."""
+    client, uri = _prepared_client(home)
+    experiment_id = _experiment(client, experiment, home, uri)
+    found = client.search_runs([experiment_id], f"tags.`{_IDENTITY}` = '{identity}'", max_results=1)
+    if found:
+        run = found[0]
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        run = client.create_run(experiment_id, run_name=name, tags={_IDENTITY: identity, **tags})
+        _log_params(client, run.info.run_id, params)
+    for key, value in tags.items():
+        client.set_tag(run.info.run_id, key, value)
+    url = f"{uri}/#/experiments/{experiment_id}/runs/{run.info.run_id}" if uri.startswith("http") else ""
+    return RunRef(run_id=run.info.run_id, experiment_id=experiment_id, uri=uri, url=url)
+
+
+def end_run(
+    run: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str] | None = None
+) -> None:
+    """Close the run with a status and last tags."""
+    client = _client(run.uri)
+    for key, value in (tags or {}).items():
+        client.set_tag(run.run_id, key, value)
+    client.set_terminated(run.run_id, status)
+
+
+def log_metrics(run: RunRef, values: Mapping[str, float], step: int = 0) -> None:
+    """Record numbers at a step."""
+    from mlflow.entities import Metric
+
+    now = _now_ms()
+    _client(run.uri).log_batch(
+        run.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()]
+    )
+
+
+def log_artifact(run: RunRef, path: str | Path, folder: str | None = None) -> None:
+    """Copy a file or a folder into the run."""
+    client, path = _client(run.uri), Path(path)
+    if path.is_dir():
+        client.log_artifacts(run.run_id, str(path), folder or path.name)
+    else:
+        client.log_artifact(run.run_id, str(path), folder)
+
+
+def log_text(run: RunRef, text: str, name: str) -> None:
+    """Record a text file."""
+    _client(run.uri).log_text(run.run_id, text, name)
+
+
+def log_table(run: RunRef, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Record rows as a table MLflow's UI can show; a second time replaces it."""
+    columns = list(rows[0]) if rows else []
+    table = {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}
+    client = _client(run.uri)
+    client.log_text(run.run_id, json.dumps(table), name)
+    client.set_tag(run.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": name, "type": "table"}]))
+
+
+def log_dataset(run: RunRef, *, path: str, digest: str, name: str) -> None:
+    """Record the dataset a run was trained on, without loading it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": path})
+    dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)  # 36: MLflow's limit
+    tags = [InputTag("mlflow.data.context", "training")]
+    _client(run.uri).log_inputs(run.run_id, [DatasetInput(dataset, tags)])
+
+
+class MetricTail:
+    """Copies the numbers of a job's metrics.jsonl into a run, each step once, however often the job is resumed."""
+
+    def __init__(self, run: RunRef, path: Path, prefix: str) -> None:
+        self._run, self._path, self._prefix = run, path, prefix
+        self._offset, self._inode = 0, -1
+        self._queue: list[Metric] = []
+        self._seen = {phase: self._last_step(phase) for phase in ("train", "validation")}
+
+    def poll(self) -> dict[str, Any] | None:
+        """Queue what is new and return the newest record."""
+        records = self._new_records()
+        for record in records:
+            phase, step = record.get("phase", ""), int(record.get("step", 0))
+            if phase in self._seen and step > self._seen[phase]:
+                self._seen[phase] = step
+                self._queue += self._metrics(record, phase, step)
+        return records[-1] if records else None
+
+    def send(self) -> None:
+        """Send the queue. Raises MlflowException when MLflow does not answer; what was not sent stays queued."""
+        while self._queue:
+            _client(self._run.uri).log_batch(self._run.run_id, metrics=self._queue[:1000])
+            del self._queue[:1000]
+
+    def _metrics(self, record: Mapping[str, Any], phase: str, step: int) -> list[Metric]:
+        from mlflow.entities import Metric
+
+        return [
+            Metric(f"{self._prefix}/{phase}/{name}", float(value), _now_ms(), step)
+            for name, value in record.items()
+            if name not in ("phase", "step") and isinstance(value, int | float)
+        ]
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """Complete lines since the last call; from the start again when a resumed job has cut the file."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._offset, self._inode = 0, status.st_ino
+            file.seek(self._offset)
+            complete = file.read().rpartition(b"\n")[0]
+        self._offset += len(complete) + 1 if complete else 0
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def _last_step(self, phase: str) -> int:
+        history = _client(self._run.uri).get_metric_history(self._run.run_id, f"{self._prefix}/{phase}/loss")
+        return max((point.step for point in history), default=-1)
+
+
+@contextmanager
+def tolerant(what: str) -> Iterator[None]:
+    """A tracking outage must not end a training that runs: warn, and let the caller send the rest later."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        logger.warning(
+            "MLflow did not take %s (%s); it will be sent again.", what, str(error).splitlines()[0]
+        )
+
+
+def _prepared_client(home: Home) -> tuple[MlflowClient, str]:
+    uri = tracking_uri(home)
+    if not uri.startswith("sqlite:"):
+        return _client(uri), uri
+    # Two processes that open a new SQLite store at once break its migrations for good, so one at a time.
+    with FileLock(home.root / "mlflow.lock"):
+        client = _client(uri)
+        client.search_experiments(max_results=1)
+    return client, uri
+
+
+def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(k, str(v)[:_PARAM_LIMIT]) for k, v in params.items()])
+
+
+def _client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,164 @@
+"""A training stage as a child process: start or resume it, tail its metrics, pass cancellation on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from kronos_model.config import PRESETS
+from kronos_model.errors import ModelError
+from kronos_model.hub import resolve_pair, scratch_pair
+from kronos_model.jobs import Job, Reference, Stage, StageConfig, write_job
+from storage.layout import Home
+from tasks.policies import IDEMPOTENT
+from tasks.progress import progress_bar
+from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
+from tasks.tracking import MetricTail, tolerant
+
+__all__ = ["base_model", "train"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_STOP_S = 10.0
+
+
+@task(name="base model", **IDEMPOTENT)
+def base_model(home: Home, preset: str, weights: str, seed: int) -> PairRef:
+    """The weights a night starts from: the Hub's at the pinned revision, a folder's, or seeded random ones."""
+    if weights == "scratch":
+        pair = scratch_pair(PRESETS[preset], home.models / "scratch" / f"{preset}-{seed}", seed)
+    else:
+        pair = resolve_pair(PRESETS[preset], weights)
+    return PairRef(
+        tokenizer=str(pair.tokenizer),
+        tokenizer_digest=pair.tokenizer_digest,
+        predictor=str(pair.predictor),
+        predictor_digest=pair.predictor_digest,
+        origin=pair.origin,
+    )
+
+
+@task(name="train", task_run_name="train {stage}", **IDEMPOTENT)
+def train(
+    home: Home,
+    stage: Stage,
+    *,
+    dataset: BuiltDataset,
+    start: PairRef,
+    config: StageConfig,
+    seed: int,
+    run: RunRef,
+) -> TrainedRef:
+    """Run, resume or recognise the job of these inputs; its id is their digest."""
+    job = _job(stage, dataset, start, config, seed)
+    folder = home.jobs / f"{stage}-{job.digest()}"
+    finished_before = (folder / "result.json").exists()
+    if not finished_before:
+        write_job(folder, job)
+    _run_child(folder, stage, run, wait_only=finished_before)
+    return _trained_ref(stage, folder, trained=not finished_before)
+
+
+def _job(stage: Stage, dataset: BuiltDataset, start: PairRef, config: StageConfig, seed: int) -> Job:
+    return Job(
+        stage=stage,
+        dataset=Reference(path=str(dataset.path), digest=dataset.digest),
+        tokenizer=Reference(path=start.tokenizer, digest=start.tokenizer_digest),
+        predictor=Reference(path=start.predictor, digest=start.predictor_digest)
+        if stage == "predictor"
+        else None,
+        config=config,
+        seed=seed,
+    )
+
+
+def _run_child(folder: Path, stage: str, run: RunRef, *, wait_only: bool) -> None:
+    """Train in a child and mirror metrics.jsonl. Raises ModelError with the child's own sentence when it fails."""
+    tail = MetricTail(run, folder / "metrics.jsonl", stage)
+    if not wait_only:
+        with _child(folder) as child, progress_bar(f"train {stage}") as progress:
+            artifact = create_progress_artifact(
+                progress=0.0, key=f"train-{stage}", description=f"Training the {stage}"
+            )
+            while (code := _wait(child)) is None:
+                newest = tail.poll()
+                with tolerant(f"{stage} metrics"):
+                    tail.send()
+                if newest and newest.get("total"):
+                    done, total = int(newest["done"]), int(newest["total"])
+                    progress(done, total)
+                    _show_progress(artifact, 100.0 * done / total)
+            if code != 0:
+                raise ModelError(_complaint(folder, stage, code))
+            _show_progress(artifact, 100.0)
+    tail.poll()
+    tail.send()
+
+
+@contextmanager
+def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The training process; whatever ends the block also ends the child, which leaves a resumable job."""
+    command = [sys.executable, "-m", "kronos_model.train", str(folder)]
+    with (folder / "stderr.log").open("wb") as log:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                try:
+                    child.wait(_STOP_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+
+def _show_progress(artifact: Any, percent: float) -> None:
+    update_progress_artifact(artifact, progress=percent)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return child.wait(_POLL_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _complaint(folder: Path, stage: str, code: int) -> str:
+    lines = [
+        line for line in (folder / "stderr.log").read_text(errors="replace").splitlines() if line.strip()
+    ]
+    if code == 2 and lines:
+        return lines[-1]
+    last = lines[-1] if lines else "it wrote no message"
+    return (
+        f"Training the {stage} ended with exit code {code} ({last}); the job in {folder} is resumable, "
+        f"so run the same command again, and read {folder / 'stderr.log'} if it ends the same way."
+    )
+
+
+def _trained_ref(stage: Stage, folder: Path, *, trained: bool) -> TrainedRef:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return TrainedRef(
+        stage=stage,
+        job=str(folder),
+        best=str(folder / "best"),
+        digest=result["digest"],
+        trained=trained,
+        steps=result["steps"],
+        epochs=result["epochs"],
+        initial_loss=result["initial_validation_loss"],
+        best_loss=result["best_validation_loss"],
+        best_step=result["best_step"],
+        stopped=result["stopped"],
+    )

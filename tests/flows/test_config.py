@@ -1,0 +1,106 @@
+"""Settings: one definition each, overridden in one way, refused in one sentence."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from flows.config import ConfigError, config_digest, knobs, override, parse_assignments
+from flows.recipes import RECIPES, configure, recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_valid_configuration_under_its_own_name(name: str) -> None:
+    config = recipe(name)
+    assert config.recipe == name
+    assert config.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_has_a_meaning(name: str) -> None:
+    for knob in knobs(recipe(name)):
+        assert knob.help, f"{knob.path} has no text under its field"
+
+
+def test_text_is_parsed_by_the_type_of_its_setting() -> None:
+    config = configure(
+        "doge_1h",
+        {
+            "dataset.lookback": "80",
+            "predictor.learning_rate": "1e-5",
+            "dataset.purge": "false",
+            "series": "um:BTCUSDT, um:ETHUSDT",
+            "start": "2023-01-31",
+            "predictor.steps_per_epoch": "",
+        },
+    )
+    assert config.dataset.lookback == 80
+    assert config.predictor.learning_rate == 1e-5
+    assert config.dataset.purge is False
+    assert config.series == ("um:BTCUSDT", "um:ETHUSDT")
+    assert config.start == date(2023, 1, 31)
+    assert config.predictor.steps_per_epoch is None
+
+
+def test_a_form_may_send_nested_values() -> None:
+    assert configure("demo", {"dataset": {"lookback": 70}}).dataset.lookback == 70
+
+
+def test_a_value_that_is_not_given_stays_as_in_the_recipe() -> None:
+    assert configure("demo", None, series=None, interval=None) == recipe("demo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"dataset.lokback": "80"}, "did you mean dataset.lookback"),
+        ({"nonsense": "1"}, "Expected a known setting, found 'nonsense'"),
+        ({"recipe": "other"}, "Expected a known setting, found 'recipe'"),
+        ({"dataset.lookback": "many"}, "dataset.lookback: expected int, found 'many'"),
+        ({"model.preset": "huge"}, r"model.preset: expected tiny\|mini\|small\|base, found 'huge'"),
+        ({"dataset.lookback": "-3"}, "dataset.lookback"),
+        ({"series": ""}, "Expected at least one series"),
+        ({"series": "um:BTCUSDT um:BTCUSDT"}, "Expected each series once"),
+        ({"start": "2024-02-01", "end": "2024-01-01"}, "Expected start before end"),
+        ({"start": "yesterday"}, "start: expected date or empty, found 'yesterday'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_sentence(settings: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        configure("demo", settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean doge_1h"):
+        configure("doge1h")
+
+
+def test_an_assignment_without_a_value_is_refused() -> None:
+    assert parse_assignments(("a.b=1", "c=x=y")) == {"a.b": "1", "c": "x=y"}
+    with pytest.raises(ConfigError, match="Expected key=value"):
+        parse_assignments(("dataset.lookback",))
+
+
+def test_the_digest_follows_what_decides_a_night_and_nothing_else() -> None:
+    config = recipe("demo")
+    assert config_digest(config) == config_digest(recipe("demo"))
+    assert config_digest(config) == config_digest(
+        override(config, {"exchange.timeout_s": "3", "publish.policy": "never"})
+    )
+    assert config_digest(config) != config_digest(override(config, {"predictor.learning_rate": "1e-4"}))
+
+
+def test_every_setting_reaches_the_code_that_reads_it() -> None:
+    """A field that no code reads would be a dead knob."""
+    sources = "\n".join(
+        path.read_text()
+        for package in ("flows", "tasks", "exchange", "storage", "kronos_model")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    for name in RECIPES:
+        for knob in knobs(recipe(name)):
+            field = knob.path.rpartition(".")[2]
+            assert f".{field}" in sources or f'"{field}"' in sources, f"{knob.path} is read nowhere"
