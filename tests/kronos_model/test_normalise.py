@@ -128,6 +128,22 @@ def test_a_window_s_statistics_do_not_depend_on_its_batch(kind):
         assert torch.equal(alone.scale[0], together.scale[index])
 
 
+@pytest.mark.parametrize("kind", ["window_zscore", "window_robust"])
+def test_statistics_of_large_numbers_that_hardly_move_are_exact(kind):
+    """Amounts of 1e10 that move by 1e-6 of it: summed in float32, the mean is off by more than the spread."""
+    column = (1e10 + 1e4 * np.arange(400) % 7e4).astype(np.float32)
+    x = np.tile(column[:, None], (1, 6))
+    scale = Normaliser(kind=kind).measure(torch.from_numpy(x)[None], ["um:AAAUSDT"])
+    wide = column.astype(np.float64)
+    median = np.median(wide)
+    expected = {
+        "window_zscore": (wide.mean(), wide.std() + 1e-5),
+        "window_robust": (median, 1.4826 * np.median(np.abs(wide - median))),
+    }[kind]
+    np.testing.assert_array_equal(scale.location[0, 0], np.float32(expected[0]))
+    np.testing.assert_allclose(scale.scale[0, 0], expected[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inverse_undoes_forward_where_nothing_was_clipped(kind):
     normaliser = fitted(kind)

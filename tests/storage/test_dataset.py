@@ -147,7 +147,7 @@ def test_weekly_candles_have_no_holes_between_mondays(tmp_path):
 
 
 @pytest.mark.parametrize("purge", [True, False])
-@pytest.mark.parametrize(("train", "validation"), [(0.7, 0.15), (0.34, 0.33), (0.9, 0.05)])
+@pytest.mark.parametrize(("train", "validation"), [(0.7, 0.15), (0.34, 0.33), (0.6, 0.3)])
 def test_a_split_without_windows_says_how_many_rows_are_needed_and_that_many_suffice(
     tmp_path, purge, train, validation
 ):
@@ -297,6 +297,21 @@ def test_another_series_name_or_start_gives_another_digest(tmp_path):
         build({"um:AAAUSDT": make_candles(400, start_ms=START_MS + HOUR_MS)}, SMALL, tmp_path).digest,
     }
     assert len(digests) == 3
+
+
+def test_other_calendar_stamps_give_another_digest(tmp_path):
+    keyed = {SeriesKey.parse("um:AAAUSDT", "1h"): make_candles(400)}
+    digests = {
+        build_dataset(
+            keyed,
+            SMALL,
+            tmp_path,
+            stamp=lambda ms, value=value: np.full((len(ms), 5), value, np.int8),
+            fit=lambda rows: {},
+        ).digest
+        for value in (0, 1)
+    }
+    assert len(digests) == 2
 
 
 def test_the_manifest_says_what_the_folder_holds(tmp_path):
