@@ -99,8 +99,10 @@ def validate_candles(frame: pl.DataFrame, interval: Interval, *, origin: str) ->
     candles = _cast(_complete(frame, interval), origin)
     _check_times(candles, interval, origin)
     _check_values(candles, origin)
-    # -0.0 equals 0.0 but has other bytes; adding 0.0 leaves one zero.
-    return candles.with_columns(pl.col(_FLOATS) + 0.0)
+    # -0.0 equals 0.0 but has other bytes.
+    return candles.with_columns(
+        pl.when(pl.col(_FLOATS) == 0).then(0.0).otherwise(pl.col(_FLOATS)).name.keep()
+    )
 
 
 def _check_columns(frame: pl.DataFrame, origin: str) -> None:
