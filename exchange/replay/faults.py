@@ -50,7 +50,7 @@ class Fault:
     delay_s: float = 1.0
     """Seconds that a slow answer waits."""
     retry_after_s: int = 1
-    """Seconds in Retry-After of 429 and 418."""
+    """Seconds in Retry-After of 429; 418 lasts as long, but at least the 120 s of a first ban."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
