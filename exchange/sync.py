@@ -76,8 +76,19 @@ def sync_series(
             "swap or move them."
         )
     asked_before = client.requests
+    server_ms = client.server_time_ms()
     with lake.writing(key):
-        sync = _Sync(client, lake, ledger, key, progress)
+        span = lake.span(key)
+        sync = _Sync(
+            client=client,
+            lake=lake,
+            ledger=ledger,
+            key=key,
+            progress=progress,
+            server_ms=server_ms,
+            first_ms=span.first_ms if span else None,
+            last_ms=span.last_ms if span else None,
+        )
         sync.run(start_ms, end_ms)
         span = lake.span(key)
     assert span is not None, "a sync that found nothing has raised"
@@ -92,28 +103,19 @@ def sync_series(
     )
 
 
+@dataclass(kw_only=True, slots=True)
 class _Sync:
-    """The state of one sync."""
+    """One sync at work. `first_ms` and `last_ms` are those of the lake, as it grows."""
 
-    def __init__(
-        self,
-        client: RestClient,
-        lake: Lake,
-        ledger: Ledger,
-        key: SeriesKey,
-        progress: Callable[[int, int], object],
-    ) -> None:
-        self.client = client
-        self.lake = lake
-        self.ledger = ledger
-        self.key = key
-        self.progress = progress
-        self.source = Source("rest", client.url)
-        self.added = 0
-        self.server_ms = client.server_time_ms()
-        span = lake.span(key)
-        self.first_ms: int | None = span.first_ms if span else None
-        self.last_ms: int | None = span.last_ms if span else None
+    client: RestClient
+    lake: Lake
+    ledger: Ledger
+    key: SeriesKey
+    progress: Callable[[int, int], object]
+    server_ms: int
+    first_ms: int | None
+    last_ms: int | None
+    added: int = 0
 
     def run(self, start_ms: int | None, end_ms: int | None) -> None:
         start_ms, end_ms = self._range(start_ms, end_ms)
@@ -127,7 +129,7 @@ class _Sync:
         self.progress(done, total)
         self._settle(asked)
         for part in holes:
-            if not self._missing(*part):
+            if not self._absent(*part):
                 self.ledger.mark(self.key, self._hole(part), "repaired")
         if self.added == 0 and all(part.is_empty() for part in self._stored(start_ms, end_ms)):
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
@@ -141,8 +143,8 @@ class _Sync:
             start_ms = interval.next(interval.floor(start_ms - 1))
             if start_ms >= end_ms:
                 raise NoCandles(
-                    f"Expected a whole {interval} candle of {self.key} from {utc_text(start_ms)} on, found that "
-                    f"none is closed before {utc_text(min(closed_ms, end_ms))} (the exchange's clock says "
+                    f"Expected a whole {interval} candle of {self.key} from {utc_text(start_ms)} on, found "
+                    f"that none is closed before {utc_text(end_ms)} (the exchange's clock says "
                     f"{utc_text(self.server_ms)}); move the range."
                 )
             return start_ms, end_ms
@@ -163,7 +165,7 @@ class _Sync:
         for start_ms, end_ms in self._outages():
             if start_ms == 0:
                 return end_ms
-        listing_ms = self.client.first_open_ms(self.key)
+        listing_ms = self.key.interval.floor(self.client.first_open_ms(self.key))
         self._mark_outage((0, listing_ms))
         return listing_ms
 
@@ -184,7 +186,8 @@ class _Sync:
             return
         candles = pl.concat(pending)
         pending.clear()
-        self.added += self.lake.upsert(self.key, candles, source=self.source).added
+        source = Source("rest", self.client.url)
+        self.added += self.lake.upsert(self.key, candles, source=source).added
         first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
         self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
         self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
@@ -210,13 +213,18 @@ class _Sync:
 
     def _missing(self, start_ms: int, end_ms: int) -> list[Stretch]:
         """The parts of [start, end) that are neither in the lake nor confirmed to be empty."""
+        return _without(self._absent(start_ms, end_ms), self._outages())
+
+    def _absent(self, start_ms: int, end_ms: int) -> list[Stretch]:
+        """The parts of [start, end) that are not in the lake."""
         times = pl.concat([NO_TIMES, *self._stored(start_ms, end_ms)])
         if times.is_empty():
-            return _without([(start_ms, end_ms)], self._outages())
+            return [(start_ms, end_ms)]
         interval = self.key.interval
         holes = [(hole.start_ms, hole.end_ms) for hole in find_holes(times, interval)]
-        ends = ((start_ms, _open_ms(times, 0)), (interval.next(_open_ms(times, -1)), end_ms))
-        return _without(sorted([*holes, *(part for part in ends if part[0] < part[1])]), self._outages())
+        head = (start_ms, _open_ms(times, 0))
+        tail = (interval.next(_open_ms(times, -1)), end_ms)
+        return [part for part in (head, *holes, tail) if part[0] < part[1]]
 
     def _stored(self, start_ms: int, end_ms: int) -> Iterator[pl.DataFrame]:
         """Open times in the lake within [start, end), a part at a time."""
