@@ -166,6 +166,17 @@ def test_a_forming_candle_grows_into_the_finished_one(
         assert parsed(klines(exchange, key, startTime=opened, limit=1)) == [final]
 
 
+def test_a_rising_candle_forms_over_its_low_and_a_falling_one_over_its_high(
+    exchange: ReplayExchange, market: dict[SeriesKey, pl.DataFrame]
+) -> None:
+    for number in range(20):
+        row = market[SPOT].row(number, named=True)
+        exchange.clock.set(START + number * HOUR + HOUR // 3)
+        ((_, _, values, trades),) = parsed(klines(exchange, limit=1))
+        assert values[3] == (row["low"] if row["close"] >= row["open"] else row["high"])
+        assert trades == row["trades"] // 3
+
+
 def test_a_forming_candle_is_the_same_for_the_same_clock(exchange: ReplayExchange) -> None:
     exchange.clock.set(START + 700 * HOUR + 1_234_567)
     assert klines(exchange, limit=1) == klines(exchange, limit=1)
