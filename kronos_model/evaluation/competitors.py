@@ -5,7 +5,6 @@ Shapes: B origins, C bars of lookback, H steps, S sample paths, F=6 features.
 
 from dataclasses import dataclass
 from typing import Protocol
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,20 +49,19 @@ class ModelCompetitor:
     seed: int
 
     def forecast(self, context: Context) -> Forecast:
-        # Each batch has its own stream: one for all would tie the sampling errors of the origins together.
-        names = crc32("".join(context.series).encode())
-        stream = np.random.SeedSequence([self.seed, names, *context.open_time[[0, -1], -1].tolist()])
         sampling = SamplingConfig(
-            temperature=self.config.temperature, top_k=self.config.top_k, top_p=self.config.top_p
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            top_p=self.config.top_p,
+            samples=self.config.samples,
         )
         return self.forecaster.paths(
             context.features,
             context.open_time,
             context.future_open_time,
             context.series,
-            samples=self.config.samples,
             config=sampling,
-            seed=int(stream.generate_state(1)[0]),
+            seed=self.seed,
         )
 
 

@@ -1,0 +1,215 @@
+"""Publishing a model folder: as a folder of a local hub, or as one commit on the Hugging Face Hub.
+
+A token is only ever handed to huggingface_hub; no message or log line of this module can contain it.
+"""
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd
+
+from kronos_model.errors import ModelError
+from kronos_model.files import MODEL_FILES, replace_directory
+from kronos_model.pretrained import METADATA_FILE
+from kronos_model.remote import FileDigest, Remote, file_digests, folder_revision
+
+__all__ = [
+    "PublishConfig",
+    "Published",
+    "assemble_repository",
+    "check_token",
+    "publish_local",
+    "publish_to_hub",
+    "repository_names",
+]
+
+CARD_FILE = "README.md"
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishConfig:
+    """Whether and where a night's models are published."""
+
+    policy: Literal["promoted", "always", "never"] = "promoted"
+    """Publish what the gate promoted, every night's challenger, or nothing."""
+    namespace: str = ""
+    """User or organisation on the Hugging Face Hub; empty publishes to the local hub folder alone."""
+    tokenizer_name: str = "{recipe}-kronos-tokenizer"
+    """Repository of the tokenizer; {recipe} stands for the recipe's name."""
+    predictor_name: str = "{recipe}-kronos-predictor"
+    """Repository of the predictor; {recipe} stands for the recipe's name."""
+    private: bool = True
+    """Create the repositories as private ones; those that exist must then be private."""
+
+    def __post_init__(self) -> None:
+        if self.namespace and not _is_name(self.namespace):
+            raise ValueError(
+                f"namespace must be a user or organisation on the Hub, found {self.namespace!r}; "
+                "leave it empty to publish locally"
+            )
+        tokenizer, predictor = repository_names(self, "recipe")
+        if tokenizer == predictor:
+            raise ValueError(
+                f"tokenizer_name and predictor_name must differ, both are {tokenizer!r}; change one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """Where a folder can be read from now on."""
+
+    repo_id: str
+    revision: str
+    url: str
+    uploaded: bool
+    """False where this revision was there already, and for a local hub."""
+
+
+def repository_names(config: PublishConfig, recipe: str) -> tuple[str, str]:
+    """The names, without namespace, of a recipe's tokenizer and predictor repositories."""
+    return (
+        _named("tokenizer_name", config.tokenizer_name, recipe),
+        _named("predictor_name", config.predictor_name, recipe),
+    )
+
+
+def _named(field: str, template: str, recipe: str) -> str:
+    try:
+        unknown = {key for _, key, _, _ in Formatter().parse(template) if key not in (None, "recipe")}
+    except ValueError:
+        unknown = {template}
+    name = template if unknown else template.format(recipe=recipe)
+    if unknown or not _is_name(name):
+        raise ValueError(
+            f"{field} must make a repository name of letters, digits, '-', '_' and '.' and know no other "
+            f"placeholder than {{recipe}}, found {template!r}; try '{{recipe}}-kronos-predictor'"
+        )
+    return name
+
+
+def _is_name(name: str) -> bool:
+    """The Hub's rule for one part of a repository's id."""
+    return _NAME.fullmatch(name) is not None and "--" not in name and ".." not in name
+
+
+def assemble_repository(
+    model_folder: Path, destination: Path, *, card: str, pictures: Mapping[str, Path]
+) -> Path:
+    """Lay out a repository in one step: the model's files, the card and the pictures, by their name in it."""
+    sources = {name: model_folder / name for name in (*MODEL_FILES, METADATA_FILE)}
+    for name, picture in pictures.items():
+        if name in (*sources, CARD_FILE) or Path(name).name != name:
+            raise ValueError(f"a picture needs a plain file name of its own, found {name!r}; rename it")
+        sources[name] = picture
+    for source in sources.values():
+        if not source.is_file():
+            raise ModelError(f"{source} is missing, so nothing can be published; train or draw it again")
+    with replace_directory(destination) as folder:
+        for name, source in sources.items():
+            shutil.copyfile(source, folder / name)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    return destination
+
+
+def publish_local(folder: Path, hub_root: Path, name: str) -> Published:
+    """Put a repository under the local hub, from where upstream's classes load it; nothing is uploaded."""
+    digests = _digests_of(folder)
+    target = hub_root / name
+    if not target.is_dir() or file_digests(target) != digests:
+        with replace_directory(target) as copy:
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        logger.info("wrote %s; nothing was uploaded", target)
+    return Published(
+        repo_id=name, revision=folder_revision(digests), url=target.resolve().as_uri(), uploaded=False
+    )
+
+
+def publish_to_hub(
+    folder: Path,
+    repo_id: str,
+    *,
+    token: str,
+    private: bool,
+    tag: str | None,
+    message: str,
+    endpoint: str | None = None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Published:
+    """Make a Hub repository hold these files, by at most one commit, and read them back.
+
+    Nothing is uploaded where the head holds them already; files that the folder does not have stay. A commit
+    of somebody else in between is refused, never overwritten. `tag` ends up at the revision, moved if it
+    existed. May be repeated safely.
+    """
+    digests = _digests_of(folder)
+    remote = Remote(repo_id, token=token, endpoint=endpoint, sleep=sleep)
+    head = remote.ensure(private=private)
+    uploaded = not remote.holds(head, digests)
+    revision = _commit(remote, folder, digests, head=head, message=message) if uploaded else head
+    if uploaded and not remote.holds(revision, digests):
+        raise ModelError(
+            f"{repo_id} does not hold what was uploaded at revision {revision}; do not use it, publish again"
+        )
+    if tag is not None:
+        remote.tag(tag, revision)
+    logger.info("%s at %s", "published " + repo_id if uploaded else repo_id + " is up to date", revision)
+    return Published(repo_id=repo_id, revision=revision, url=remote.url(revision), uploaded=uploaded)
+
+
+def _commit(
+    remote: Remote, folder: Path, digests: Mapping[str, FileDigest], *, head: str, message: str
+) -> str:
+    """The revision that holds the folder, made on top of `head` and of nothing else."""
+
+    def once() -> str:
+        current = remote.head()
+        if current != head:
+            if remote.holds_now(current, digests):
+                return current  # the last attempt arrived, only its answer was lost
+            raise ModelError(remote.changed())
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in digests
+        ]
+        made = remote.api.create_commit(
+            remote.repo_id, operations, commit_message=message, parent_commit=head
+        )
+        return str(made.oid)
+
+    return remote.attempt(once)
+
+
+def check_token(token: str, endpoint: str | None = None, *, namespace: str = "") -> str:
+    """The namespace this token publishes to, asked before hours of training are spent.
+
+    The user's own where none is given. ModelError where the token is refused, can only read, or belongs to
+    nobody in the namespace.
+    """
+    account = Remote("", token=token, endpoint=endpoint).account()
+    owner = namespace or account.name
+    if owner not in (account.name, *account.organisations):
+        raise ModelError(
+            f"the Hub's token belongs to {account.name}, which is not a member of {owner}; use a token of a "
+            f"member, or set namespace={account.name}"
+        )
+    if account.role == "read":
+        raise ModelError(
+            f"the Hub's token of {account.name} can only read; create one with write access and set HF_TOKEN"
+        )
+    return owner
+
+
+def _digests_of(folder: Path) -> dict[str, FileDigest]:
+    digests = file_digests(folder) if folder.is_dir() else {}
+    missing = [name for name in (*MODEL_FILES, CARD_FILE) if name not in digests]
+    if missing:
+        raise ModelError(f"{folder} is not a repository, {' and '.join(missing)} missing; assemble it first")
+    return digests

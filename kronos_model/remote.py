@@ -1,0 +1,219 @@
+"""One repository on the Hugging Face Hub, with retries and with errors that a user can act upon."""
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+
+from kronos_model.errors import ModelError
+
+__all__ = ["Account", "FileDigest", "Remote", "file_digests", "folder_revision"]
+
+T = TypeVar("T")
+_WAITS_S = (1.0, 4.0, 15.0)
+_LONGEST_WAIT_S = 310.0  # the Hub counts requests over five minutes
+# An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a ValueError.
+_FAILURES = (HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileDigest:
+    """A file's content by the two names the Hub may give it."""
+
+    sha256: str  # of the bytes: LFS files
+    blob_id: str  # of the git blob: all others
+
+
+def file_digests(folder: Path) -> dict[str, FileDigest]:
+    """Digest of every file below the folder, by its path in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> FileDigest:
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            blob.update(block)
+    return FileDigest(sha256=sha256.hexdigest(), blob_id=blob.hexdigest())
+
+
+def folder_revision(digests: Mapping[str, FileDigest]) -> str:
+    """40 hex digits that name this content, as a commit would."""
+    lines = "".join(f"{name}\0{digest.sha256}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:40]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Whose token it is."""
+
+    name: str
+    organisations: tuple[str, ...]
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Failure:
+    """What is known of a failed call; `said` holds no token."""
+
+    status: int | None
+    said: str
+    wait_s: float
+    passing: bool
+
+
+class Remote:
+    """A model repository at an endpoint, seen with a token."""
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        token: str,
+        endpoint: str | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        if not token:
+            raise ModelError(
+                "publishing to the Hub needs a token, found none; set HF_TOKEN or publish locally"
+            )
+        self.repo_id = repo_id
+        self.api = HfApi(endpoint=endpoint, token=token)
+        self._token = token
+        self._sleep = sleep
+
+    def url(self, revision: str) -> str:
+        """Address of a revision for a browser."""
+        return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}"
+
+    def account(self) -> Account:
+        """Who the token belongs to."""
+        told = self.attempt(lambda: self.api.whoami())
+        role = told.get("auth", {}).get("accessToken", {}).get("role", "")
+        organisations = tuple(str(one["name"]) for one in told.get("orgs", []))
+        return Account(name=str(told["name"]), organisations=organisations, role=str(role))
+
+    def ensure(self, *, private: bool) -> str:
+        """Create the repository if it is missing; its head. A public one does not pass for private."""
+        self.attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+        info = self.attempt(lambda: self.api.model_info(self.repo_id))
+        if private and not info.private:
+            raise ModelError(
+                f"{self.repo_id} is public, but a private one was asked for; make it private on the Hub, "
+                "or set private=False"
+            )
+        return str(info.sha)
+
+    def head(self) -> str:
+        """The newest revision, asked once, without retries."""
+        return str(self.api.model_info(self.repo_id).sha)
+
+    def holds(self, revision: str, digests: Mapping[str, FileDigest]) -> bool:
+        """Whether the repository has exactly this content under these names, compared without a download."""
+        return self.attempt(lambda: self.holds_now(revision, digests))
+
+    def holds_now(self, revision: str, digests: Mapping[str, FileDigest]) -> bool:
+        """As `holds`, asked once, without retries."""
+        listed = self.api.get_paths_info(self.repo_id, list(digests), revision=revision)
+        files = {entry.path: entry for entry in listed if isinstance(entry, RepoFile)}
+        return files.keys() == digests.keys() and all(
+            entry.lfs.sha256 == digests[name].sha256 if entry.lfs else entry.blob_id == digests[name].blob_id
+            for name, entry in files.items()
+        )
+
+    def tag(self, tag: str, revision: str) -> None:
+        """Make the tag point at the revision; one that points elsewhere is moved."""
+        refs = self.attempt(lambda: self.api.list_repo_refs(self.repo_id))
+        target = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
+        if target == revision:
+            return
+        if target is not None:
+            self.attempt(lambda: self.api.delete_tag(self.repo_id, tag=tag))
+        self.attempt(lambda: self.api.create_tag(self.repo_id, tag=tag, revision=revision, exist_ok=True))
+
+    def attempt(self, call: Callable[[], T]) -> T:
+        """The answer of `call`, asked again while the Hub is busy or away; ModelError if it stays so."""
+        for wait_s in (*_WAITS_S, None):
+            try:
+                return call()
+            except _FAILURES as error:
+                failure = _examine(error, token=self._token)
+            if wait_s is None or not failure.passing:
+                break
+            pause_s = min(max(wait_s, failure.wait_s), _LONGEST_WAIT_S)
+            logger.warning("the Hub answered %s; asking again in %.0f s", failure.said, pause_s)
+            self._sleep(pause_s)
+        # Raised outside the except block: the client's own error, which may quote headers, is not chained.
+        raise ModelError(self._sentence(failure))
+
+    def changed(self) -> str:
+        """The sentence about a concurrent writer."""
+        return (
+            f"{self.repo_id} was changed by somebody else in the meantime, so nothing was published; publish "
+            "again, and let one machine at a time publish to it"
+        )
+
+    def _sentence(self, failure: _Failure) -> str:
+        what = f"publishing {self.repo_id}" if self.repo_id else "asking for the token's owner"
+        if failure.status == 401:  # what a repository answers that the token cannot see, too
+            remedy = "the token is not accepted; create one with write access on the Hub and set HF_TOKEN"
+        elif failure.status == 403:
+            remedy = "the token may not do this; give it write access there, or change the namespace"
+        elif failure.status in (409, 412):
+            return self.changed()
+        elif failure.status == 404:
+            remedy = "it was not found; check the name, and that the token may see it"
+        elif failure.status is None:
+            remedy = "it cannot be reached; check the network and HF_ENDPOINT, then publish again"
+        elif failure.passing:
+            remedy = f"it stayed busy over {len(_WAITS_S) + 1} attempts; publish again later"
+        else:
+            remedy = "the request was refused; correct what it names"
+        return f"{what} at {self.api.endpoint} failed ({failure.said}): {remedy}"
+
+
+def _examine(error: Exception, *, token: str) -> _Failure:
+    """Sort a failure of huggingface_hub: worth another attempt or not, and in whose words."""
+    cause = error
+    while isinstance(cause, RuntimeError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+        status = cause.response.status_code
+        said = f"HTTP {status} {_words(cause)}".strip().replace(token, "***")[:200]
+        return _Failure(
+            status=status, said=said, wait_s=_retry_after(cause), passing=status == 429 or status >= 500
+        )
+    broken_answer = isinstance(cause, json.JSONDecodeError)
+    if isinstance(cause, HTTPError | OSError) or broken_answer:
+        said = "an answer that is not JSON" if broken_answer else type(cause).__name__
+        passing = not isinstance(cause, OfflineModeIsEnabled)
+        return _Failure(status=None, said=said, wait_s=0.0, passing=passing)
+    said = " ".join(str(cause).split()).replace(token, "***")[:200]
+    return _Failure(status=400, said=said, wait_s=0.0, passing=False)
+
+
+def _words(error: HfHubHTTPError) -> str:
+    """What the server itself said."""
+    return " ".join((error.server_message or "").split())
+
+
+def _retry_after(error: HfHubHTTPError) -> float:
+    """Seconds the server asks for, by Retry-After or by its RateLimit header (`"api";r=0;t=55`)."""
+    told = error.response.headers.get("Retry-After", "")
+    if not told.isdigit():
+        found = re.search(r"\bt=(\d+)", error.response.headers.get("RateLimit", ""))
+        told = found[1] if found and error.response.status_code == 429 else ""
+    return float(told) if told else 0.0
