@@ -30,9 +30,9 @@ _PERCENT = ("direction", "coverage_50", "coverage_90", "violation_rate")
 _LEGEND = (
     "Scores are of the log-return of the close from the last known candle, over all origins and steps; 1 bps "
     "is 0.01 %. CRPS is the fair estimator over sample paths, lower is better; skill is 1 - CRPS / CRPS of "
-    "the last value, higher is better; MAE is of the median, RMSE of the mean; direction is the share of correct "
-    "signs at the last step, with its 95 % interval; broken bars are those made consistent (high below close "
-    "and the like)."
+    "the last value, higher is better; MAE is of the median, RMSE of the mean; direction is the share of "
+    "correct signs at the last step, with its 95 % interval; broken bars are those made consistent (high "
+    "below close and the like)."
 )
 
 

@@ -17,7 +17,6 @@ from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
 from kronos_model.files import MODEL_FILES, replace_directory
-from kronos_model.pretrained import METADATA_FILE
 from kronos_model.remote import FileDigest, Remote, file_digests, folder_revision
 
 __all__ = [
@@ -31,6 +30,7 @@ __all__ = [
 ]
 
 CARD_FILE = "README.md"
+METADATA_FILE = "kronos_nightly.json"  # also kronos_model.pretrained's, which would cost an import of torch
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 logger = logging.getLogger(__name__)
 

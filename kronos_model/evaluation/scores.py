@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,13 +90,13 @@ class Scores:
             described: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
             with np.load(folder / "scores.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError) as error:
+            fans = Fans(**{field.name: arrays.pop(f"fan_{field.name}") for field in fields(Fans)})
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise ModelError(
                 f"expected saved scores in {folder}, but they cannot be read ({error}); evaluate again"
             ) from error
         if described.pop("version", None) != _VERSION:
             raise ModelError(f"expected scores of version {_VERSION} in {folder}; evaluate again")
-        fans = Fans(**{field.name: arrays.pop(f"fan_{field.name}") for field in fields(Fans)})
         described |= {"models": tuple(described["models"]), "series": tuple(described["series"])}
         return cls(**described, **arrays, fans=fans)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from kronos_model import pretrained
+from kronos_model import publish as publish_module
 from kronos_model.errors import ModelError
 from kronos_model.publish import (
     PublishConfig,
@@ -81,6 +83,12 @@ def test_an_assembled_repository_holds_model_card_and_pictures(folder):
         "model.safetensors",
     ]
     assert (folder / "README.md").read_text() == CARD
+
+
+def test_a_config_can_be_read_without_torch():
+    code = "import sys, kronos_model.publish, kronos_model.evaluation.gate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert publish_module.METADATA_FILE == pretrained.METADATA_FILE
 
 
 def test_a_folder_without_weights_is_not_assembled_and_leaves_nothing_behind(tmp_path):
