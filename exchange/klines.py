@@ -54,16 +54,15 @@ def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) 
     if not isinstance(rows, list):
         raise ValueError(f"{type(rows).__name__} instead of a list of candles")
     frame = pl.DataFrame(rows, schema=WIRE_SCHEMA, orient="row", strict=True).drop("ignore")
-    first_ms, last_ms = (rows[0][0], rows[-1][0]) if rows else (0, 0)
-    if rows and (
-        first_ms < asked.get("startTime", 0) or last_ms > asked["endTime"] or len(rows) > asked["limit"]
-    ):
-        raise ValueError(f"{len(rows)} candles from {first_ms} to {last_ms}, which were not asked for")
     candles = frame.with_columns(
         pl.from_epoch(pl.col("open_time", "close_time"), time_unit="ms").dt.replace_time_zone("UTC"),
         pl.col(pl.String).cast(pl.Float64),
     )
     candles = validate_candles(_on_grid(candles, key), key.interval, origin=str(key))
+    first_ms, last_ms = (rows[0][0], rows[-1][0]) if rows else (0, 0)
+    outside = first_ms < asked.get("startTime", 0) or last_ms > asked["endTime"]
+    if rows and (outside or len(rows) > asked["limit"]):
+        raise ValueError(f"{len(rows)} candles from {first_ms} to {last_ms}, which were not asked for")
     return Page(candles=candles, rows=len(rows), first_ms=first_ms, last_ms=last_ms)
 
 

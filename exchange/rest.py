@@ -282,18 +282,20 @@ def _log_retry(state: RetryCallState) -> None:
 
 
 def _cause(error: requests.RequestException) -> str:
-    """The innermost reason in a few words; requests wraps it three deep."""
+    """The innermost reason in a few words; requests and urllib3 wrap it three deep."""
     if isinstance(error, requests.Timeout):
         return "no answer in time"
     inner: BaseException = error
     while True:
-        deeper = [getattr(inner, "reason", None), *reversed(inner.args)]
+        deeper = (getattr(inner, "reason", None), inner.__cause__, *reversed(inner.args))
         found = next((part for part in deeper if isinstance(part, BaseException)), None)
         if found is None:
-            return _first_line(inner, getattr(inner, "strerror", None))
+            break
         inner = found
+    said = inner.strerror if isinstance(inner, OSError) else None
+    return said[0].lower() + said[1:] if said else _first_line(inner)
 
 
-def _first_line(error: BaseException, text: str | None = None) -> str:
-    line = (text or str(error)).strip().partition("\n")[0][:300].rstrip(".")
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().partition("\n")[0][:300].rstrip(".")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
