@@ -19,6 +19,7 @@ _REMEDIES = {
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
     errno.EACCES: "this user may not write there; grant it write permission or choose another home",
     errno.EPERM: "this user may not write there; grant it write permission or choose another home",
+    errno.ENOTDIR: "a part of its path is a file; choose another home",
     errno.EROFS: "the file system is read-only; choose another home or remount it",
 }
 

@@ -63,7 +63,10 @@ def find_holes(candles: pl.DataFrame, interval: Interval) -> list[Hole]:
 
 
 class Ledger:
-    """The ledgers of all series under a lake's root, one `ledger.json` beside each series."""
+    """The ledgers of all series under a lake's root, one `ledger.json` beside each series.
+
+    Who records or marks while others might holds `Lake.writing(key)`.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root

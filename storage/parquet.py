@@ -17,7 +17,7 @@ PARQUET_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:
     """Write `frame` atomically; equal frames give equal bytes, however they were put together."""
     buffer = io.BytesIO()  # polars tells a full disk only in words, Python by errno
-    frame.rechunk().write_parquet(
+    frame.write_parquet(
         buffer, compression="zstd", compression_level=3, statistics=True, row_group_size=262_144
     )
     with atomic_path(path) as temporary:

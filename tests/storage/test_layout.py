@@ -62,6 +62,8 @@ def test_a_home_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "home").touch()
     with pytest.raises(StorageError, match="found a file; choose another home"):
         Home.at(tmp_path / "home")
+    with pytest.raises(StorageError, match="a part of its path is a file; choose another home"):
+        Home.at(tmp_path / "home" / "deeper")
 
 
 def test_a_second_run_is_told_who_holds_the_home(tmp_path):
