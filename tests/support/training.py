@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,18 @@ class Ground:
         return self.root / name
 
 
-def make_ground(root: Path, *, rows: int = 300, lookback: int = 16, horizon: int = 4) -> Ground:
-    """Two series of so many rows, and the tiny preset from scratch."""
+def make_ground(root: Path, *, rows: int = 300, dropout: float = 0.0) -> Ground:
+    """Two series of so many rows, and the tiny preset from scratch, with dropout of this share."""
+    tiny = PRESETS["tiny"]
+    ffn_attn_resid = {f"{part}_dropout_p": dropout for part in ("ffn", "attn", "resid")}
+    preset = replace(
+        tiny,
+        tokenizer=replace(tiny.tokenizer, **ffn_attn_resid),
+        predictor=replace(tiny.predictor, token_dropout_p=dropout, **ffn_attn_resid),
+    )
     candles = {"um:DOGEUSDT": make_candles(rows, seed=1), "um:BTCUSDT": make_candles(rows, seed=2)}
-    dataset = build(candles, DatasetConfig(lookback=lookback, horizon=horizon), root / "datasets")
-    return Ground(root=root, dataset=dataset, pair=scratch_pair(PRESETS["tiny"], root / "pair", 0))
+    dataset = build(candles, DatasetConfig(lookback=16, horizon=4), root / "datasets")
+    return Ground(root=root, dataset=dataset, pair=scratch_pair(preset, root / "pair", 0))
 
 
 def start(job: Path, *options: str) -> subprocess.Popen[str]:
