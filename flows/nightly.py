@@ -10,8 +10,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.cards import card_facts
-from flows.config import RunConfig
+from flows.config import RunConfig, knobs
 from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, train_challenger
 from flows.forecast import forecast_series
@@ -21,6 +20,7 @@ from flows.recipes import RecipeName, configure
 from flows.tracked import night_identity, tracked
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
+from tasks.cards import NightFacts
 from tasks.publish import check_publishing, promote, publish, wanted
 from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
@@ -105,20 +105,12 @@ def _decide(
     )
     published: tuple[PublishedRef, ...] = ()
     if wanted(config.publish, judged.verdict):
-        cards = card_facts(config, dataset, trained, judged, base)
+        facts = _facts(config, night, dataset, judged)
         pictures = {
             "skill.png": judged.skill_figure,
             "losses.png": Path(trained.stages[1].job) / "losses.png",
         }
-        published = publish(
-            home,
-            trained.challenger,
-            config.publish,
-            recipe=config.recipe,
-            night=night,
-            cards=cards,
-            pictures=pictures,
-        )
+        published = publish(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
     if judged.verdict.verdict == "promote":
         champion = promote(
             home,
@@ -131,6 +123,20 @@ def _decide(
             previous=opponent,
         )
     return _Outcome(judged=judged, published=published, champion=champion)
+
+
+def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged) -> NightFacts:
+    shown = ("seed", "start", "end", "model", "tokenizer", "predictor", "evaluation")
+    return NightFacts(
+        recipe=config.recipe,
+        night=night,
+        preset=config.model.preset,
+        pretrained=config.model.weights == "pretrained",
+        settings={knob.path: knob.value for knob in knobs(config) if knob.path.partition(".")[0] in shown},
+        dataset=dataset,
+        scores=judged.scores,
+        verdict=judged.verdict,
+    )
 
 
 def _record(

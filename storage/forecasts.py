@@ -60,7 +60,7 @@ class ForecastStore:
     ) -> Path:
         """Keep a forecast and return its folder. The same again does nothing, another is a StorageError."""
         _check(frame, key)
-        path = self._root / key.slug / f"{_stamp(origin_ms)}-{model_digest[:16]}"
+        path = self._path(key, origin_ms, model_digest)
         facts = {
             "version": 1,
             "key": str(key),
@@ -92,10 +92,18 @@ class ForecastStore:
         stored = [_load(facts.parent, key) for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")]
         return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
 
+    def find(self, key: SeriesKey, origin_ms: int, model_digest: str) -> StoredForecast | None:
+        """The forecast of that model from that origin; None where it was not made."""
+        path = self._path(key, origin_ms, model_digest)
+        return _load(path, key) if path.exists() else None
+
     def latest(self, key: SeriesKey) -> StoredForecast | None:
         """The forecast with the newest origin, saved last; None where none was made."""
         stored = self.list(key)
         return stored[-1] if stored else None
+
+    def _path(self, key: SeriesKey, origin_ms: int, model_digest: str) -> Path:
+        return self._root / key.slug / f"{_stamp(origin_ms)}-{model_digest[:16]}"
 
 
 def _check(frame: pl.DataFrame, key: SeriesKey) -> None:

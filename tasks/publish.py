@@ -9,7 +9,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kronos_model.card import CardFacts, model_card
+from kronos_model.card import model_card
+from kronos_model.jobs import Stage
 from prefect import task
 
 from kronos_model.publish import (
@@ -23,6 +24,7 @@ from kronos_model.publish import (
 )
 from storage.layout import Home
 from storage.registry import Champion, keep_model, write_champion
+from tasks.cards import NightFacts, card_facts
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
 
@@ -47,20 +49,22 @@ def publish(
     model: PairRef,
     config: PublishConfig,
     *,
-    recipe: str,
-    night: str,
-    cards: Mapping[str, CardFacts],
+    facts: NightFacts,
     pictures: Mapping[str, Path],
 ) -> tuple[PublishedRef, ...]:
     """Write both repositories under hub/ and, with a namespace and a token, commit them to the Hub."""
-    parts = {"tokenizer": Path(model.tokenizer), "predictor": Path(model.predictor)}
+    tokenizer_name, predictor_name = repository_names(config, facts.recipe)
+    parts: tuple[tuple[Stage, str, str], ...] = (
+        ("tokenizer", model.tokenizer, tokenizer_name),
+        ("predictor", model.predictor, predictor_name),
+    )
     published = []
-    for (part, folder), name in zip(parts.items(), repository_names(config, recipe), strict=True):
+    for part, folder, name in parts:
+        card = model_card(card_facts(home, part, model, facts, config))
         with tempfile.TemporaryDirectory() as scratch:
-            card = model_card(cards[part])
-            draft = assemble_repository(folder, Path(scratch) / name, card=card, pictures=pictures)
+            draft = assemble_repository(Path(folder), Path(scratch) / name, card=card, pictures=pictures)
             publish_local(draft, home.hub, name)
-            uploaded = _upload(draft, name, config, night)
+            uploaded = _upload(draft, name, config, facts.night)
         published.append(_published_ref(name, home.hub / name, uploaded))
     return tuple(published)
 

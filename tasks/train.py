@@ -16,6 +16,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from kronos_model.config import PRESETS
 from kronos_model.errors import ModelError
+from kronos_model.fit import Sampler
 from kronos_model.hub import resolve_pair, scratch_pair
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, write_job
 from storage.layout import Home
@@ -65,7 +66,8 @@ def train(
     finished_before = (folder / "result.json").exists()
     if not finished_before:
         write_job(folder, job)
-    _run_child(folder, stage, run, wait_only=finished_before)
+    sampler = Sampler.of(dataset.windows["train"], config, seed=seed)
+    _run_child(folder, stage, run, steps=config.epochs * sampler.steps_per_epoch, wait_only=finished_before)
     return _trained_ref(stage, folder, trained=not finished_before)
 
 
@@ -82,7 +84,7 @@ def _job(stage: Stage, dataset: BuiltDataset, start: PairRef, config: StageConfi
     )
 
 
-def _run_child(folder: Path, stage: str, run: RunRef, *, wait_only: bool) -> None:
+def _run_child(folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: bool) -> None:
     """Train in a child and mirror metrics.jsonl. Raises ModelError with the child's own sentence when it fails."""
     tail = MetricTail(run, folder / "metrics.jsonl", stage)
     if not wait_only:
@@ -94,8 +96,8 @@ def _run_child(folder: Path, stage: str, run: RunRef, *, wait_only: bool) -> Non
                 newest = tail.poll()
                 with tolerant(f"{stage} metrics"):
                     tail.send()
-                if newest and newest.get("total"):
-                    done, total = int(newest["done"]), int(newest["total"])
+                if newest is not None:
+                    done, total = _position(newest, steps)
                     progress(done, total)
                     _show_progress(artifact, 100.0 * done / total)
             if code != 0:
@@ -121,6 +123,14 @@ def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
                 except subprocess.TimeoutExpired:
                     child.kill()
                     child.wait()
+
+
+def _position(record: dict[str, Any], steps: int) -> tuple[int, int]:
+    """How far a job is: windows while it encodes a split, optimizer steps afterwards."""
+    if record["phase"] == "encode":
+        split = "train" if "train_windows" in record else "validation"
+        return int(record[f"{split}_windows"]), int(record[f"{split}_total"])
+    return int(record["step"]), steps
 
 
 def _show_progress(artifact: Any, percent: float) -> None:

@@ -121,3 +121,13 @@ def test_a_damaged_forecast_is_named_with_its_remedy(tmp_path, name):
         StorageError, match=rf"^expected a forecast in {path}, found .*; delete it and forecast again"
     ):
         store.save(BTC, JUNE_MS, MODEL, forecast(), SUMMARY)
+
+
+def test_a_forecast_is_found_by_series_origin_and_model(tmp_path):
+    store = ForecastStore(tmp_path)
+    store.save(BTC, JUNE_MS, MODEL, forecast(), SUMMARY)
+    found = store.find(BTC, JUNE_MS, MODEL)
+    assert found is not None
+    assert found.summary == SUMMARY
+    assert store.find(BTC, JUNE_MS + HOUR_MS, MODEL) is None
+    assert store.find(BTC, JUNE_MS, "cd" * 32) is None

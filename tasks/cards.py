@@ -1,0 +1,77 @@
+"""The facts of a model card, gathered from what a night leaves on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kronos_model.card import CardFacts
+from kronos_model.config import PRESETS
+from kronos_model.hub import read_metadata
+from kronos_model.publish import PublishConfig, repository_names
+from storage.dataset import load_manifest
+from storage.layout import Home
+from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef
+
+__all__ = ["NightFacts", "card_facts"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NightFacts:
+    """What a card tells of the night that made the model."""
+
+    recipe: str
+    night: str
+    preset: str
+    pretrained: bool
+    settings: Mapping[str, object]
+    dataset: BuiltDataset
+    scores: ScoresRef
+    verdict: VerdictRef
+
+
+def card_facts(
+    home: Home,
+    part: Literal["tokenizer", "predictor"],
+    model: PairRef,
+    facts: NightFacts,
+    config: PublishConfig,
+) -> CardFacts:
+    """The card of one part of `model`."""
+    manifest = load_manifest(facts.dataset.path)
+    metadata = read_metadata(Path(model.predictor)) or {}
+    tokenizer_repo, predictor_repo = (
+        f"{config.namespace}/{name}" if config.namespace else str(home.hub / name)
+        for name in repository_names(config, facts.recipe)
+    )
+    return CardFacts(
+        part=part,
+        recipe=facts.recipe,
+        series=tuple(series["key"] for series in manifest["series"]),
+        interval=manifest["interval"],
+        first_ms=min(series["first_ms"] for series in manifest["series"]),
+        last_ms=max(series["last_ms"] for series in manifest["series"]),
+        test_from_ms=manifest["test_from_ms"],
+        dataset_digest=facts.dataset.digest,
+        lookback=manifest["lookback"],
+        horizon=manifest["horizon"],
+        max_context=metadata["max_context"],
+        normaliser=manifest["normaliser"]["kind"],
+        base_models=_base_models(facts, part),
+        settings=facts.settings,
+        leaderboard=facts.scores.leaderboard,
+        verdict=facts.verdict.verdict,
+        reasons=facts.verdict.reasons,
+        tokenizer_repo=tokenizer_repo,
+        predictor_repo=predictor_repo,
+        picture="skill.png",
+    )
+
+
+def _base_models(facts: NightFacts, part: str) -> tuple[str, ...]:
+    """The Hub repository that this part was fine-tuned from; none for weights from scratch or from a folder."""
+    preset = PRESETS[facts.preset]
+    repository = preset.tokenizer_id if part == "tokenizer" else preset.predictor_id
+    return (repository,) if facts.pretrained and repository else ()
