@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # its client's
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -107,7 +107,8 @@ def download(repository: str, revision: str | None) -> Path:
     try:
         if revision and (cached := _cached(repository, revision)):
             return cached
-        info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
+        hub = HfApi()
+        info = hub.model_info(repository, revision=revision, timeout=TIMEOUT_S)
         present = {sibling.rfilename for sibling in info.siblings or []}
         if missing := [name for name in MODEL_FILES if name not in present]:
             raise ModelError(
@@ -115,7 +116,7 @@ def download(repository: str, revision: str | None) -> Path:
             )
         for name in (METADATA_FILE, *MODEL_FILES):  # the weights last: where they are, all is
             if name in present:
-                path = hf_hub_download(repository, name, revision=info.sha)
+                path = hub.hf_hub_download(repository, name, revision=info.sha)
     except HFValidationError as error:
         raise ModelError(f"{repository!r} is neither a folder nor a Hub repository: correct it.") from error
     except (HTTPError, OSError) as error:

@@ -1,18 +1,21 @@
 """Loading and saving folders, pairs that belong together, and the Hub."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kronos_model.config import PRESETS
-from kronos_model.errors import MismatchedPair, ModelError
+from kronos_model.config import PRESETS, Preset
+from kronos_model.errors import MismatchedPair, ModelError, UnreachableModel
 from kronos_model.files import model_digest
 from kronos_model.hub import (
     ModelPair,
@@ -24,8 +27,9 @@ from kronos_model.hub import (
     write_metadata,
 )
 from kronos_model.predictor import Kronos
+from kronos_model.pretrained import download
 from kronos_model.tokenizer import KronosTokenizer
-from tests.support.loopback_hub import LoopbackHub
+from tests.support.loopback_hub import Fault, LoopbackHub
 
 TINY = PRESETS["tiny"]
 
@@ -203,69 +207,113 @@ def test_metadata_of_another_version_is_refused(tmp_path: Path) -> None:
         read_metadata(tmp_path)
 
 
-RESOLVE = """
-import sys
-from dataclasses import replace
-from kronos_model.config import PRESETS
-from kronos_model.errors import ModelError
-from kronos_model.hub import load_pair, resolve_pair
-tokenizer, predictor = sys.argv[1:]
-preset = replace(
-    PRESETS["tiny"], tokenizer_id="maker/tokenizer", tokenizer_revision=tokenizer,
-    predictor_id="maker/predictor", predictor_revision=predictor,
-)
-try:
-    pair = resolve_pair(preset, "pretrained")
-except ModelError as error:
-    print(type(error).__name__, error)
-else:
-    load_pair(pair.tokenizer, pair.predictor)
-    print(pair.tokenizer_digest, pair.predictor_digest, pair.origin)
-"""
-
-
-def resolve(environment: Mapping[str, str], tokenizer: str, predictor: str) -> str:
-    command = [sys.executable, "-c", RESOLVE, tokenizer, predictor]
-    path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env={**path, **environment}, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_pinned_pair_is_fetched_once_and_then_needs_no_hub(pair: ModelPair, tmp_path: Path) -> None:
-    with LoopbackHub() as hub:
-        environment = hub.environment(tmp_path / "home")
-        tokenizer = hub.add_repository("maker/tokenizer", files_of(pair.tokenizer))
-        predictor = hub.add_repository("maker/predictor", files_of(pair.predictor))
-        hub.add_repository("maker/predictor", {"model.safetensors": b"a later commit"})
-        first = resolve(environment, tokenizer, predictor)
-        asked = len(hub.requests)
-        missing = resolve(environment, tokenizer, "0" * 40)
-    assert first == (
-        f"{pair.tokenizer_digest} {pair.predictor_digest} maker/predictor@{predictor} with maker/tokenizer@{tokenizer}"
+def pinned(tokenizer: str, predictor: str) -> Preset:
+    return replace(
+        TINY,
+        tokenizer_id="maker/tokenizer",
+        tokenizer_revision=tokenizer,
+        predictor_id="maker/predictor",
+        predictor_revision=predictor,
     )
-    assert asked > 0
-    assert missing.startswith(f"UnreachableModel maker/predictor at revision {'0' * 40} could not be fetched")
-    assert resolve(environment, tokenizer, predictor) == first  # nobody answers there any more
 
 
-def test_a_repository_without_weights_is_explained(pair: ModelPair, tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
-        config = {"config.json": (pair.tokenizer / "config.json").read_bytes()}
-        revision = hub.add_repository("maker/tokenizer", {**config, "pytorch_model.bin": b"pickle"})
-        found = resolve(hub.environment(tmp_path / "home"), revision, revision)
-        assert hub.count("GET", "pytorch_model") == 0
-    assert found == f"ModelError maker/tokenizer at {revision} lacks model.safetensors: use another."
+        template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub_constants.ENDPOINT, hub.url)
+        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+def test_a_pinned_pair_is_fetched_once_and_then_needs_no_hub(pair: ModelPair, hub: LoopbackHub) -> None:
+    write_metadata(pair.predictor, {"part": "predictor", "tokenizer_digest": pair.tokenizer_digest})
+    tokenizer = hub.add_repository("maker/tokenizer", files_of(pair.tokenizer))
+    predictor = hub.add_repository("maker/predictor", files_of(pair.predictor))
+    hub.add_repository("maker/predictor", {"model.safetensors": b"a later commit"})
+    preset = pinned(tokenizer, predictor)
+    found = resolve_pair(preset, "pretrained")
+    assert (found.tokenizer_digest, found.predictor_digest) == (pair.tokenizer_digest, pair.predictor_digest)
+    assert found.origin == f"maker/predictor@{predictor} with maker/tokenizer@{tokenizer}"
+    assert read_metadata(found.predictor) == read_metadata(pair.predictor)
+    assert not load_pair(found.tokenizer, found.predictor)[1].training
+    asked = len(hub.requests)
+    assert asked > 0
+    assert resolve_pair(preset, "pretrained") == found
+    assert len(hub.requests) == asked
+
+
+def test_models_load_by_repository_name_and_a_branch_is_looked_up_again(
+    pair: ModelPair, hub: LoopbackHub
+) -> None:
+    first = hub.add_repository("maker/predictor", files_of(pair.predictor))
+    before = Kronos.from_pretrained("maker/predictor")
+    torch.manual_seed(99)
+    Kronos(TINY.predictor).save_pretrained(pair.predictor)
+    hub.add_repository("maker/predictor", files_of(pair.predictor))
+    after = Kronos.from_pretrained("maker/predictor", revision="main")
+    again = Kronos.from_pretrained("maker/predictor", revision=first)
+    assert not torch.equal(before.head.proj_s1.weight, after.head.proj_s1.weight)
+    assert torch.equal(before.head.proj_s1.weight, again.head.proj_s1.weight)
+
+
+def test_a_download_that_breaks_off_is_not_taken_for_whole(pair: ModelPair, hub: LoopbackHub) -> None:
+    write_metadata(pair.predictor, {"part": "predictor", "max_context": 64})
+    revision = hub.add_repository("maker/predictor", files_of(pair.predictor))
+    hub.faults.append(Fault(method="GET", path="model.safetensors", status=403, times=99))
+    with pytest.raises(UnreachableModel, match=f"maker/predictor at revision {revision}"):
+        Kronos.from_pretrained("maker/predictor", revision=revision)
+    hub.faults.clear()
+    folder = download("maker/predictor", revision)
+    assert model_digest(folder) == model_digest(pair.predictor)
+    assert read_metadata(folder) == {"version": 1, "part": "predictor", "max_context": 64}
+
+
+def test_a_revision_that_does_not_exist_is_named(pair: ModelPair, hub: LoopbackHub) -> None:
+    revision = hub.add_repository("maker/tokenizer", files_of(pair.tokenizer))
+    expected = (
+        f"maker/predictor at revision {'0' * 40} could not be fetched from {hub.url} .*HF_ENDPOINT, or give"
+    )
+    with pytest.raises(UnreachableModel, match=expected):
+        resolve_pair(pinned(revision, "0" * 40), "pretrained")
+    with pytest.raises(ModelError, match="'no//such:name' is neither a folder nor a Hub repository"):
+        Kronos.from_pretrained("no//such:name")
+
+
+def test_a_repository_without_safe_weights_is_refused(pair: ModelPair, hub: LoopbackHub) -> None:
+    files = {"config.json": files_of(pair.tokenizer)["config.json"], "pytorch_model.bin": b"pickle"}
+    revision = hub.add_repository("maker/tokenizer", files)
+    with pytest.raises(
+        ModelError, match=rf"maker/tokenizer at {revision} lacks model\.safetensors: use another"
+    ):
+        KronosTokenizer.from_pretrained("maker/tokenizer", revision=revision)
+    assert hub.count("GET", "pytorch_model") == 0
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence_at_once(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path / "home")  # of a port that is closed again below
-    found = resolve(environment, "a" * 40, "b" * 40)
-    assert found.startswith(
-        f"UnreachableModel maker/tokenizer at revision {'a' * 40} could not be fetched from {hub.url}"
+    code = (
+        "from kronos_model.config import PRESETS\n"
+        "from kronos_model.errors import UnreachableModel\n"
+        "from kronos_model.hub import resolve_pair\n"
+        "try:\n    resolve_pair(PRESETS['small'], 'pretrained')\n"
+        "except UnreachableModel as error:\n    print(error)\n"
     )
-    assert found.endswith("check the network or HF_ENDPOINT, or give a folder.")
+    path = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**path, **environment}, check=True, capture_output=True, text=True
+    )
+    assert time.monotonic() - started < 20  # huggingface_hub's own retries take 24 s
+    small = PRESETS["small"]
+    assert done.stdout.startswith(
+        f"{small.tokenizer_id} at revision {small.tokenizer_revision} could not be fetched from {hub.url} ("
+    )
+    assert done.stdout.endswith("): check the network or HF_ENDPOINT, or give a folder.\n")
+    assert done.stdout.count("\n") == 1
