@@ -22,7 +22,7 @@ from kronos_model.windows import Split, WindowDataset, Windows
 
 __all__ = ["LiveTokens", "StoredTokens", "TokenSource", "encode_split", "normalised", "token_source"]
 
-_CHUNK = 32  # windows per call of the tokenizer, always: see _encode
+_CHUNK = 16  # windows per call of the tokenizer, always: see _encode
 _BYTES_PER_BAR = 4  # two uint16
 
 Progress = Callable[[int, int], object]

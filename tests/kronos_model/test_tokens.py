@@ -124,7 +124,7 @@ def test_encoding_that_is_stopped_leaves_no_tokens_and_starts_again(
     folder = tmp_path / "tokens" / "d"
     with pytest.raises(KeyboardInterrupt):
         encode_split(dataset, tokenizer, "train", folder=tmp_path, digest="d", device=CPU, progress=stop)
-    assert told == [(32, count), (64, count)]
+    assert told == [(16, count), (32, count)]
     assert not (folder / "train.npy").exists()
     (folder / ".train.npy.killed.tmp").write_bytes(b"what a killed process leaves")
     encode_split(
