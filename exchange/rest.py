@@ -154,14 +154,13 @@ class RestClient:
         closed_ms = self.server_time_ms() if server_ms is None else server_ms
         if (opened_ms := interval.floor(start_ms)) < start_ms:
             start_ms = interval.next(opened_ms)
+        # close_time < closed_ms is the rule: true of every candle before the one that is open at closed_ms.
         end_ms = min(interval.floor(closed_ms), closed_ms if end_ms is None else end_ms)
         while start_ms < end_ms:
             limit = min(PAGE_LIMITS[self.market], interval.count(start_ms, end_ms - 1))
             asked = {"endTime": end_ms - 1, "limit": limit} | ({"startTime": start_ms} if forward else {})
             page = self._klines(key, asked, partial(parse_page, key, asked))
-            candles = page.candles.filter(
-                (pl.col("close_time") < _moment(closed_ms)) & (pl.col("open_time") >= _moment(start_ms))
-            )
+            candles = page.candles.filter(pl.col("open_time").dt.epoch("ms") >= start_ms)
             if not candles.is_empty():
                 yield candles
             if not page.rows:  # a page may be short for other reasons than the end of the data
@@ -256,10 +255,6 @@ class RestClient:
                 f"Expected a series of market {self.market}, found {key}; "
                 f"make a RestClient({key.market!r}) for it."
             )
-
-
-def _moment(ms: int) -> pl.Expr:
-    return pl.lit(ms).cast(pl.Datetime("ms", "UTC"))
 
 
 def _misspelt(symbol: str, market: Market, known: Sequence[str]) -> BadSymbol:

@@ -43,7 +43,7 @@ def budget_of(limit: int, time: FakeTime, *, share: float = 0.85) -> WeightBudge
     return WeightBudget(limit, share, clock=time.clock, sleep=time.sleep)
 
 
-@pytest.mark.parametrize("phase", [0.0, 13.0, 37.5, 59.9])
+@pytest.mark.parametrize("phase", [0.0, 13.0, 19.0, 37.5, 59.9])
 @pytest.mark.parametrize("latency", [0.0, 0.05, 1.7])
 def test_no_minute_of_the_exchange_ever_sees_more_than_the_share(phase: float, latency: float) -> None:
     time = FakeTime()

@@ -25,9 +25,11 @@ from exchange.errors import (
     RateLimited,
     Unreachable,
 )
+from exchange.klines import klines_weight
 from exchange.replay import Fault, ReplayClock, ReplayExchange, synthetic_market
+from exchange.replay.limits import request_weight
 from exchange.rest import ExchangeConfig, RestClient
-from storage.schema import SeriesKey
+from storage.schema import Market, SeriesKey
 
 HOUR = 3_600_000
 START = 1_700_006_400_000  # 2023-11-15 00:00 UTC
@@ -109,7 +111,16 @@ def test_the_exchange_decides_by_its_clock_what_is_closed_and_is_asked_once(
     client = patience.client(exchange.config)
     assert len(rows_of(client.pages(UM, START))) == 1_099
     assert [request.path for request in exchange.requests].count("/fapi/v1/time") == 1
+    assert (
+        sum(request.rows for request in exchange.requests) == 1_099
+    )  # the forming one is not even asked for
     assert len(rows_of(client.pages(UM, START, server_ms=START + 10 * HOUR))) == 10
+
+
+@pytest.mark.parametrize("market", ["spot", "um"])
+def test_the_weight_of_every_limit_is_the_exchanges(market: Market) -> None:
+    for limit in range(1, 1_501):
+        assert klines_weight(market, limit) == request_weight(market, "klines", {"limit": str(limit)})
 
 
 def test_short_ranges_weigh_less(exchange: ReplayExchange, patience: Patience) -> None:
@@ -417,7 +428,6 @@ MALFORMED = {
     "duplicates": body_of(wire_row(1), wire_row(1)),
     "before the start": body_of(wire_row(-1)),
     "after the end": body_of(wire_row(9)),
-    "more than asked for": body_of(*[wire_row(row % 8) for row in range(20)]),
     "high below low": body_of(wire_row(0, high="0.1")),
     "a price that is no number": body_of(wire_row(0, open="1,0")),
     "a price of null": body_of(wire_row(0, close=None)),

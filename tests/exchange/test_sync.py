@@ -317,6 +317,15 @@ def test_an_outage_is_asked_for_once_more_by_itself_and_then_known(tmp_path: Pat
         assert world.klines() == []
 
 
+def test_an_outage_met_in_two_parts_is_one_outage(tmp_path: Path) -> None:
+    with serve(without(700, 730)) as exchange:
+        world = World(exchange, tmp_path)
+        world.sync(start_ms=START + 730 * HOUR)
+        world.sync(start_ms=START, end_ms=START + 715 * HOUR)
+        world.sync(start_ms=START)
+        assert holes_of(world) == [(START + 700 * HOUR, START + 730 * HOUR, "outage")]
+
+
 def test_a_row_left_out_of_a_page_is_found_and_fetched(world: World, undisturbed: dict[str, str]) -> None:
     world.exchange.faults = [Fault("missing", "*/klines", on=(2, 4, 5))]
     report = world.sync()
