@@ -342,3 +342,15 @@ def test_two_processes_train_as_one(ground: Ground) -> None:
     assert losses(double, "validation")[0] == pytest.approx(losses(single, "validation")[0], rel=1e-6)
     assert losses(double, "train") == pytest.approx(losses(single, "train"), rel=5e-3)
     assert json.loads((double / "result.json").read_text())["steps"] == len(losses(single, "train"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_trains_to_nearly_the_same_loss(ground: Ground, stage: Stage) -> None:
+    full, half = (
+        run_job(ground.job(f"{stage}-{precision}", stage, epochs=1, precision=precision))[
+            "best_validation_loss"
+        ]
+        for precision in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(full, rel=0.02)
+    assert half != full
