@@ -54,6 +54,8 @@ class ModelChoice:
     """Architecture: tiny (under 100k parameters, for tests and the demo), mini, small or base."""
     weights: str = "pretrained"
     """pretrained (the Hub, at the pinned revision), scratch (seeded random weights), or a folder holding tokenizer/ and predictor/."""
+    threads: int | None = None
+    """CPU threads of a training process; empty leaves the choice to torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -69,27 +69,22 @@ def train_challenger(
     home: Home, config: RunConfig, dataset: BuiltDataset, base: PairRef, run: RunRef
 ) -> Trained:
     """Stage 1 from the base tokenizer, then stage 2 on the tokens of what stage 1 kept."""
-    tokenizer = train(
-        home, "tokenizer", dataset=dataset, start=base, config=config.tokenizer, seed=config.seed, run=run
-    )
-    start = PairRef(
-        tokenizer=tokenizer.best,
-        tokenizer_digest=tokenizer.digest,
-        predictor=base.predictor,
-        predictor_digest=base.predictor_digest,
-        origin=base.origin,
-    )
-    predictor = train(
-        home, "predictor", dataset=dataset, start=start, config=config.predictor, seed=config.seed, run=run
-    )
+    shared: dict[str, Any] = {
+        "dataset": dataset,
+        "seed": config.seed,
+        "threads": config.model.threads,
+        "run": run,
+    }
+    tokenizer = train(home, "tokenizer", start=base, config=config.tokenizer, **shared)
+    start = replace(base, tokenizer=tokenizer.best, tokenizer_digest=tokenizer.digest)
+    predictor = train(home, "predictor", start=start, config=config.predictor, **shared)
     losses = draw_losses(
         {one.stage: Path(one.job) for one in (tokenizer, predictor)}, Path(predictor.job) / "losses.png"
     )
     show_picture(losses, "losses", "Training and validation loss of both stages")
     log_artifact(run, losses, "figures")
-    challenger = PairRef(
-        tokenizer=tokenizer.best,
-        tokenizer_digest=tokenizer.digest,
+    challenger = replace(
+        start,
         predictor=predictor.best,
         predictor_digest=predictor.digest,
         origin=f"fine-tuned from {base.origin}",

@@ -34,10 +34,10 @@ def demo() -> RunConfig:
         series=("spot:BTCUSDT", "um:DOGEUSDT"),
         replay="synthetic",
         dataset=DatasetConfig(lookback=64, horizon=12),
-        model=ModelChoice(preset="tiny", weights="scratch"),
+        model=ModelChoice(preset="tiny", weights="scratch", threads=1),
         tokenizer=stage,
         predictor=replace(stage, epochs=3),
-        evaluation=EvaluationConfig(origins=60, samples=20),
+        evaluation=EvaluationConfig(origins=40, samples=16),
         forecast=SamplingConfig(samples=100),
     )
 

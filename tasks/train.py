@@ -58,10 +58,11 @@ def train(
     start: PairRef,
     config: StageConfig,
     seed: int,
+    threads: int | None,
     run: RunRef,
 ) -> TrainedRef:
     """Run, resume or recognise the job of these inputs; its id is their digest."""
-    job = _job(stage, dataset, start, config, seed)
+    job = _job(stage, dataset, start, config, seed, threads)
     folder = home.jobs / f"{stage}-{job.digest()}"
     finished_before = (folder / "result.json").exists()
     if not finished_before:
@@ -71,7 +72,9 @@ def train(
     return _trained_ref(stage, folder, trained=not finished_before)
 
 
-def _job(stage: Stage, dataset: BuiltDataset, start: PairRef, config: StageConfig, seed: int) -> Job:
+def _job(
+    stage: Stage, dataset: BuiltDataset, start: PairRef, config: StageConfig, seed: int, threads: int | None
+) -> Job:
     return Job(
         stage=stage,
         dataset=Reference(path=str(dataset.path), digest=dataset.digest),
@@ -81,6 +84,7 @@ def _job(stage: Stage, dataset: BuiltDataset, start: PairRef, config: StageConfi
         else None,
         config=config,
         seed=seed,
+        threads=threads,
     )
 
 
