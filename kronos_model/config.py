@@ -199,14 +199,14 @@ PRESETS: dict[str, Preset] = {
             tokenizer=TokenizerConfig(
                 d_model=32,
                 n_heads=4,
-                ff_dim=64,
-                n_enc_layers=3,
-                n_dec_layers=3,
+                ff_dim=96,
+                n_enc_layers=2,
+                n_dec_layers=2,
                 s1_bits=6,
                 s2_bits=6,
                 group_size=4,
             ),
-            predictor=PredictorConfig(s1_bits=6, s2_bits=6, n_layers=3, d_model=32, n_heads=4, ff_dim=64),
+            predictor=PredictorConfig(s1_bits=6, s2_bits=6, n_layers=3, d_model=40, n_heads=4, ff_dim=64),
             max_context=512,
         ),
         Preset(

@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_named(pair: ModelPair) -> None:
     tensors["stray"] = tensors.pop("norm.weight")
     save_file(tensors, path)
     expected = (
-        r"norm\.weight is missing; stray is unknown; head\.proj_s1\.weight is \(7, 32\) instead of \(64, 32\)"
+        r"norm\.weight is missing; stray is unknown; head\.proj_s1\.weight is \(7, 40\) instead of \(64, 40\)"
     )
     with pytest.raises(ModelError, match=expected):
         Kronos.from_pretrained(pair.predictor)
