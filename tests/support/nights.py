@@ -1,0 +1,43 @@
+"""Small nights: a folder of synthetic klines, and settings that train for seconds."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from exchange.replay import synthetic_market
+from storage.files import write_candles
+from storage.schema import SeriesKey
+
+__all__ = ["CANDLES", "SERIES", "START_MS", "quick_settings", "write_klines"]
+
+SERIES = ("spot:BTCUSDT", "um:DOGEUSDT")
+START_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
+CANDLES = 700
+
+
+def write_klines(folder: Path, *, count: int = CANDLES) -> dict[SeriesKey, pl.DataFrame]:
+    """Files such as um_DOGEUSDT_1h.parquet; a larger count keeps the earlier candles as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [SeriesKey.parse(name, "1h") for name in SERIES]
+    candles = dict(synthetic_market(keys, start_ms=START_MS, count=count, seed=7))
+    for key, frame in candles.items():
+        write_candles(frame, folder / f"{key.market}_{key.symbol}_{key.interval}.parquet")
+    return candles
+
+
+def quick_settings(klines: Path, **others: Any) -> dict[str, Any]:
+    """Recipe demo cut down to seconds."""
+    stage = {"epochs": 1, "steps_per_epoch": 12, "batch_size": 16, "validation_windows": 16}
+    return {
+        "replay": str(klines),
+        "dataset.lookback": 24,
+        "dataset.horizon": 4,
+        **{f"tokenizer.{name}": value for name, value in stage.items()},
+        **{f"predictor.{name}": value for name, value in stage.items()},
+        "evaluation.origins": 20,
+        "evaluation.samples": 4,
+        "forecast.samples": 8,
+        **others,
+    }
