@@ -262,10 +262,13 @@ def test_models_load_by_repository_name_and_a_branch_is_looked_up_again(
     assert torch.equal(before.head.proj_s1.weight, again.head.proj_s1.weight)
 
 
-def test_a_download_that_breaks_off_is_not_taken_for_whole(pair: ModelPair, hub: LoopbackHub) -> None:
+@pytest.mark.parametrize("file", ["config.json", "kronos_nightly.json", "model.safetensors"])
+def test_a_download_that_breaks_off_is_not_taken_for_whole(
+    pair: ModelPair, hub: LoopbackHub, file: str
+) -> None:
     write_metadata(pair.predictor, {"part": "predictor", "max_context": 64})
     revision = hub.add_repository("maker/predictor", files_of(pair.predictor))
-    hub.faults.append(Fault(method="GET", path="model.safetensors", status=403, times=99))
+    hub.faults.append(Fault(method="HEAD", path=file, status=403, times=99))
     with pytest.raises(UnreachableModel, match=f"maker/predictor at revision {revision}"):
         Kronos.from_pretrained("maker/predictor", revision=revision)
     hub.faults.clear()
