@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from kronos_model.evaluation.scores import Scores
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
-from tasks.figures import draw_skill
+from tasks.figures import draw_fans, draw_skill
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
 from tasks.report import show_leaderboard, show_picture
 from tasks.tracking import log_artifact, log_metrics, log_table
@@ -20,11 +21,11 @@ __all__ = ["Judged", "champion_pair", "judge_challenger"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """Scores, the picture of them, and the gate's verdict."""
+    """Scores, pictures of them by file name, and the gate's verdict."""
 
     scores: ScoresRef
     verdict: VerdictRef
-    skill_figure: Path
+    pictures: Mapping[str, Path]
 
 
 def champion_pair(home: Home, champion: Champion) -> PairRef:
@@ -52,13 +53,19 @@ def judge_challenger(
     models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
     scores = evaluate(home, dataset, models, config.evaluation, seed=config.seed)
     verdict = gate(scores, config.gate, champion=champion is not None)
-    figure = draw_skill(Scores.load(Path(scores.path)), Path(scores.path) / "skill.png")
+    loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)
+    pictures = {
+        "fans.png": draw_fans(loaded, folder / "fans.png"),
+        "skill.png": draw_skill(loaded, folder / "skill.png"),
+    }
     show_leaderboard(scores.leaderboard, verdict)
-    show_picture(figure, "skill", "CRPS skill against the last value by step")
-    log_artifact(run, figure, "figures")
+    show_picture(pictures["fans.png"], "fans", "Forecasts of the challenger over what then happened")
+    show_picture(pictures["skill.png"], "skill", "CRPS skill against the last value by step")
+    for picture in pictures.values():
+        log_artifact(run, picture, "figures")
     log_table(run, scores.leaderboard, "leaderboard.json")
     log_metrics(run, _pooled(scores))
-    return Judged(scores=scores, verdict=verdict, skill_figure=figure)
+    return Judged(scores=scores, verdict=verdict, pictures=pictures)
 
 
 def _pooled(scores: ScoresRef) -> dict[str, float]:

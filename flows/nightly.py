@@ -106,10 +106,7 @@ def _decide(
     published: tuple[PublishedRef, ...] = ()
     if wanted(config.publish, judged.verdict):
         facts = _facts(config, night, dataset, judged)
-        pictures = {
-            "skill.png": judged.skill_figure,
-            "losses.png": Path(trained.stages[1].job) / "losses.png",
-        }
+        pictures = {**judged.pictures, "losses.png": Path(trained.stages[1].job) / "losses.png"}
         published = publish(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
     if judged.verdict.verdict == "promote":
         champion = promote(

@@ -66,7 +66,7 @@ def card_facts(
         reasons=facts.verdict.reasons,
         tokenizer_repo=tokenizer_repo,
         predictor_repo=predictor_repo,
-        picture="skill.png",
+        picture="fans.png",
     )
 
 

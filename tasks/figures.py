@@ -12,12 +12,13 @@ import matplotlib.dates as mdates
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
 from storage.atomic import atomic_path
 
-__all__ = ["draw_forecast", "draw_losses", "draw_skill"]
+__all__ = ["draw_fans", "draw_forecast", "draw_losses", "draw_skill"]
 
 # Okabe and Ito's palette: distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#6B7280", "#D55E00"
@@ -69,8 +70,30 @@ def draw_forecast(
     axis.plot(past, context_close, color="black", linewidth=1.2, label="close")
     _fan(axis, future, np.quantile(paths, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0))
     axis.set(ylabel=unit, xlabel="time (UTC)")
-    axis.legend(frameon=False, loc="upper left")
-    _date_axis(axis)
+    _legend(figure, axis)
+    _time_axis(axis)
+    return _save(figure, target)
+
+
+def draw_fans(scores: Scores, target: Path, *, model: str = "challenger") -> Path:
+    """A walk-forward forecast of each series over what then happened."""
+    fans, step_ms = scores.fans, scores.interval_ms
+    figure, axes = _canvas(len(fans.origin_ms), f"Forecasts by the {model} over what then happened")
+    for index, axis in enumerate(axes):
+        origin, context = int(fans.origin_ms[index]), fans.context[index]
+        shown = min(len(context), 4 * scores.horizon)
+        past = _dates(origin - step_ms * np.arange(shown - 1, -1, -1))
+        future = _dates(origin + step_ms * np.arange(scores.horizon + 1))
+        last = context[-1]
+        quantiles = fans.quantiles[index, scores.index(model)]  # (Q, H)
+        _fan(axis, future, np.concatenate([np.full((len(quantiles), 1), last), quantiles], axis=1))
+        axis.plot(past, context[-shown:], color="black", linewidth=1.2, label="close")
+        axis.plot(
+            future, [last, *fans.realised[index]], color=VERMILION, linewidth=1.2, label="what happened"
+        )
+        axis.set(title=scores.series[index], xlabel="time (UTC)", ylabel="close (quote currency)")
+        _time_axis(axis)
+    _legend(figure, axes[0])
     return _save(figure, target)
 
 
@@ -100,9 +123,11 @@ def _fan(axis: Axes, times: NDArray[np.float64], quantiles: NDArray[np.floating[
 
 
 def _canvas(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(5.2 * count if count > 1 else 9, 4.2), dpi=120, layout="constrained")
+    """One wide axes, or as many as asked for in two columns."""
+    columns, rows = min(count, 2), (count + 1) // 2
+    figure = Figure(figsize=(5.2 * columns if count > 1 else 9, 4.2 * rows), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).flat[:count]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -114,8 +139,14 @@ def _dates(ms: NDArray[np.int64]) -> NDArray[np.float64]:
     return ms / 86_400_000
 
 
-def _date_axis(axis: Axes) -> None:
-    locator = mdates.AutoDateLocator(tz=UTC)  # type: ignore[no-untyped-call]
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Below the axes, where it hides nothing."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+
+
+def _time_axis(axis: Axes) -> None:
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    locator = mdates.AutoDateLocator(tz=UTC, maxticks=6)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]
 

@@ -140,8 +140,7 @@ _NAMES = ("open", "high", "low", "close", "volume", "amount")
 def _draw(home: Home, past: _Past, paths: NDArray[np.float32], model: PairRef) -> None:
     shown = min(_SHOWN_CONTEXT, len(past.open_time))
     draw_forecast(
-        title=f"{past.key.name} {past.key.interval.name}, next {len(past.future)} candles after "
-        f"{utc_text(int(past.open_time[-1]))}",
+        title=f"{past.key.name} {past.key.interval}, the next {len(past.future)} candles",
         unit="close (quote currency)",
         context_ms=past.open_time[-shown:],
         context_close=past.features[-shown:, _CLOSE],

@@ -79,7 +79,7 @@ def test_the_mlflow_run_has_settings_losses_of_every_step_figures_and_model_file
             expected = [(line["step"], line["loss"]) for line in lines if line["phase"] == phase]
             assert night.history(f"{stage['stage']}/{phase}/loss") == expected
     figures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}
-    assert {"figures/losses.png", "figures/skill.png"} <= figures
+    assert {"figures/losses.png", "figures/skill.png", "figures/fans.png"} <= figures
     for part in ("tokenizer", "predictor"):
         files = {item.path for item in client.list_artifacts(run.info.run_id, f"model/{part}")}
         assert f"model/{part}/model.safetensors" in files
@@ -141,7 +141,7 @@ def test_the_prefect_run_shows_candles_losses_leaderboard_and_forecasts(night: N
         flow_run_id = night.run().data.tags["prefect.flow_run_id"]
         artifacts = client.read_artifacts()
         keys = {artifact.key for artifact in artifacts if str(artifact.flow_run_id) == flow_run_id}
-    shown = {"candles", "train-tokenizer", "train-predictor", "losses", "skill", "leaderboard"}
+    shown = {"candles", "train-tokenizer", "train-predictor", "losses", "fans", "skill", "leaderboard"}
     assert shown | {"forecast-spot-btcusdt", "forecast-um-dogeusdt"} <= keys
 
 
