@@ -127,7 +127,7 @@ def _canvas(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
     columns, rows = min(count, 2), (count + 1) // 2
     figure = Figure(figsize=(5.2 * columns if count > 1 else 9, 4.2 * rows), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(rows, columns, squeeze=False).flat[:count]
+    axes = [figure.add_subplot(rows, columns, place) for place in range(1, count + 1)]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -146,7 +146,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 def _time_axis(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
-    locator = mdates.AutoDateLocator(tz=UTC, maxticks=6)  # type: ignore[no-untyped-call]
+    locator = mdates.AutoDateLocator(tz=UTC, minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]
 
