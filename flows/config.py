@@ -181,8 +181,8 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """Sixteen hex digits over every setting that changes a night's result (not over where servers are)."""
-    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "publish", "replay")}
+    """Sixteen hex digits over every setting that changes a night's result (not over where candles come from)."""
+    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "replay")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

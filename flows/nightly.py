@@ -97,8 +97,9 @@ def _decide(
 ) -> _Outcome:
     """Judge against the champion, publish and promote."""
     champion = read_champion(home, config.recipe)
-    # A night that was cut off after its promotion is judged again against the same opponent as before.
-    opponent = champion.previous if champion is not None and champion.night == night else champion
+    # A challenger that serves already (a night cut off after its promotion, or run again to publish elsewhere) is
+    # judged against whom it replaced.
+    opponent = champion.previous if champion and _is(champion, trained.challenger) else champion
     rival = champion_pair(home, opponent) if opponent else None
     judged = judge_challenger(
         home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
@@ -120,6 +121,13 @@ def _decide(
             previous=opponent,
         )
     return _Outcome(judged=judged, published=published, champion=champion)
+
+
+def _is(champion: Champion, pair: PairRef) -> bool:
+    return (champion.tokenizer_digest, champion.predictor_digest) == (
+        pair.tokenizer_digest,
+        pair.predictor_digest,
+    )
 
 
 def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged) -> NightFacts:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
 from storage.errors import DatasetError
 from storage.interval import Interval
-from storage.schema import SeriesKey
+from storage.schema import SeriesKey, utc_text
 from storage.splits import SPLITS, SplitRule, Splits, find_segments, pool_windows, rows_needed, split_windows
 
 __all__ = ["BuiltDataset", "DatasetConfig", "NormaliserKind", "build_dataset", "load_manifest"]
@@ -293,11 +293,20 @@ def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:
                 f"a window of {length} candles; their {sum(short)} candles are in no window."
             )
         found.extend(
-            f"{name}: no {split} windows."
+            f"{name}: no {split} windows, since its candles run from {utc_text(int(one.open_time[0]))} to "
+            f"{utc_text(int(one.open_time[-1]))} and {_range(split, splits)}."
             for split in SPLITS
             if not (splits.windows[split][:, 0] == index).any()
         )
     return found
+
+
+def _range(split: str, splits: Splits) -> str:
+    """When a split's windows start, in words."""
+    validation, test = utc_text(splits.validation_from_ms), utc_text(splits.test_from_ms)
+    if split == "train":
+        return f"training windows start before {validation}"
+    return f"{split} windows start from {validation if split == 'validation' else test} on"
 
 
 def _digest(series: list[_Arrays], splits: Splits, manifest: dict[str, Any]) -> str:

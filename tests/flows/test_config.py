@@ -88,7 +88,7 @@ def test_the_digest_follows_what_decides_a_night_and_nothing_else() -> None:
     config = recipe("demo")
     assert config_digest(config) == config_digest(recipe("demo"))
     assert config_digest(config) == config_digest(
-        override(config, {"exchange.timeout_s": "3", "publish.policy": "never"})
+        override(config, {"exchange.timeout_s": "3", "replay": "elsewhere"})
     )
     assert config_digest(config) != config_digest(override(config, {"predictor.learning_rate": "1e-4"}))
 
