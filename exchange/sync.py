@@ -254,7 +254,10 @@ class _Sync:
             if known[0] <= end_ms and start_ms <= known[1]:
                 start_ms, end_ms = min(start_ms, known[0]), max(end_ms, known[1])
         self.ledger.mark(self.key, self._hole((start_ms, end_ms)), "outage")
-        logger.info("%s: nothing from %s to %s", self.key, utc_text(start_ms), utc_text(end_ms))
+        if start_ms == 0:
+            logger.info("%s: listed since %s", self.key, utc_text(end_ms))
+        else:
+            logger.info("%s: outage from %s to %s", self.key, utc_text(start_ms), utc_text(end_ms))
 
     def _hole(self, part: Stretch) -> Hole:
         return Hole(*part, candles=self._count(part))
