@@ -53,7 +53,7 @@ class ModelChoice:
     preset: Literal["tiny", "mini", "small", "base"] = "small"
     """Architecture: tiny (under 100k parameters, for tests and the demo), mini, small or base."""
     weights: str = "pretrained"
-    """pretrained (the Hub, at the pinned revision), scratch (seeded random weights), or a folder holding tokenizer/ and predictor/."""
+    """pretrained (the Hub, pinned revision), scratch (seeded random), or a folder with tokenizer/ and predictor/."""
     threads: int | None = None
     """CPU threads of a training process; empty leaves the choice to torch."""
 
@@ -75,7 +75,7 @@ class RunConfig:
     seed: int = 0
     """Seed of initial weights, sampling order and forecasts."""
     replay: str = ""
-    """Serve candles through the loopback replay exchange instead of asking Binance: a folder of klines, or 'synthetic'."""
+    """Take candles from a loopback replay exchange instead of Binance: a folder of klines, or 'synthetic'."""
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     """Where Binance is."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

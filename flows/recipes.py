@@ -1,4 +1,4 @@
-"""Named runs. A recipe is a function that returns a full configuration; the CLI and the UI override a few of its values."""
+"""Named runs. A recipe is a function that returns a full configuration; CLI and UI override a few of its values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def demo() -> RunConfig:
 
 
 def doge_1h() -> RunConfig:
-    """DOGEUSDT perpetual, 1h since its listing, Kronos-small, 400 + 120 candles: the first DOGE project, without its leaks."""
+    """DOGEUSDT perpetual, 1h since its listing, Kronos-small, 400 + 120 candles."""
     return RunConfig(
         recipe="doge_1h",
         series=("um:DOGEUSDT",),

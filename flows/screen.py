@@ -90,7 +90,11 @@ def show_recipe(config: RunConfig) -> None:
     """Every setting with its value, type and meaning."""
     table = Table("setting", "value", "type", "meaning", title=f"Recipe {config.recipe}", show_lines=False)
     for knob in knobs(config):
-        value = ", ".join(knob.value) if isinstance(knob.value, tuple) else str(knob.value)
+        value = (
+            ", ".join(knob.value)
+            if isinstance(knob.value, tuple)
+            else str("" if knob.value is None else knob.value)
+        )
         table.add_row(knob.path, value, knob.kind, " ".join(knob.help.split()))
     _screen().print(table)
     _screen().print("Change any of them with --set SETTING=VALUE.")

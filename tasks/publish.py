@@ -9,10 +9,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kronos_model.card import model_card
-from kronos_model.jobs import Stage
 from prefect import task
 
+from kronos_model.card import model_card
+from kronos_model.jobs import Stage
 from kronos_model.publish import (
     PublishConfig,
     Published,
