@@ -212,6 +212,12 @@ def _time(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, tz=UTC):%Y-%m-%d %H:%M}"
 
 
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return "" if value is None else str(value)
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
