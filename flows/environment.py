@@ -6,19 +6,23 @@ another code path (PREFECT_API_URL, MLFLOW_TRACKING_URI, HF_ENDPOINT, HF_TOKEN).
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from storage.layout import Home
 
-__all__ = ["open_home", "prepare_environment"]
+__all__ = ["DEFAULTS", "PACKAGES", "open_home", "prepare_environment"]
 
-_QUIET = {
+PACKAGES = ("flows", "tasks", "exchange", "storage", "kronos_model")
+
+DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short on a busy two-core machine
     "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,exchange,storage,kronos_model",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(PACKAGES),
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a line from outside a run is no reason for a warning
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -35,7 +39,7 @@ def prepare_environment(home: Home, *, verbose: bool) -> None:
 
     Call it before anything imports prefect or mlflow: both read the environment on import.
     """
-    for name, value in _QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_HOME", str(home.prefect))
     if not verbose:  # our own log lines are enough for a terminal; the Prefect UI still gets everything
@@ -46,6 +50,12 @@ def prepare_environment(home: Home, *, verbose: bool) -> None:
 def open_home(path: str | Path | None = None) -> Home:
     """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing.
 
+    Every flow opens one, so from here on the packages' INFO lines are heard, also where a worker started the run.
     Raises StorageError when it cannot be created or written.
     """
+    for (
+        name
+    ) in PACKAGES:  # Prefect attaches its handler to the extra loggers and leaves their level at WARNING
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.INFO)
     return Home.at(Path(path or os.environ.get("KRONOS_HOME") or ".kronos"))
