@@ -32,12 +32,12 @@ def evaluate(
     """Score the champion, the base and the last value on the test range of the candles in the lake.
 
     Args:
-        recipe: The recipe whose champion is scored.
-        series: Other series than the recipe's, each market:SYMBOL such as um:DOGEUSDT.
-        interval: Another candle interval than the recipe's, such as 1h or 4h.
-        start: First day to use, UTC.
-        end: First day not to use, UTC.
-        settings: Any other setting by its dotted name, such as {"evaluation.origins": 500}.
+        recipe: Named configuration whose champion is scored; demo runs offline, `kronos recipes` describes all.
+        series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
+        interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
+        start: First day to use, UTC. None: the recipe's, or else since the listing.
+        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
+        settings: Other settings by dotted name, such as {"evaluation.origins": 500}; `kronos recipes NAME` lists them.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home, choice = open_home(), config.model

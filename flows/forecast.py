@@ -27,8 +27,8 @@ def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None
     """Ingest what is new, then forecast every series of a recipe with its champion.
 
     Args:
-        recipe: The recipe whose champion forecasts.
-        settings: Any setting by its dotted name, such as {"forecast.samples": 300}.
+        recipe: Named configuration whose champion forecasts; demo runs offline, `kronos recipes` describes all.
+        settings: Other settings by dotted name, such as {"forecast.samples": 300}; `kronos recipes NAME` lists them.
     """
     config = configure(recipe, settings)
     home = open_home()

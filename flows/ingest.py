@@ -30,12 +30,12 @@ def ingest(
     """Download the closed candles of a recipe that the lake does not have yet.
 
     Args:
-        recipe: The recipe whose series are brought up to date.
-        series: Other series than the recipe's, each market:SYMBOL such as um:DOGEUSDT.
-        interval: Another candle interval than the recipe's, such as 1h or 4h.
-        start: First day to use, UTC.
-        end: First day not to use, UTC.
-        settings: Any other setting by its dotted name, such as {"exchange.timeout_s": 30}.
+        recipe: Named configuration whose series to update; demo runs offline, `kronos recipes` describes all.
+        series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
+        interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
+        start: First day to use, UTC. None: the recipe's, or else since the listing.
+        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
+        settings: Other settings by dotted name, such as {"exchange.timeout_s": 30}; `kronos recipes NAME` lists them.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     return ingest_series(open_home(), config)
