@@ -1,0 +1,254 @@
+"""A Prefect site on loopback as prefect.yaml describes it: server, process work pool, deployments and a worker.
+
+Everything it writes lies below one folder, and every process it starts, directly or through the worker, ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from storage.layout import Home
+
+__all__ = ["Site", "prefect_site", "wait_for"]
+
+ROOT = Path(__file__).parents[2]
+_TERMINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+_FOREIGN = ("PREFECT_", "MLFLOW_", "KRONOS_", "HF_", "PYTEST_")
+
+
+@dataclass
+class Site:
+    """A running site; `api` is what a browser's form would talk to."""
+
+    folder: Path
+    port: int
+    deployments: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # as deployed, schedules not yet paused
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _session: requests.Session = field(default_factory=lambda: _patient_session())
+
+    @property
+    def home(self) -> Home:
+        return Home(self.folder / "home")
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user would export in a fresh shell: nothing of this process's own Prefect settings."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+        return {
+            **inherited,
+            "NO_PROXY": "127.0.0.1,localhost",
+            "DO_NOT_TRACK": "true",
+            "KRONOS_HOME": str(self.home.root),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+
+    def command(self, line: str) -> None:
+        """Run one line in the repository's root until it ends."""
+        done = subprocess.run(
+            _arguments(line), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, f"{line} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+
+    def start(self, line: str, log: str, *, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+        """Start one line that stays, with its output in <folder>/<log>.log."""
+        with (self.folder / f"{log}.log").open("wb") as output:
+            process = subprocess.Popen(
+                _arguments(line), cwd=cwd, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        self._processes.append(process)
+        return process
+
+    def get(self, path: str) -> Any:
+        return self._answer(self._session.get(f"{self.api}/{path}", timeout=30))
+
+    def post(self, path: str, body: Any) -> Any:
+        return self._answer(self._session.post(f"{self.api}/{path}", json=body, timeout=30))
+
+    def patch(self, path: str, body: Any) -> None:
+        response = self._session.patch(f"{self.api}/{path}", json=body, timeout=30)
+        assert response.ok, f"{path}: {response.status_code} {response.text}"
+
+    def submit(self, deployment: str, parameters: dict[str, Any]) -> requests.Response:
+        """What the form of the Prefect UI sends: the parameters, and a state of type SCHEDULED."""
+        identifier = self.deployments[deployment]["id"]
+        body = {
+            "parameters": parameters,
+            "state": {"type": "SCHEDULED", "message": "Run from the Prefect UI"},
+        }
+        return self._session.post(
+            f"{self.api}/deployments/{identifier}/create_flow_run", json=body, timeout=30
+        )
+
+    def run(self, deployment: str, parameters: dict[str, Any]) -> str:
+        """Trigger a deployment and return the flow run's id."""
+        return str(self._answer(self.submit(deployment, parameters))["id"])
+
+    def finished(self, *runs: str, within_s: float) -> list[dict[str, Any]]:
+        """The flow runs once each of them is in a terminal state."""
+        return wait_for(
+            lambda: self._all_terminal(runs), within_s=within_s, what=f"flow runs {', '.join(runs)} to end"
+        )
+
+    def log_of(self, run: str) -> list[dict[str, Any]]:
+        """The log lines of a flow run as the UI lists them."""
+        query = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return list(self.post("logs/filter", query))
+
+    def tails(self, lines: int = 40) -> str:
+        """The last lines of every process's output."""
+        return "\n".join(
+            "\n".join([f"---- {path.name}", *path.read_text(errors="replace").splitlines()[-lines:]])
+            for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def stop(self) -> None:
+        """Terminate what was started, then kill whatever of it is left; a run is in a session of its own."""
+        for process in reversed(self._processes):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        left = list(self._descendants())
+        for one in left:
+            one.kill()
+        psutil.wait_procs(left, timeout=10)
+
+    def _descendants(self) -> Iterator[psutil.Process]:
+        """Every living process that inherited this site's home."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("KRONOS_HOME") == str(self.home.root):
+                    yield process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+
+    def _all_terminal(self, runs: Sequence[str]) -> list[dict[str, Any]] | None:
+        states = [self.get(f"flow_runs/{run}") for run in runs]
+        return states if all(one["state_type"] in _TERMINAL for one in states) else None
+
+    @staticmethod
+    def _answer(response: requests.Response) -> Any:
+        assert response.ok, (
+            f"{response.request.method} {response.url}: {response.status_code} {response.text}"
+        )
+        return response.json()
+
+
+@contextmanager
+def prefect_site(folder: Path) -> Iterator[Site]:
+    """Start a site as the head of prefect.yaml says; its schedules are paused, so that nothing starts by itself."""
+    site = Site(folder, _free_port())
+    try:
+        _start(site)
+        yield site
+    except BaseException as error:
+        error.add_note(site.tails())
+        raise
+    finally:
+        site.stop()
+
+
+def wait_for(check: Callable[[], Any], *, within_s: float, what: str) -> Any:
+    """The first truthy answer of `check`, asked twice a second."""
+    deadline = time.monotonic() + within_s
+    while not (answer := check()):
+        assert time.monotonic() < deadline, f"waited {within_s:.0f} s in vain for {what}"
+        time.sleep(0.5)
+    return answer
+
+
+def _start(site: Site) -> None:
+    start_server, _, create_pool, deploy, start_worker = _head_of_prefect_yaml()
+    server = site.start(f"{start_server} --port {site.port}", "server")
+    wait_for(lambda: _healthy(site, server), within_s=120, what="the Prefect server to answer")
+    site.command(create_pool)
+    site.command(deploy)
+    site.deployments = {one["name"]: one for one in site.post("deployments/filter", {})}
+    _pause_schedules(site)
+    elsewhere = site.folder / "elsewhere"
+    elsewhere.mkdir()
+    worker = site.start(start_worker, "worker", cwd=elsewhere)
+    wait_for(lambda: _polling(site, worker), within_s=60, what="the worker to poll")
+
+
+def _head_of_prefect_yaml() -> list[str]:
+    """The lines a user is told to type, in order."""
+    head = (ROOT / "prefect.yaml").read_text().partition("\nname:")[0]
+    return [
+        line.removeprefix("#   ").partition("  #")[0].strip().removesuffix(" &")
+        for line in head.splitlines()
+        if line.startswith("#   ")
+    ]
+
+
+def _arguments(line: str) -> list[str]:
+    """The line for this interpreter, without a shell or PATH."""
+    program, *arguments = line.split()
+    module = {"kronos": "flows.cli", "prefect": "prefect"}[program]
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _healthy(site: Site, server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, "the Prefect server ended by itself"
+    try:
+        return bool(site.get("health"))
+    except requests.ConnectionError:
+        return False
+
+
+def _polling(site: Site, worker: subprocess.Popen[bytes]) -> bool:
+    assert worker.poll() is None, "the worker ended by itself"
+    return any(one["status"] == "ONLINE" for one in site.post("work_pools/local-process/workers/filter", {}))
+
+
+def _pause_schedules(site: Site) -> None:
+    for deployment in site.deployments.values():
+        for schedule in deployment["schedules"]:
+            site.patch(f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
+
+
+def _patient_session() -> requests.Session:
+    """As patient as Prefect's own client: the server answers 503 while its SQLite is locked."""
+    session = requests.Session()
+    session.trust_env = False
+    retry = Retry(
+        connect=0,
+        status=6,
+        backoff_factor=0.3,
+        status_forcelist=[503],
+        allowed_methods=None,
+        raise_on_status=False,
+    )
+    session.mount("http://", HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
