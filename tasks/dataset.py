@@ -18,7 +18,7 @@ from tasks.progress import progress_bar
 __all__ = ["build"]
 
 
-@task(name="dataset", **IDEMPOTENT)
+@task(name="dataset", task_run_name="dataset", **IDEMPOTENT)
 def build(
     home: Home, keys: Sequence[SeriesKey], config: DatasetConfig, *, start_ms: int | None, end_ms: int | None
 ) -> BuiltDataset:

@@ -26,7 +26,7 @@ from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef
 __all__ = ["evaluate", "forecaster", "gate"]
 
 
-@task(name="evaluate", **IDEMPOTENT)
+@task(name="evaluate", task_run_name="evaluate", **IDEMPOTENT)
 def evaluate(
     home: Home,
     dataset: BuiltDataset,
@@ -54,7 +54,7 @@ def evaluate(
     return ScoresRef(path=str(folder), origins=len(scores.origin_ms), leaderboard=tuple(leaderboard(scores)))
 
 
-@task(name="gate", **IDEMPOTENT)
+@task(name="gate", task_run_name="gate", **IDEMPOTENT)
 def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef:
     """Promote, keep or reject the challenger, with reasons in words."""
     decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)

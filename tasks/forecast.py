@@ -40,7 +40,7 @@ class _Past:
     future: NDArray[np.int64]  # (H,) ms
 
 
-@task(name="forecast", **IDEMPOTENT)
+@task(name="forecast", task_run_name="forecast", **IDEMPOTENT)
 def forecast(
     home: Home,
     keys: Sequence[SeriesKey],

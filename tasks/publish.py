@@ -36,14 +36,14 @@ def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
     return config.policy == "always" or (config.policy == "promoted" and verdict.verdict == "promote")
 
 
-@task(name="check publishing", **IDEMPOTENT)
+@task(name="check publishing", task_run_name="check publishing", **IDEMPOTENT)
 def check_publishing(config: PublishConfig) -> None:
     """Fail before hours of training, not after, when a namespace is set and the Hub does not take the token."""
     if config.namespace and config.policy != "never":
         check_token(_token(), os.environ.get("HF_ENDPOINT"), namespace=config.namespace)
 
 
-@task(name="publish", **IDEMPOTENT)
+@task(name="publish", task_run_name="publish", **IDEMPOTENT)
 def publish(
     home: Home,
     model: PairRef,
@@ -69,7 +69,7 @@ def publish(
     return tuple(published)
 
 
-@task(name="promote", **IDEMPOTENT)
+@task(name="promote", task_run_name="promote", **IDEMPOTENT)
 def promote(
     home: Home,
     recipe: str,

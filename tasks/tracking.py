@@ -207,7 +207,10 @@ def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
     if known is not None:
         return str(known.experiment_id)
     location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=location))
+    tags = {
+        "mlflow.experimentKind": "custom_model_development"
+    }  # the UI's view for training, not for chat models
+    return str(client.create_experiment(name, artifact_location=location, tags=tags))
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:

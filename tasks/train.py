@@ -33,7 +33,7 @@ _POLL_S = 1.0
 _STOP_S = 10.0
 
 
-@task(name="base model", **IDEMPOTENT)
+@task(name="base model", task_run_name="base model", **IDEMPOTENT)
 def base_model(home: Home, preset: str, weights: str, seed: int) -> PairRef:
     """The weights a night starts from: the Hub's at the pinned revision, a folder's, or seeded random ones."""
     if weights == "scratch":
