@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from flows.environment import open_home, prepare_environment
 from storage.layout import Home
@@ -36,6 +37,7 @@ KLINES = click.option(
     metavar="DIR",
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
+PORT = click.IntRange(1, 65_535)
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
@@ -174,14 +176,13 @@ def export(
     """Write candles of the lake to FILE (.csv, .json or .parquet)."""
     home = _start(obj)
     from flows.config import day_ms
-    from storage.files import write_candles
-    from storage.lake import Lake
     from storage.schema import SeriesKey
+    from tasks.download import export_file
 
     key = SeriesKey.parse(series, interval)
-    candles = Lake(home.lake).read(key, day_ms(start and start.date()), day_ms(end and end.date()))
-    write_candles(candles, file)
-    Console().print(f"{len(candles):,} candles of {key} written to {file}")
+    start_ms, end_ms = day_ms(start and start.date()), day_ms(end and end.date())
+    count = export_file.fn(home, file, key, start_ms=start_ms, end_ms=end_ms)
+    _screen().print(f"{count:,} candles of {key} written to {file}", markup=False)
 
 
 @cli.command()
@@ -207,11 +208,21 @@ def recipes(name: str | None) -> None:
     "--series", default="spot:BTCUSDT,um:DOGEUSDT", show_default=True, help="Which series to serve."
 )
 @click.option("--interval", default="1h", show_default=True, help="Candle interval.")
-@click.option("--port", default=8900, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--port", type=PORT, default=8900, show_default=True, help="Port on 127.0.0.1.")
 @click.option(
-    "--speed", default=1.0, show_default=True, help="Exchange seconds per second; 0 stops the clock."
+    "--speed",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Exchange seconds per second; 0 stops the clock.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic market.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the synthetic market.",
+)
 def replay(klines: str | None, series: str, interval: str, port: int, speed: float, seed: int) -> None:
     """Serve klines the way Binance does, on 127.0.0.1, until Ctrl-C.
 
@@ -223,12 +234,12 @@ def replay(klines: str | None, series: str, interval: str, port: int, speed: flo
 
     keys = [SeriesKey.parse(name, interval) for name in _names(series)]
     server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed)
-    screen = Console(soft_wrap=True)
-    screen.print(
-        f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url} (Ctrl-C stops it)"
-    )
-    screen.print(
-        f"kronos run --recipe demo --set replay= --set exchange.spot_url={server.url} --set exchange.um_url={server.url}"
+    served = f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url}"
+    _screen().print(f"{served} (Ctrl-C stops it)", markup=False)
+    _screen().print(
+        "kronos run --recipe demo --set replay= "
+        f"--set exchange.spot_url={server.url} --set exchange.um_url={server.url}",
+        markup=False,
     )
     server.serve_forever()
 
@@ -249,7 +260,7 @@ def doctor(obj: dict[str, Any]) -> None:
 
 @cli.command()
 @click.argument("which", type=click.Choice(["prefect", "mlflow"]))
-@click.option("--port", type=int, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
+@click.option("--port", type=PORT, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
 @click.pass_obj
 def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
     """Open the Prefect or MLflow UI over this home, until Ctrl-C."""
@@ -267,8 +278,12 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "kronos"
+        _complain(f"{error.format_message().rstrip('.')}; `{command} --help` says what is possible.")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         Console(stderr=True).print("Stopped; the same command resumes where it was.")
@@ -277,8 +292,18 @@ def main() -> None:
         sentence = explain(error)
         if sentence is None:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {sentence}", highlight=False)
+        _complain(sentence)
         sys.exit(1)
+
+
+def _complain(sentence: str) -> None:
+    """One line on stderr, word for word: brackets and colons are no markup there."""
+    console = Console(stderr=True, soft_wrap=True, emoji=False, highlight=False)
+    console.print(f"[bold red]error:[/] {escape(' '.join(sentence.split()))}")
+
+
+def _screen() -> Console:
+    return Console(soft_wrap=True, emoji=False)
 
 
 def _start(obj: dict[str, Any]) -> Home:

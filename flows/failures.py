@@ -6,12 +6,20 @@ import errno
 
 __all__ = ["explain"]
 
-_DISK = {
-    errno.ENOSPC: "expected room to write, found the disk full; free some space and run the same command again",
-    errno.EDQUOT: "expected room to write, found the quota used up; free some space and run the same command again",
-    errno.EROFS: "expected a writable place, found a read-only file system; choose another with --home",
-    errno.EACCES: "expected permission to write there, found none; choose another place with --home",
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another place, for the home with --home",
+    errno.EACCES: "this user may not; give the permission or choose another place, for the home with --home",
+    errno.EPERM: "this user may not; give the permission or choose another place, for the home with --home",
+    errno.EADDRINUSE: "the port is in use; choose another with --port",
 }
+_PREFECT_AWAY = (  # all that its client raises as a bare RuntimeError
+    "Failed to reach API",
+    "Found incompatible versions",
+    "Timed out while attempting to connect to ephemeral",
+    "Unable to find an available port",
+)
 
 
 def explain(error: BaseException) -> str | None:
@@ -23,14 +31,37 @@ def explain(error: BaseException) -> str | None:
 
     if isinstance(error, StorageError | ExchangeError | ModelError | ConfigError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or 'The home'}: {_DISK[error.errno]}."
-    if type(error).__module__.startswith("mlflow."):
-        return f"MLflow did not answer as expected ({_first_line(error)}); check MLFLOW_TRACKING_URI or start its server."
-    if type(error).__module__.startswith("httpx") and "connect" in str(error).lower():
-        return f"The Prefect API did not answer ({_first_line(error)}); check PREFECT_API_URL or unset it to run alone."
+    if isinstance(error, OSError) and error.errno is not None:
+        return _disk(error)
+    packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    found = _first_line(error)
+    if "mlflow" in packages:
+        return f"Expected MLflow to answer, found {found}; check MLFLOW_TRACKING_URI, or start its server."
+    if "sqlalchemy" in packages:  # MLflow does not wrap every failure to open its store
+        return (
+            f"Expected MLflow's store to open, found {found}; move mlflow.db of the home away to begin a new one, or "
+            "check MLFLOW_TRACKING_URI."
+        )
+    if "httpx" in packages or (isinstance(error, RuntimeError) and found.startswith(_PREFECT_AWAY)):
+        return (
+            f"Expected the Prefect API to answer, found {found}; check PREFECT_API_URL, or unset it to run alone "
+            "(the embedded one is in prefect/ of the home)."
+        )
     return None
 
 
+def _disk(error: OSError) -> str:
+    """A failure of the operating system, by the path it is about."""
+    what = f"Expected to use {error.filename}" if error.filename else "Expected the system to do its part"
+    said = error.strerror or "an error"
+    remedy = f"{said[0].lower()}{said[1:]}; check the path and the disk below it"
+    return (
+        f"{what}, found that {_REMEDIES[error.errno]}."
+        if error.errno in _REMEDIES
+        else f"{what}, found {remedy}."
+    )
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    said = str(error).strip()
+    return said.splitlines()[0][:200].rstrip(".") if said else type(error).__name__

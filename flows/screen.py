@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from flows.config import RunConfig, knobs
 from flows.doctor import Finding
@@ -28,7 +29,7 @@ __all__ = [
     "show_stages",
 ]
 
-_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]missing[/]"}
+_MARKS = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "bad": Text("missing", "red")}
 
 
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
@@ -41,10 +42,10 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         f"(dataset {summary['dataset']['digest'][:16]})"
     )
     for warning in summary["warnings"]:
-        screen.print(f"[yellow]note:[/] {warning}", highlight=False)
+        screen.print(Text.assemble(("note:", "yellow"), " ", warning))
     screen.print(_stages(summary["stages"]))
     screen.print(_leaderboard(summary["leaderboard"]))
-    screen.print(f"Gate: [bold]{summary['verdict']}[/]")
+    screen.print(Text.assemble("Gate: ", (summary["verdict"], "bold")))
     for reason in summary["reasons"]:
         screen.print(f"  - {reason}", highlight=False)
     for one in summary["published"]:
@@ -52,9 +53,8 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
     screen.print(_forecasts(summary["forecasts"]))
     if summary["nothing_new"]:
-        screen.print(
-            "[bold]Nothing new:[/] same candles and settings as a finished night; nothing was trained."
-        )
+        said = "same candles and settings as a finished night; nothing was trained."
+        screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
     _where(screen, home, seconds)
 
 
@@ -90,19 +90,14 @@ def show_recipe(config: RunConfig) -> None:
     """Every setting with its value, type and meaning."""
     table = Table("setting", "value", "type", "meaning", title=f"Recipe {config.recipe}", show_lines=False)
     for knob in knobs(config):
-        value = (
-            ", ".join(knob.value)
-            if isinstance(knob.value, tuple)
-            else str("" if knob.value is None else knob.value)
-        )
-        table.add_row(knob.path, value, knob.kind, " ".join(knob.help.split()))
+        table.add_row(knob.path, _value(knob.value), knob.kind, " ".join(knob.help.split()))
     _screen().print(table)
     _screen().print("Change any of them with --set SETTING=VALUE.")
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """What the doctor found."""
-    table = Table("", "what", "found", show_header=False)
+    table = Table("", "what", Column("found", overflow="fold"), show_header=False)
     for finding in findings:
         table.add_row(_MARKS[finding.state], finding.what, finding.found)
     _screen().print(table)
@@ -196,16 +191,20 @@ def _where(screen: Console, home: Home, seconds: float) -> None:
     option = "" if here else f"--home {home.root} "
     screen.print(f"Run time {seconds:.0f} s. Everything is in {home.root}", highlight=False, soft_wrap=True)
     screen.print(
-        f"  Prefect:  .venv/bin/kronos {option}ui prefect   then http://127.0.0.1:4200", highlight=False
+        f"  Prefect:  .venv/bin/kronos {option}ui prefect   then http://127.0.0.1:4200",
+        highlight=False,
+        soft_wrap=True,
     )
     screen.print(
-        f"  MLflow:   .venv/bin/kronos {option}ui mlflow    then http://127.0.0.1:5000", highlight=False
+        f"  MLflow:   .venv/bin/kronos {option}ui mlflow    then http://127.0.0.1:5000",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
 def _screen() -> Console:
-    """Full width in a terminal; wide enough for the tables in a pipe or a log."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    """Full width in a terminal; wide enough for the tables in a pipe or a log. Brackets and colons are no markup."""
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def _time(ms: int) -> str:

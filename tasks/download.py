@@ -15,16 +15,16 @@ from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.sync import sync_series
 from storage.errors import CandleError
-from storage.files import read_candles, read_folder
+from storage.files import read_candles, read_folder, write_candles
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger, Source
-from storage.schema import SeriesKey
+from storage.schema import SeriesKey, utc_text
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import SeriesRef
 
-__all__ = ["connected", "download", "import_file", "replay_exchange"]
+__all__ = ["connected", "download", "export_file", "import_file", "replay_exchange"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,22 @@ def import_file(home: Home, path: Path, key: SeriesKey) -> SeriesRef:
     candles = read_candles(path, key.interval)
     result = lake.upsert(key, candles, source=Source(kind="import", detail=path.name, sha256=None))
     return _series_ref(lake, ledger, key, added=result.added, requests=0)
+
+
+@task(name="export", task_run_name="export {path}", **IDEMPOTENT)
+def export_file(home: Home, path: Path, key: SeriesKey, *, start_ms: int | None, end_ms: int | None) -> int:
+    """Write candles of the lake to a CSV, JSON or Parquet file; returns how many."""
+    lake = Lake(home.lake)
+    candles = lake.read(key, start_ms, end_ms)
+    if candles.is_empty():
+        span = lake.span(key)
+        assert span is not None, "a series that the lake does not have is refused above"
+        raise CandleError(
+            f"Expected candles of {key} between --start and --end, found none; the lake has them from "
+            f"{utc_text(span.first_ms)} to {utc_text(span.last_ms)}, choose dates within."
+        )
+    write_candles(candles, path)
+    return len(candles)
 
 
 @contextmanager
