@@ -5,6 +5,7 @@ Everything it writes lies below one folder, and every process it starts, directl
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -92,12 +93,22 @@ class Site:
         assert response.ok, f"{path}: {response.status_code} {response.text}"
 
     def submit(self, deployment: str, parameters: dict[str, Any]) -> requests.Response:
-        """What the form of the Prefect UI sends: the parameters, and a state of type SCHEDULED."""
-        identifier = self.deployments[deployment]["id"]
-        body = {
-            "parameters": parameters,
-            "state": {"type": "SCHEDULED", "message": "Run from the Prefect UI"},
+        """What the custom-run form of the Prefect UI sends; an object is edited, and sent, as JSON text."""
+        filled = {
+            name: {"__prefect_kind": "json", "value": json.dumps(value)} if isinstance(value, dict) else value
+            for name, value in parameters.items()
         }
+        body = {
+            "name": "typed-in-the-form",
+            "parameters": filled,
+            "tags": self.deployments[deployment]["tags"],
+            "state": {"type": "SCHEDULED", "message": "", "state_details": {"scheduled_time": None}},
+            "empirical_policy": {"retries": None, "retry_delay": None},
+            "work_queue_name": "default",
+            "job_variables": {},
+            "enforce_parameter_schema": True,
+        }
+        identifier = self.deployments[deployment]["id"]
         return self._session.post(
             f"{self.api}/deployments/{identifier}/create_flow_run", json=body, timeout=30
         )
