@@ -5,6 +5,7 @@ stderr; 143 or 130 stopped by SIGTERM or SIGINT after a checkpoint.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kronos_model.train", description="Run or resume a job.")
     parser.add_argument("job", type=Path, metavar="JOBDIR", help="directory that holds job.json")
     parser.add_argument("--progress", action="store_true", help="show one line of progress on stderr")
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="stop, resumably, once this process is gone"
+    )
     options = parser.parse_args(arguments)
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -255,11 +259,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _prepare_torch(read_job(options.job))
         run_job(
             options.job,
-            stopping=lambda: bool(received),
+            stopping=lambda: bool(received) or _orphaned(options.parent),
             show=_progress_line if options.progress else lambda phase, values: None,
         )
     except Interrupted:
-        return 128 + received[0]
+        return 128 + (received or [signal.SIGTERM])[0]
     except NonFiniteLoss as error:
         return _say(str(error), code=1)
     except ModelError as error:
@@ -267,6 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         return _say("the device ran out of memory; write a job with a lower batch_size", code=1)
     return 0
+
+
+def _orphaned(parent: int | None) -> bool:
+    """Whether the process that wanted this training has died, however suddenly; nobody would read on."""
+    return parent is not None and os.getppid() != parent
 
 
 def _prepare_torch(job: Job) -> None:

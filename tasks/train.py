@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def _run_child(folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: 
 @contextmanager
 def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The training process; whatever ends the block also ends the child, which leaves a resumable job."""
-    command = [sys.executable, "-m", "kronos_model.train", str(folder)]
+    command = [sys.executable, "-m", "kronos_model.train", str(folder), "--parent", str(os.getpid())]
     with (folder / "stderr.log").open("wb") as log:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         try:

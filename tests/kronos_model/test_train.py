@@ -113,6 +113,18 @@ def test_sigterm_ends_the_step_saves_and_exits_143(noisy: Ground) -> None:
     same_outcome(calm, stopped)
 
 
+def test_a_job_whose_parent_is_gone_stops_and_can_be_resumed(noisy: Ground) -> None:
+    calm, orphan = (noisy.job(name, "tokenizer", epochs=2) for name in ("with parent", "orphan"))
+    assert start(calm, "--parent", str(os.getpid())).wait(60) == 0
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    assert start(orphan, "--parent", ended.stdout.strip()).wait(60) == 143
+    assert not (orphan / "result.json").exists()
+    run_job(orphan)
+    same_outcome(calm, orphan)
+
+
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """The command line in this process: exit code, stdout, stderr."""
