@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from flows.environment import open_home, prepare_environment
 from storage.layout import Home
@@ -37,7 +37,7 @@ KLINES = click.option(
     metavar="DIR",
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
-PORT = click.IntRange(1, 65_535)
+PORT = click.IntRange(0, 65_535)
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
@@ -182,7 +182,7 @@ def export(
     key = SeriesKey.parse(series, interval)
     start_ms, end_ms = day_ms(start and start.date()), day_ms(end and end.date())
     count = export_file.fn(home, file, key, start_ms=start_ms, end_ms=end_ms)
-    _screen().print(f"{count:,} candles of {key} written to {file}", markup=False)
+    _screen().print(f"{count:,} candles of {key} written to {file}")
 
 
 @cli.command()
@@ -235,12 +235,9 @@ def replay(klines: str | None, series: str, interval: str, port: int, speed: flo
     keys = [SeriesKey.parse(name, interval) for name in _names(series)]
     server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed)
     served = f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url}"
-    _screen().print(f"{served} (Ctrl-C stops it)", markup=False)
-    _screen().print(
-        "kronos run --recipe demo --set replay= "
-        f"--set exchange.spot_url={server.url} --set exchange.um_url={server.url}",
-        markup=False,
-    )
+    urls = f"--set exchange.spot_url={server.url} --set exchange.um_url={server.url}"
+    _screen().print(f"{served} (Ctrl-C stops it)")
+    _screen().print(f"kronos run --recipe demo --set replay= {urls}")
     server.serve_forever()
 
 
@@ -297,13 +294,14 @@ def main() -> None:
 
 
 def _complain(sentence: str) -> None:
-    """One line on stderr, word for word: brackets and colons are no markup there."""
-    console = Console(stderr=True, soft_wrap=True, emoji=False, highlight=False)
-    console.print(f"[bold red]error:[/] {escape(' '.join(sentence.split()))}")
+    """One line on stderr, word for word."""
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(sentence.split()))
+    Console(stderr=True, soft_wrap=True).print(line)
 
 
 def _screen() -> Console:
-    return Console(soft_wrap=True, emoji=False)
+    """Long lines stay whole, to be copied; brackets and colons are no markup."""
+    return Console(soft_wrap=True, markup=False, emoji=False)
 
 
 def _start(obj: dict[str, Any]) -> Home:
