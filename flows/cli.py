@@ -272,7 +272,7 @@ def main() -> None:
     from flows.failures import explain
 
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="kronos", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
