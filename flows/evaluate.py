@@ -10,7 +10,7 @@ from prefect import flow
 from flows.environment import open_home
 from flows.finetune import build_dataset
 from flows.judge import champion_pair
-from flows.recipes import RecipeName, configure
+from flows.recipes import IntervalName, RecipeName, configure
 from storage.registry import read_champion
 from tasks.evaluate import evaluate as walk
 from tasks.refs import ScoresRef
@@ -24,7 +24,7 @@ __all__ = ["evaluate"]
 def evaluate(
     recipe: RecipeName = "demo",
     series: list[str] | None = None,
-    interval: str | None = None,
+    interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,

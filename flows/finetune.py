@@ -11,7 +11,7 @@ from prefect import flow
 
 from flows.config import RunConfig
 from flows.environment import open_home
-from flows.recipes import RecipeName, configure
+from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from storage.layout import Home
 from tasks.dataset import build
@@ -36,7 +36,7 @@ class Trained:
 def finetune(
     recipe: RecipeName = "demo",
     series: list[str] | None = None,
-    interval: str | None = None,
+    interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,

@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.config import RunConfig
 from flows.environment import open_home
-from flows.recipes import RecipeName, configure
+from flows.recipes import IntervalName, RecipeName, configure
 from storage.layout import Home
 from tasks.download import connected, download
 from tasks.refs import SeriesRef
@@ -22,7 +22,7 @@ __all__ = ["ingest", "ingest_series"]
 def ingest(
     recipe: RecipeName = "demo",
     series: list[str] | None = None,
-    interval: str | None = None,
+    interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,

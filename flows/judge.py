@@ -13,8 +13,8 @@ from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.figures import draw_fans, draw_skill
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
-from tasks.report import show_leaderboard, show_picture
-from tasks.tracking import log_artifact, log_metrics, log_table
+from tasks.report import show_leaderboard, show_picture, verdict_markdown
+from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
 
 __all__ = ["Judged", "champion_pair", "judge_challenger"]
 
@@ -35,7 +35,7 @@ def champion_pair(home: Home, champion: Champion) -> PairRef:
         tokenizer_digest=champion.tokenizer_digest,
         predictor=str(home.root / champion.predictor),
         predictor_digest=champion.predictor_digest,
-        origin=f"champion since {champion.since}",
+        origin=f"champion since {champion.since[:10]}",
     )
 
 
@@ -64,14 +64,15 @@ def judge_challenger(
     for picture in pictures.values():
         log_artifact(run, picture, "figures")
     log_table(run, scores.leaderboard, "leaderboard.json")
+    describe_run(run, verdict_markdown(scores.leaderboard, verdict))
     log_metrics(run, _pooled(scores))
     return Judged(scores=scores, verdict=verdict, pictures=pictures)
 
 
 def _pooled(scores: ScoresRef) -> dict[str, float]:
-    """The leaderboard's numbers over all series as metrics such as challenger/crps_bps."""
+    """The leaderboard's numbers over all series as metrics such as test/challenger/crps_bps."""
     return {
-        f"{row['model']}/{name}": value
+        f"test/{row['model']}/{name}": value
         for row in scores.leaderboard
         if row["series"] == "all"
         for name, value in row.items()

@@ -16,7 +16,7 @@ from flows.finetune import Trained, build_dataset, train_challenger
 from flows.forecast import forecast_series
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger
-from flows.recipes import RecipeName, configure
+from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def nightly(
     recipe: RecipeName = "demo",
     series: list[str] | None = None,
-    interval: str | None = None,
+    interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,

@@ -13,8 +13,11 @@ from kronos_model.jobs import StageConfig
 from kronos_model.sampling import SamplingConfig
 from storage.dataset import DatasetConfig
 
-__all__ = ["RECIPES", "RecipeName", "configure", "recipe"]
+__all__ = ["RECIPES", "IntervalName", "RecipeName", "configure", "recipe"]
 
+IntervalName = Literal[
+    "1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"
+]
 RecipeName = Literal["demo", "doge_1h", "btc_1h", "btc_4h", "majors_1h", "paper_1h"]
 
 

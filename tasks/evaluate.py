@@ -58,7 +58,14 @@ def evaluate(
 def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef:
     """Promote, keep or reject the challenger, with reasons in words."""
     decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
-    return VerdictRef(verdict=decision.verdict, reasons=tuple(decision.reasons))
+    return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, _against_last_value(scores)))
+
+
+def _against_last_value(scores: ScoresRef) -> str:
+    """What the gate does not weigh and a reader wants to know: is it any good at all?"""
+    row = next(row for row in scores.leaderboard if (row["model"], row["series"]) == ("challenger", "all"))
+    comparison = "better" if row["skill"] > 0 else "worse"
+    return f"for information: challenger is {comparison} than the last value, CRPS skill {row['skill']:+.3f}"
 
 
 def forecaster(pair: PairRef, dataset: BuiltDataset | None) -> Forecaster:

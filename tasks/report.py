@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
@@ -17,14 +16,21 @@ from prefect.artifacts import (
 from storage.schema import utc_text
 from tasks.refs import PublishedRef, RunRef, SeriesRef, VerdictRef
 
-__all__ = ["leaderboard_markdown", "show_candles", "show_leaderboard", "show_links", "show_picture"]
+__all__ = [
+    "leaderboard_markdown",
+    "show_candles",
+    "show_leaderboard",
+    "show_links",
+    "show_picture",
+    "verdict_markdown",
+]
 
 _COLUMNS = {
     "model": "model",
     "origins": "origins",
-    "mae_bps": "MAE (bps)",
-    "rmse_bps": "RMSE (bps)",
-    "crps_bps": "CRPS (bps)",
+    "mae_bps": "MAE",
+    "rmse_bps": "RMSE",
+    "crps_bps": "CRPS",
     "skill": "skill",
     "direction": "direction",
     "coverage_50": "cover 50",
@@ -52,41 +58,50 @@ def show_candles(series: Sequence[SeriesRef]) -> None:
 
 def show_leaderboard(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> None:
     """Leaderboard and, where a challenger was judged, the gate's decision with its reasons."""
-    text = f"## Leaderboard\n\n{leaderboard_markdown(leaderboard)}"
-    if verdict is not None:
-        reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-        text = f"## Verdict: {verdict.verdict}\n\n{reasons}\n\n{text}"
-    create_markdown_artifact(
-        text, key="leaderboard", description=f"Gate: {verdict.verdict}" if verdict else None
-    )
+    text = verdict_markdown(leaderboard, verdict) if verdict else leaderboard_markdown(leaderboard)
+    description = f"Gate: {verdict.verdict}" if verdict else "Scores on the test range"
+    create_markdown_artifact(text, key="leaderboard", description=description)
+
+
+def verdict_markdown(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef) -> str:
+    """The gate's decision with its reasons, then the leaderboard."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    return f"## Verdict: {verdict.verdict}\n\n{reasons}\n\n{leaderboard_markdown(leaderboard)}"
 
 
 def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The leaderboard over all series as a markdown table; skill is against the last value, higher is better."""
+    """The leaderboard over all series as a markdown table; errors in basis points of log return."""
     lines = ["| " + " | ".join(_COLUMNS.values()) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in rows:
         if row["series"] == "all":
-            lines.append("| " + " | ".join(_cell(row[name]) for name in _COLUMNS) + " |")
+            lines.append("| " + " | ".join(_cell(name, row[name]) for name in _COLUMNS) + " |")
     return "\n".join(lines)
 
 
 def show_picture(path: Path, key: str, description: str) -> None:
-    """A PNG, embedded."""
-    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    create_image_artifact(image_url=url, key=key, description=description)
+    """A PNG, embedded in markdown: an image artifact would print its whole data URL beside the picture."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    create_markdown_artifact(
+        f"![{description}](data:image/png;base64,{data})", key=key, description=description
+    )
 
 
 def show_links(run: RunRef, published: Sequence[PublishedRef]) -> None:
-    """Links to the MLflow run and to the repositories."""
+    """Where the MLflow run and the repositories are."""
     if run.url:
         create_link_artifact(run.url, key="mlflow-run", link_text="MLflow run")
+    else:
+        text = f"Run `{run.run_id}` in `{run.uri}`; `kronos ui mlflow` shows it on this machine."
+        create_markdown_artifact(text, key="mlflow-run", description="Where the MLflow run is")
     for one in published:
         if one.url:
             key = "hub-" + "".join(c if c.isalnum() else "-" for c in one.name.lower())
             create_link_artifact(one.url, key=key, link_text=one.name)
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if column.endswith("_bps") else f"{value:.3f}"

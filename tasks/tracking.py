@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MetricTail",
     "begin_run",
+    "describe_run",
     "end_run",
     "log_artifact",
     "log_dataset",
@@ -65,11 +66,14 @@ def begin_run(
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        run = client.create_run(experiment_id, run_name=name, tags={_IDENTITY: identity, **tags})
+        run = client.create_run(
+            experiment_id, run_name=name, tags={_IDENTITY: identity, "mlflow.source.name": "kronos", **tags}
+        )
         _log_params(client, run.info.run_id, params)
     for key, value in tags.items():
         client.set_tag(run.info.run_id, key, value)
-    url = f"{uri}/#/experiments/{experiment_id}/runs/{run.info.run_id}" if uri.startswith("http") else ""
+    page = f"{uri}/#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    url = page if uri.startswith("http") else ""
     return RunRef(run_id=run.info.run_id, experiment_id=experiment_id, uri=uri, url=url)
 
 
@@ -100,6 +104,11 @@ def log_artifact(run: RunRef, path: str | Path, folder: str | None = None) -> No
         client.log_artifacts(run.run_id, str(path), folder or path.name)
     else:
         client.log_artifact(run.run_id, str(path), folder)
+
+
+def describe_run(run: RunRef, text: str) -> None:
+    """The run's description, markdown, shown at its top."""
+    _client(run.uri).set_tag(run.run_id, "mlflow.note.content", text)
 
 
 def log_text(run: RunRef, text: str, name: str) -> None:
@@ -157,7 +166,7 @@ class MetricTail:
         return [
             Metric(f"{self._prefix}/{phase}/{name}", float(value), _now_ms(), step)
             for name, value in record.items()
-            if name not in ("phase", "step") and isinstance(value, int | float)
+            if name not in ("phase", "step", "epoch", "seconds") and isinstance(value, int | float)
         ]
 
     def _new_records(self) -> list[dict[str, Any]]:
@@ -207,10 +216,7 @@ def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
     if known is not None:
         return str(known.experiment_id)
     location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
-    tags = {
-        "mlflow.experimentKind": "custom_model_development"
-    }  # the UI's view for training, not for chat models
-    return str(client.create_experiment(name, artifact_location=location, tags=tags))
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from datetime import date
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from flows.config import ConfigError, config_digest, knobs, override, parse_assignments
-from flows.recipes import RECIPES, configure, recipe
+from flows.recipes import RECIPES, IntervalName, RecipeName, configure, recipe
+from storage.interval import INTERVALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,3 +106,8 @@ def test_every_setting_reaches_the_code_that_reads_it() -> None:
         for knob in knobs(recipe(name)):
             field = knob.path.rpartition(".")[2]
             assert f".{field}" in sources or f'"{field}"' in sources, f"{knob.path} is read nowhere"
+
+
+def test_a_form_offers_the_intervals_that_the_lake_knows() -> None:
+    assert get_args(IntervalName) == INTERVALS
+    assert set(get_args(RecipeName)) == set(RECIPES)
