@@ -41,9 +41,15 @@ def draw_losses(jobs: Mapping[str, Path], target: Path) -> Path:
             step, loss = min(validation, key=lambda point: point[1])
             axis.axvline(step, color=GREEN, linestyle="--", linewidth=1)
             axis.annotate(
-                f"kept: step {step}, {loss:.4f}", (step, loss), xytext=(0, 8), textcoords="offset points",
-                ha="right" if step else "left", fontsize=9, color=GREEN,
-            )  # fmt: skip
+                f"kept: step {step}, {loss:.4f}",
+                (step, loss),
+                xytext=(0, 14),
+                textcoords="offset points",
+                ha="right" if step else "left",
+                fontsize=9,
+                color=GREEN,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )
         axis.set(
             title=stage, xlabel="optimizer step", ylabel="loss" if stage == "tokenizer" else "loss (nats)"
         )
