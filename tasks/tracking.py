@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "kronos.identity"
 _PARAM_LIMIT = 6000  # MLflow truncates longer values silently
+_BATCH = 1000  # metrics that MLflow takes in one request
 
 
 def tracking_uri(home: Home) -> str:
@@ -141,7 +142,7 @@ class MetricTail:
     def __init__(self, run: RunRef, path: Path, prefix: str) -> None:
         self._run, self._path, self._prefix = run, path, prefix
         self._offset, self._inode = 0, -1
-        self._queue: list[Metric] = []
+        self._queue: list[list[Metric]] = []  # by record
         self._seen = {phase: self._last_step(phase) for phase in ("train", "validation")}
 
     def poll(self) -> dict[str, Any] | None:
@@ -151,14 +152,17 @@ class MetricTail:
             phase, step = record.get("phase", ""), int(record.get("step", 0))
             if phase in self._seen and step > self._seen[phase]:
                 self._seen[phase] = step
-                self._queue += self._metrics(record, phase, step)
+                self._queue.append(self._metrics(record, phase, step))
         return records[-1] if records else None
 
     def send(self) -> None:
         """Send the queue. Raises MlflowException when MLflow does not answer; what was not sent stays queued."""
         while self._queue:
-            _client(self._run.uri).log_batch(self._run.run_id, metrics=self._queue[:1000])
-            del self._queue[:1000]
+            # Whole records: a step that is known by its loss must be there with all its numbers.
+            count = max(1, _BATCH // max(1, *map(len, self._queue)))
+            metrics = [metric for record in self._queue[:count] for metric in record]
+            _client(self._run.uri).log_batch(self._run.run_id, metrics=metrics)
+            del self._queue[:count]
 
     def _metrics(self, record: Mapping[str, Any], phase: str, step: int) -> list[Metric]:
         from mlflow.entities import Metric
@@ -212,11 +216,21 @@ def _prepared_client(home: Home) -> tuple[MlflowClient, str]:
 
 
 def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
+    """The experiment of that name: made where there is none, brought back where it was deleted."""
+    from mlflow.exceptions import MlflowException
+
     known = client.get_experiment_by_name(name)
-    if known is not None:
-        return str(known.experiment_id)
-    location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=location))
+    if known is None:
+        location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            known = client.get_experiment_by_name(name)  # another process may have been faster
+            if known is None:
+                raise
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
+    return str(known.experiment_id)
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
