@@ -12,7 +12,6 @@ _REMEDIES = {
     errno.EROFS: "the file system is read-only; choose another place, for the home with --home",
     errno.EACCES: "this user may not; give the permission or choose another place, for the home with --home",
     errno.EPERM: "this user may not; give the permission or choose another place, for the home with --home",
-    errno.EADDRINUSE: "the port is in use; choose another with --port",
 }
 _PREFECT_AWAY = (  # all that its client raises as a bare RuntimeError
     "Failed to reach API",

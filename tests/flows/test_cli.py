@@ -129,7 +129,7 @@ def _row(number: int, **changes: object) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (_rows(_row(0)[:5], header="timestamp,open,high,low,close"), ["found open_time, open, high, low, close", "add volume"]),
+        (_rows(_row(0)[:5], header="timestamp,open,high,low,close"), ["found open_time", "add volume"]),
         (_rows(_row(0), _row(1), _row(1)), ["one row per open_time", "rows 2 and 3", "keep one of them"]),
         (_rows(_row(1), _row(0)), ["the oldest row first", "found row 2", "sort the rows"]),
         (_rows(_row(0), _row(1, close="NaN")), ["a finite number in close", "row 2", "correct the value"]),
