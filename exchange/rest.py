@@ -1,6 +1,5 @@
 """Binance's REST market data: closed, validated candles page by page, with patience and within the budget."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import polars as pl
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from exchange.budget import LIMITS_PER_MINUTE, WeightBudget
 from exchange.errors import (
@@ -26,6 +25,7 @@ from exchange.errors import (
     error_of,
 )
 from exchange.klines import PAGE_LIMITS, klines_weight, parse_page
+from exchange.transport import cause_of, first_line, log_retry
 from storage.errors import CandleError
 from storage.interval import INTERVALS
 from storage.schema import Market, SeriesKey
@@ -37,7 +37,6 @@ LONGEST_PAUSE_S = 600.0  # a longer Retry-After is an error for the caller, not 
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError, CandleError)
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,7 @@ class RestClient:
             stop=stop_after_attempt(self.config.attempts),
             wait=wait_exponential_jitter(initial=0.5, max=30.0),
             retry=retry_if_exception(_worth_another_try),
-            before_sleep=_log_retry,
+            before_sleep=log_retry,
             reraise=True,
         )
 
@@ -220,7 +219,7 @@ class RestClient:
             response = self._session.get(url, params=dict(params), timeout=self.config.timeout_s)
         except requests.RequestException as error:
             raise Unreachable(
-                f"Expected an answer from {self.url}, found {_cause(error)}; check the network and "
+                f"Expected an answer from {self.url}, found {cause_of(error)}; check the network and "
                 f"exchange.{self.market}_url."
             ) from error
         self.budget.after(response.headers)
@@ -230,7 +229,7 @@ class RestClient:
             return parse(response.json())
         except MISFITS as error:
             raise Malformed(
-                f"Expected a well-formed answer from {url} to {dict(params)}, found {_first_line(error)}; "
+                f"Expected a well-formed answer from {url} to {dict(params)}, found {first_line(error)}; "
                 "try again later, and report it if it stays."
             ) from error
 
@@ -269,28 +268,3 @@ def _worth_another_try(error: BaseException) -> bool:
     if isinstance(error, RateLimited):
         return error.retry_after_s <= LONGEST_PAUSE_S
     return isinstance(error, Malformed | Unreachable)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, state.upcoming_sleep, error)
-
-
-def _cause(error: requests.RequestException) -> str:
-    """The innermost reason in a few words; requests and urllib3 wrap it three deep."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    inner: BaseException = error
-    while True:
-        deeper = (getattr(inner, "reason", None), inner.__cause__, *reversed(inner.args))
-        found = next((part for part in deeper if isinstance(part, BaseException)), None)
-        if found is None:
-            break
-        inner = found
-    said = inner.strerror if isinstance(inner, OSError) else None
-    return said[0].lower() + said[1:] if said else _first_line(inner)
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().partition("\n")[0][:300].rstrip(".")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
