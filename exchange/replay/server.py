@@ -22,7 +22,9 @@ from exchange.replay.faults import Fault, FaultPlan
 from exchange.replay.limits import WEIGHT_LIMITS, WeightLimiter, request_weight
 from exchange.replay.loopback import LoopbackServer
 from exchange.replay.market import ReplayMarket
+from exchange.replay.stream import StreamFaults, StreamServer
 from exchange.rest import ExchangeConfig
+from exchange.stream import StreamConfig
 from storage.schema import CANDLE_SCHEMA, Market, SeriesKey
 
 __all__ = ["ReplayExchange", "ReplayRequest"]
@@ -70,9 +72,15 @@ class ReplayExchange:
             name: ReplayMarket(name, candles, weight_limit=limit) for name, limit in limits.items()
         }
         self._limiters = {name: WeightLimiter(limit, clock=clock) for name, limit in limits.items()}
-        self._plan = FaultPlan(faults)
+        self.faults = faults
         self._log: deque[ReplayRequest] = deque(maxlen=LOG_LENGTH)
-        self._server = LoopbackServer(self._respond, port=port)
+        streams = StreamServer(
+            lambda name, symbol, interval: self._markets[name].series(symbol, interval),
+            clock=clock,
+            faults=lambda: self._stream_faults,
+            note=self._note_stream,
+        )
+        self._server = LoopbackServer(self._respond, port=port, stream=streams.serve)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -95,18 +103,26 @@ class ReplayExchange:
         return ExchangeConfig(spot_url=self.url, um_url=self.url)
 
     @property
+    def stream_config(self) -> StreamConfig:
+        """The configuration that points a stream here."""
+        address = self.url.replace("http://", "ws://")
+        return StreamConfig(spot_stream_url=address, um_stream_url=f"{address}/market")
+
+    @property
     def requests(self) -> list[ReplayRequest]:
-        """The latest requests, oldest first, at most 100,000."""
+        """The latest requests, oldest first, at most 100,000; a stream's handshake has status 101."""
         return list(self._log)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
         """The faults in force. Assigning others counts requests from 1 again."""
-        return self._plan.faults
+        return self._faults
 
     @faults.setter
     def faults(self, faults: Sequence[Fault]) -> None:
-        self._plan = FaultPlan(faults)
+        self._faults = tuple(faults)
+        self._plan = FaultPlan([fault for fault in faults if not fault.kind.startswith("ws-")])
+        self._stream_faults = StreamFaults(faults)
 
     def forget_requests(self) -> None:
         """Empty the log."""
@@ -158,6 +174,9 @@ class ReplayExchange:
             return answer_for(self._markets[market], endpoint, params, self.clock)
         except RequestError as error:
             return error_answer(400, error.code, str(error))
+
+    def _note_stream(self, path: str, params: Mapping[str, str], status: int, fault: Fault | None) -> None:
+        self._note(path, params, Answer(status, b""), weight=0, fault=fault)
 
     def _note(
         self,
