@@ -7,6 +7,7 @@ events say when, and who reads them fetches the candles over REST.
 
 import json
 import logging
+import math
 import random
 import threading
 import time
