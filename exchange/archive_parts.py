@@ -22,6 +22,7 @@ __all__ = [
     "kinds_of",
     "parse_listing",
     "parts_among",
+    "period_ms",
     "stem_of",
 ]
 
@@ -162,10 +163,15 @@ def parts_among(
     return [part for part in parts if part.first_ms <= part.last_ms]
 
 
-def _extent(kind: PartKind, period: str, interval: Interval) -> tuple[int, int]:
+def period_ms(kind: PartKind, period: str) -> tuple[int, int]:
+    """Begin and end of a period; ValueError if it is none of that kind."""
     begin = datetime.strptime(period, PERIOD_FORMATS[kind]).replace(tzinfo=UTC)
     end = begin + timedelta(days=1) if kind == "daily" else (begin + timedelta(days=31)).replace(day=1)
-    begin_ms, end_ms = int(begin.timestamp()) * 1000, int(end.timestamp()) * 1000
+    return int(begin.timestamp()) * 1000, int(end.timestamp()) * 1000
+
+
+def _extent(kind: PartKind, period: str, interval: Interval) -> tuple[int, int]:
+    begin_ms, end_ms = period_ms(kind, period)
     first_ms = interval.floor(begin_ms)
     if first_ms < begin_ms:
         first_ms = interval.next(first_ms)
