@@ -248,10 +248,8 @@ class KlineStream:
     def _backoff_s(self) -> float:
         if self._fruitless == 0:
             return 0.0
-        longest = min(
-            self.config.longest_backoff_s, self.config.backoff_s * 2 ** min(self._fruitless - 1, 30)
-        )
-        return longest * random.uniform(0.5, 1.0)
+        doubled_s = math.ldexp(self.config.backoff_s, min(self._fruitless - 1, 30))
+        return min(doubled_s, self.config.longest_backoff_s) * random.uniform(0.5, 1.0)
 
 
 def parse_kline(key: SeriesKey, event: dict[str, Any]) -> KlineUpdate:

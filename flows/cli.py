@@ -259,6 +259,41 @@ def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
     serve_ui(which, home, port)
 
 
+@cli.command()
+@click.option(
+    "--series",
+    default="spot:BTCUSDT",
+    show_default=True,
+    help="What to watch: market:SYMBOL, comma-separated.",
+)
+@click.option("--interval", default="1m", show_default=True, help="Candle interval.")
+@click.option("--backfill", default="24h", show_default=True, help="How far back to fill at the start.")
+@click.option(
+    "--every", default="60s", show_default=True, help="How often to poll where there is no WebSocket."
+)
+@click.option("--csv", type=click.Path(path_type=Path), help="Append closed candles to this file.")
+@click.option("--json", type=click.Path(path_type=Path), help="Keep the latest state in this file.")
+@click.option("--duration", help="Stop after so long, such as 10m [at Ctrl-C].")
+@KLINES
+@click.option("--speed", default=60.0, show_default=True, help="Exchange seconds per second with --klines.")
+@SET
+@click.pass_obj
+def monitor(obj: dict[str, Any], /, **options: Any) -> None:
+    """Keep series of the lake up to date as their candles close, until Ctrl-C.
+
+    --klines synthetic rehearses it without the internet.
+    """
+    home = _start(obj)
+    from flows.config import parse_assignments
+    from flows.monitor import watch, watch_config
+
+    settings: dict[str, Any] = {**parse_assignments(options.pop("assignments"))}
+    if klines := options.pop("klines"):
+        settings["replay"] = klines if klines == "synthetic" else str(Path(klines).resolve())
+    config = watch_config(_names(options.pop("series")), settings=settings, **options)
+    watch(home, config)
+
+
 def main() -> None:
     """Entry point: a user's mistake, a full disk or a dead network is one sentence and exit code 1."""
     from flows.failures import explain

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,6 +40,8 @@ __all__ = [
     "override",
     "parse_assignments",
 ]
+
+C = TypeVar("C")
 
 
 class ConfigError(ValueError):
@@ -153,7 +155,7 @@ def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
             yield Knob(path, types[item.name], value, helps.get(item.name, ""))
 
 
-def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+def override(config: C, values: Mapping[str, Any]) -> C:
     """`config` with dotted settings replaced, e.g. {"dataset.lookback": "80"}; text is parsed by the setting's type.
 
     Raises ConfigError for an unknown setting or a value the setting cannot hold.
@@ -164,7 +166,7 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         if path not in known or path == "recipe":
             raise ConfigError(_unknown(path, [p for p in known if p != "recipe"]))
     parsed = {path: _parse(known[path], value) for path, value in flat.items()}
-    return cast(RunConfig, _replace(config, parsed))
+    return cast(C, _replace(config, parsed))
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
