@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 from prefect import task
 
+from exchange.governor import governor_of
 from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.sync import sync_series
@@ -38,9 +39,11 @@ def download(
 ) -> SeriesRef:
     """Bring one series of the lake up to date."""
     lake, ledger = Lake(home.lake), Ledger(home.lake)
-    with progress_bar(f"download {key}") as progress:
+    budget = governor_of(home.lake, key.market, exchange.url_of(key.market))
+    client = RestClient(key.market, exchange, budget=budget)
+    with progress_bar(f"download {key}") as progress, client:
         report = sync_series(
-            RestClient(key.market, exchange),
+            client,
             lake,
             ledger,
             key,

@@ -106,7 +106,7 @@ class ReplayExchange:
     @property
     def config(self) -> ExchangeConfig:
         """The configuration that points a client here."""
-        return ExchangeConfig(spot_url=self.url, um_url=self.url)
+        return ExchangeConfig(spot_url=self.url, um_url=self.url, spot_fallback_url="")
 
     @property
     def archive_config(self) -> ArchiveConfig:
