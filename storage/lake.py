@@ -5,6 +5,7 @@ candles alone, never on the order or the sizes of the upserts that brought them.
 open_time wins.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import polars as pl
 
-from storage.atomic import remove_leftovers
+from storage.atomic import atomic_path, remove_leftovers
 from storage.errors import LakeError
 from storage.interval import Interval
 from storage.layout import series_folder
 from storage.ledger import Ledger, Part, Source
 from storage.locks import ProcessLock
-from storage.parquet import PARQUET_ERRORS, read_parquet, read_parquets, write_parquet
+from storage.parquet import PARQUET_ERRORS, parquet_bytes, read_parquet, read_parquets
 from storage.schema import CANDLE_SCHEMA, SeriesKey, validate_candles
 
 __all__ = ["Lake", "Span", "Upsert"]
@@ -89,13 +90,28 @@ class Lake:
 
     def span(self, key: SeriesKey) -> Span | None:
         """First and last open time and the number of candles; None if the lake has none of this series."""
-        paths = self._months(key)
-        if not paths:
+        extents = [_collect(_extent, [path]).row(0) for path in self._months(key)]
+        if not extents:
             return None
-        opened = pl.col("open_time").dt.epoch("ms")
-        extent = (opened.min().alias("first"), opened.max().alias("last"), pl.len().alias("rows"))
-        first, last, rows = _collect(lambda scan: scan.select(extent), paths).row(0)
-        return Span(first_ms=first, last_ms=last, rows=rows)
+        return Span(first_ms=extents[0][0], last_ms=extents[-1][1], rows=sum(rows for *_, rows in extents))
+
+    def months(self, key: SeriesKey) -> Iterator[tuple[str, pl.DataFrame]]:
+        """The candles of a series a month at a time, oldest first: `("2024-06", candles)`."""
+        for path in self._months(key):
+            yield _name_of(path), _collect(lambda scan: scan, [path])
+
+    def open_times(self, key: SeriesKey) -> pl.DataFrame:
+        """The open times of a whole series, in a frame of that column alone; without rows if it is absent."""
+        times = [_collect(lambda scan: scan.select("open_time"), [path]) for path in self._months(key)]
+        return pl.concat(times) if times else pl.DataFrame(schema={"open_time": CANDLE_SCHEMA["open_time"]})
+
+    def folder(self, key: SeriesKey) -> Path:
+        """Where the files of a series are."""
+        return series_folder(self._root, key)
+
+    def files(self, key: SeriesKey) -> dict[str, Path]:
+        """The file of every month that has one, oldest first."""
+        return {_name_of(path): path for path in self._months(key)}
 
     def series(self) -> list[SeriesKey]:
         """The keys of all series that have candles, in order."""
@@ -125,13 +141,25 @@ class Lake:
         news = pl.concat([added, changed]).sort("open_time")["open_time"].dt.epoch("ms").to_list()
         if news:
             merged = pl.concat([stored.join(rows, on="open_time", how="anti"), rows]).sort("open_time")
+            content = parquet_bytes(merged)
+            recorded = Part(source, news[0], news[-1], self._now_ms())
             # The ledger first: after a crash in between the rows are still new and are recorded again.
-            self._ledger.record(key, Part(source, news[0], news[-1], self._now_ms()))
-            write_parquet(merged, path)
+            self._ledger.record(key, recorded, file=(month, hashlib.sha256(content).hexdigest()))
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
         return len(added), len(changed)
 
     def _months(self, key: SeriesKey) -> list[Path]:
         return sorted(series_folder(self._root, key).glob(f"{_MONTH}*/{_FILE}"))
+
+
+def _name_of(path: Path) -> str:
+    return path.parent.name.removeprefix(_MONTH)
+
+
+def _extent(scan: pl.LazyFrame) -> pl.LazyFrame:
+    opened = pl.col("open_time").dt.epoch("ms")
+    return scan.select(opened.min().alias("first"), opened.max().alias("last"), pl.len().alias("rows"))
 
 
 def _key_of(folder: Path) -> SeriesKey:
@@ -149,7 +177,7 @@ def _within(paths: list[Path], start_ms: int | None, end_ms: int | None) -> list
     """The month files that can hold candles that open in [start_ms, end_ms)."""
     first = "" if start_ms is None else _month(start_ms)
     last = "9999-12" if end_ms is None else _month(end_ms - 1)
-    return [path for path in paths if first <= path.parent.name.removeprefix(_MONTH) <= last]
+    return [path for path in paths if first <= _name_of(path) <= last]
 
 
 def _between(scan: pl.LazyFrame, start_ms: int | None, end_ms: int | None) -> pl.LazyFrame:
