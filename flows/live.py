@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +21,8 @@ from exchange.monitor_state import MonitorState, SeriesState
 
 __all__ = ["LogLines", "live_table", "stop_on_signals", "view"]
 
+WIDE = 130  # characters; narrower terminals get fewer columns
+_WIDE_COLUMNS = ("24 h low to high", "24 h volume", "new candles")
 _COLOURS = {"streaming": "green", "polling": "yellow", "connecting": "yellow", "stopped": "dim"}
 
 logger = logging.getLogger(__name__)
@@ -54,23 +57,23 @@ def view(console: Console | None = None) -> Iterator[Callable[[MonitorState], ob
         yield LogLines()
         return
     with Live(console=console, refresh_per_second=4) as live:
-        yield lambda state: live.update(live_table(state))
+        yield lambda state: live.update(live_table(state, wide=console.width >= WIDE))
 
 
-def live_table(state: MonitorState) -> Group:
-    """All series, the exchange's clock, and what went wrong last."""
+def live_table(state: MonitorState, *, wide: bool = True) -> Group:
+    """All series, the exchange's clock, and what went wrong last; three columns fewer if not `wide`."""
     title = (
         f"{_clock(state.exchange_ms)} UTC at the exchange"
         if state.exchange_ms
         else "waiting for the exchange"
     )
-    table = Table(title=title)
-    table.add_column("series")
-    for name in ("closed", "close", "now", "24 h", "24 h low to high", "24 h volume", "next close", "new"):
-        table.add_column(name, justify="right")
-    table.add_column("connection")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("series", no_wrap=True)
+    for name in ("closed", "close", "now", "24 h %", *(_WIDE_COLUMNS if wide else ()), "closes in"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for one in state.series:
-        table.add_row(*_row(one, state.exchange_ms))
+        table.add_row(*_row(one, state.exchange_ms, wide=wide))
     if not state.last_error:
         return Group(table)
     return Group(table, Text(f"last trouble: {state.last_error}", style="yellow"))
@@ -97,28 +100,34 @@ def stop_on_signals(stop: threading.Event) -> Iterator[list[str]]:
             signal.signal(known, handler)
 
 
-def _row(one: SeriesState, exchange_ms: int) -> list[str | Text]:
+def _row(one: SeriesState, exchange_ms: int, *, wide: bool) -> list[str | Text]:
     last, forming, ticker = one.last, one.forming, one.ticker
     now = forming.close if forming else ticker.last if ticker else None
     day = Text()
     if ticker is not None:
-        day = Text(f"{ticker.change_percent:+.2f} %", style="green" if ticker.change_percent >= 0 else "red")
-    left = ""
-    if one.next_close_ms is not None:
-        seconds = max(0, one.next_close_ms + 1 - exchange_ms) // 1000
-        left = f"{_clock(one.next_close_ms + 1)} (in {seconds // 60}:{seconds % 60:02d})"
+        day = Text(f"{ticker.change_percent:+.2f}", style="green" if ticker.change_percent >= 0 else "red")
+    more: list[str | Text] = []
+    if wide:
+        more.append(f"{_number(ticker.low)} to {_number(ticker.high)}" if ticker else "")
+        more.append(f"{ticker.quote_volume:,.0f}" if ticker else "")
+        more.append(f"{one.added:,}")
     return [
         str(one.key),
-        _clock(last.close_ms + 1) if last else "",
+        _clock(last.close_ms + 1)[11 : 19 if one.key.interval.name == "1s" else 16] if last else "",
         _number(last.close) if last else "",
         _number(now) if now is not None else "",
         day,
-        f"{_number(ticker.low)} to {_number(ticker.high)}" if ticker else "",
-        f"{ticker.quote_volume:,.0f}" if ticker else "",
-        left,
-        f"{one.added:,}",
+        *more,
+        "" if one.next_close_ms is None else _span(one.next_close_ms + 1 - exchange_ms),
         Text(one.connection, style=_COLOURS[one.connection]),
     ]
+
+
+def _span(ms: int) -> str:
+    minutes, seconds = divmod(max(0, ms) // 1000, 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    )
 
 
 def _clock(ms: int) -> str:

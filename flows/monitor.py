@@ -100,7 +100,10 @@ def monitor(
     config = watch_config(series, **chosen, csv=csv_file, json=json_file, settings=settings)
     keys = config.keys()
     with rehearsed(config.replay, keys, config.exchange, config.stream, speed=config.speed) as places:
-        return monitor_task(open_home(), keys, *places, config.monitor, on_update=LogLines(), **config.ends())
+        state: MonitorState = monitor_task(
+            open_home(), keys, *places, config.monitor, on_update=LogLines(), **config.ends()
+        )
+    return state
 
 
 def watch(home: Home, config: WatchConfig) -> MonitorState:
