@@ -4,13 +4,14 @@ Each file shows whether it has a header and 11 columns or 12, each row whether i
 """
 
 import io
+import logging
 import struct
 import zipfile
 import zlib
 
 import polars as pl
 
-from exchange.archive_parts import DAY_MS, ArchivePart
+from exchange.archive_parts import DAY_MS, ArchivePart, period_ms
 from exchange.errors import ArchiveError
 from storage.errors import CandleError
 from storage.parse import BINANCE_COLUMNS, epoch_times
@@ -22,6 +23,7 @@ NAMES = BINANCE_COLUMNS[:11]  # the twelfth, "ignore", holds nothing
 WIRE_SCHEMA: dict[str, pl.DataType] = {
     name: pl.Int64() if name in ("open_time", "close_time", "trades") else pl.Float64() for name in NAMES
 }
+logger = logging.getLogger(__name__)
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
 
 
@@ -68,6 +70,9 @@ def candles_of(text: bytes, part: ArchivePart) -> pl.DataFrame:
         outside = off_grid(candles["open_time"], part.key.interval)
         if outside.any():
             candles = candles.filter(~outside)
+            logger.warning(
+                "%s: left out %d candles off the %s grid", part.name, outside.sum(), part.key.interval
+            )
         return _within(validate_candles(candles, part.key.interval, origin=part.name), part)
     except CandleError as error:
         raise ArchiveError(f"{error}; its candles have to come from elsewhere.") from error
@@ -100,14 +105,11 @@ def _width(text: bytes, part: ArchivePart) -> int:
 
 def _within(candles: pl.DataFrame, part: ArchivePart) -> pl.DataFrame:
     opened = candles["open_time"].dt.epoch("ms")
-    first_ms, last_ms = (opened[0], opened[-1]) if len(opened) else (part.first_ms, part.last_ms)
-    following_ms = part.key.interval.next(part.last_ms)  # may open in the period and close after it
-    if first_ms < part.first_ms or last_ms > following_ms:
-        raise ArchiveError(
-            _unfit(
-                part, f"candles of {part.period}", f"some from {utc_text(first_ms)} to {utc_text(last_ms)}"
-            )
-        )
+    begin_ms, end_ms = period_ms(part.kind, part.period)
+    first_ms, last_ms = (opened[0], opened[-1]) if len(opened) else (begin_ms, begin_ms)
+    if first_ms < begin_ms or last_ms >= end_ms:
+        found = f"some from {utc_text(first_ms)} to {utc_text(last_ms)}"
+        raise ArchiveError(_unfit(part, f"candles of {part.period}", found))
     if last_ms > part.last_ms:
         candles = candles.filter(opened <= part.last_ms)
     if candles.is_empty():
