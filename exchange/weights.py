@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 __all__ = ["WINDOW_S", "Asked", "WeightState"]
 
 WINDOW_S = 60.0
-TIGHT_S = 5.0  # a turn known this exactly is worth waiting for
 RECHECK_S = 0.1  # while only requests under way keep another one from being made
 SET_BACK_S = 1.0  # a clock that was set back further than this tells nothing about the turn either
 STALE_S = 3600.0  # clocks drift: a turn seen so long ago says nothing about the next
@@ -47,12 +46,10 @@ class WeightState:
     """When the exchange said so."""
     seen: int = 0
     """The exchange's latest count of this window."""
-    seen_at: float = 0.0
     window: int = 0
     """Number of this window, which differs from its neighbours'."""
     window_end: float | None = None
-    """The window is over then for certain, and perhaps up to `slack` seconds earlier."""
-    slack: float = WINDOW_S
+    """The window is over then for certain, perhaps earlier."""
     doubt: int | None = None
     """The count of the window before, as long as no answer has shown that it is over."""
     serial: int = 0
@@ -101,16 +98,15 @@ class WeightState:
         """Take the count of an answer to a request of this window."""
         if fell:
             self.window += 1
-            self.window_end, self.slack = now + WINDOW_S, now - self.seen_at
-            self.seen = count
+            self.window_end, self.seen = now + WINDOW_S, count
         elif self.doubt is not None and count > self.doubt:  # the window that should be over is not
-            self.window_end, self.slack = now + WINDOW_S, WINDOW_S
-        self.seen, self.seen_at, self.doubt = max(self.seen, count), now, None
+            self.window_end = now + WINDOW_S
+        self.seen, self.doubt = max(self.seen, count), None
 
     def _let_time_pass(self, now: float) -> None:
         """Begin the window of `now`; the requests under way may be counted in it, old ones not."""
         if self.window_end is None or not -WINDOW_S - SET_BACK_S < now - self.window_end < STALE_S:
-            self.window_end, self.slack, self.doubt = now + WINDOW_S, WINDOW_S, None
+            self.window_end, self.doubt = now + WINDOW_S, None
             self.window, self.seen = self.window + 1, 0
         elif now >= self.window_end:
             turns = 1 + int((now - self.window_end) // WINDOW_S)
@@ -120,10 +116,9 @@ class WeightState:
         self.asked = [one for one in self.asked if abs(now - one.at) < WINDOW_S]
 
     def _allowed(self, now: float, share: float) -> float:
-        """Weight that may be used by `now`. As long as nobody knows well when the window ends, the second
-        half of the share is spread over it: the turn is noticed when it comes, not up to a minute later."""
-        if self.slack <= TIGHT_S or self.window_end is None:
-            return self.limit * share
+        """Weight that may be used by `now`: half the share at once, the other half spread over the window. So
+        its end is noticed when it comes, and what other programs use meanwhile is made room for."""
+        assert self.window_end is not None
         return self.limit * share * (1 - max(0.0, self.window_end - now) / WINDOW_S / 2)
 
     def _ready(self, weight: int, now: float, most: float, share: float) -> float:
@@ -137,6 +132,6 @@ class WeightState:
         waiting = sum(one.weight for one in self.asked if one.lost is None)
         if self.used - waiting + weight <= most:
             yield now + RECHECK_S
-        if self.slack > TIGHT_S and self.used + weight <= self.limit * share:
+        if self.used + weight <= self.limit * share:
             missing = (self.used + weight - most) / (self.limit * share / 2) * WINDOW_S
             yield min(self.window_end, now + max(missing, 0.001))
