@@ -1,4 +1,4 @@
-"""What a series looks like in numbers: prices, volume, and rows that say little. A month in memory at a time."""
+"""What a series looks like in numbers: prices, volume, rows that say little. A month in memory at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,7 +98,8 @@ class _Totals:
         self.last = closes[-1]
 
     def finish(self) -> Statistics:
-        assert self.first is not None and self.last is not None
+        assert self.first is not None
+        assert self.last is not None
         mean = self.sum / self.returns if self.returns else 0.0
         variance = max(0.0, self.square / self.returns - mean * mean) if self.returns else None
         return Statistics(

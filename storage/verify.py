@@ -35,7 +35,7 @@ class Finding:
 
 
 def verify_series(lake: Lake, ledger: Ledger, key: SeriesKey) -> list[Finding]:
-    """What is wrong with a series: its files, columns, order, duplicates, values, months, checksums and sources.
+    """What is wrong with a series: files, columns, order, duplicates, values, months, checksums, sources.
 
     Checksums are those of the files as they were written. Months written before the ledger kept them are
     checked in every other way.
