@@ -82,9 +82,7 @@ class WeightState:
         if made is None:  # so late that its window is over
             return
         fell = count is not None and count < made.floor + made.weight
-        if count is None or (
-            made.window != self.window and not fell
-        ):  # or counted in the old window or in this
+        if count is None or not (fell or made.window == self.window):  # none, or perhaps the old window's
             made.lost = self.serial + 1
             return
         self.asked.remove(made)
