@@ -42,7 +42,7 @@ class LogLines:
                 logger.info("%s: %s", one.key, one.connection)
             if one.last is not None and one.last.close_ms > closed_ms:
                 closed_ms = one.last.close_ms
-                volume = f"{one.last.volume:,.6g}"
+                volume = _number(one.last.volume)
                 logger.info(
                     "%s: closed %s at %s, volume %s", one.key, _clock(closed_ms + 1), one.last.close, volume
                 )

@@ -245,7 +245,7 @@ def test_candles_are_polled_where_no_stream_is_to_be_had(watch: Watch, fault: An
 
 
 def test_polling_ends_when_the_stream_is_back(watch: Watch) -> None:
-    watch.exchange.faults = [Fault("ws-refuse", times=4)]
+    watch.exchange.faults = [Fault("ws-refuse", times=14)]
     watch.run(until=lambda state: state.series[0].connection == "streaming")
     seen = list(dict.fromkeys(state.series[0].connection for state in watch.states))
     assert seen == ["connecting", "polling", "streaming", "stopped"]
