@@ -58,6 +58,8 @@ T = TypeVar("T")
 class ArchiveConfig:
     """Where Binance's bulk archive is, and how it is downloaded."""
 
+    enabled: bool = True
+    """Whether the archive is used at all, which it is where it spares requests; false asks REST alone."""
     archive_url: str = "https://data.binance.vision"
     """Base URL of the archive's files."""
     listing_url: str = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"

@@ -40,6 +40,7 @@ from storage.schema import Market, SeriesKey
 
 __all__ = ["ExchangeConfig", "RestClient"]
 
+ALL_TICKERS_WEIGHTS = {"spot": 80, "um": 40}
 INFO_WEIGHTS = {"spot": 20, "um": 1}
 PREFIXES = {"spot": "/api/v3", "um": "/fapi/v1"}
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError, CandleError)
@@ -117,6 +118,21 @@ class RestClient:
     def ticker_24h(self, symbol: str) -> dict[str, Any]:
         """Rolling statistics of the last 24 hours."""
         return self._get("/ticker/24hr", {"symbol": symbol}, weight=2, parse=dict)
+
+    def top_symbols(self, count: int, quote: str) -> list[str]:
+        """The symbols of a quote asset that traded most in 24 hours, by quote volume; the most traded first."""
+        tickers = self._get("/ticker/24hr", {}, weight=ALL_TICKERS_WEIGHTS[self.market], parse=list)
+        traded = [
+            (float(one["quoteVolume"]), one["symbol"])
+            for one in tickers
+            if one["symbol"].endswith(quote) and one["symbol"] != quote
+        ]
+        if not traded:
+            raise BadSymbol(
+                f"Expected symbols of Binance {self.market} that are quoted in {quote!r}, found none; "
+                "name a quote asset such as USDT."
+            )
+        return [symbol for _, symbol in sorted(traded, key=lambda one: (-one[0], one[1]))[:count]]
 
     def first_open_ms(self, key: SeriesKey) -> int:
         """Open time of the first candle there is: the listing."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from flows.environment import open_home, prepare_environment
@@ -84,14 +85,72 @@ def run(obj: dict[str, Any], /, **options: Any) -> None:
 @END
 @KLINES
 @SET
-@click.pass_obj
-def ingest(obj: dict[str, Any], /, **options: Any) -> None:
-    """Bring the lake up to date with the exchange."""
-    _start(obj)
+@click.option("--symbols", help="Other symbols than the recipe's, comma-separated, e.g. BTCUSDT,ETHUSDT.")
+@click.option("--top", type=int, help="So many symbols, by their traded volume of the last 24 hours.")
+@click.option(
+    "--market",
+    type=click.Choice(["spot", "um"]),
+    default="um",
+    show_default=True,
+    help="Market of --symbols and --top; um is USD-M futures.",
+)
+@click.option("--quote", default="USDT", show_default=True, help="Quote asset of --top.")
+@click.pass_context
+def ingest(context: click.Context, /, **options: Any) -> None:
+    """Bring the lake up to date with the exchange: a recipe's series, or others."""
+    _start(context.obj)
     from flows.ingest import ingest as flow
-    from flows.screen import show_series
+    from flows.lake import show_ingested
+    from tasks.download import IncompleteIngest
 
-    show_series(_call(flow, options))
+    options["symbols"] = _names(options["symbols"] or "")
+    chosen = options["symbols"] or options["top"]
+    if chosen and context.get_parameter_source("recipe") is not ParameterSource.COMMANDLINE:
+        options["assignments"] = ("replay=", *options["assignments"])  # the demo's market is an invention
+    try:
+        show_ingested(_call(flow, options))
+    except IncompleteIngest as error:
+        show_ingested(error.ingested)
+        raise
+
+
+@cli.command()
+@SERIES
+@click.option("--interval", help="Only series of this candle interval.")
+@click.pass_obj
+def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> None:
+    """Say what the lake has: range, holes and why, freshness, sources, bytes."""
+    home = _start(obj)
+    from flows.lake import list_candles
+
+    list_candles(home, _names(series or ""), interval)
+
+
+@cli.command()
+@SERIES
+@click.option("--interval", help="Only series of this candle interval.")
+@click.option(
+    "--sample",
+    default=3,
+    show_default=True,
+    help="Pages and zips per series to compare with the exchange; 0 asks it nothing.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@KLINES
+@SET
+@click.pass_obj
+def verify(obj: dict[str, Any], /, **options: Any) -> None:
+    """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong."""
+    home = _start(obj)
+    from flows.config import parse_assignments
+    from flows.lake import verify_lake
+
+    settings: dict[str, Any] = {"replay": "", **parse_assignments(options.pop("assignments"))}
+    if klines := options.pop("klines"):
+        settings["replay"] = str(Path(klines).resolve())
+    names = _names(options.pop("series") or "")
+    if not verify_lake(home, names, settings=settings, **options):
+        sys.exit(1)
 
 
 @cli.command()
@@ -350,7 +409,9 @@ def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     parameters = {name: value for name, value in options.items() if value is not None}
     if settings:
         parameters["settings"] = settings
-    configure(parameters.pop("recipe"), **parameters)
+    asked = ("series", "interval", "start", "end", "settings")
+    configure(options["recipe"], **{name: value for name, value in parameters.items() if name in asked})
+    del parameters["recipe"]
     return flow(options["recipe"], **parameters)
 
 

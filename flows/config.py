@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from exchange.archive import ArchiveConfig
 from exchange.rest import ExchangeConfig
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
@@ -80,6 +81,8 @@ class RunConfig:
     """Serve candles through the loopback replay exchange instead of asking Binance: a folder of klines, or 'synthetic'."""
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     """Where Binance is."""
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    """Binance's bulk archive."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     """Windows, splits and normalisation."""
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -184,7 +187,7 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
 
 def config_digest(config: RunConfig) -> str:
     """Sixteen hex digits over every setting that changes a night's result (not over where servers are)."""
-    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "publish", "replay")}
+    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "archive", "publish", "replay")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
