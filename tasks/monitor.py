@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prefect import task
 
+from exchange.governor import FOLDER, Governor
 from exchange.monitor import Monitor, MonitorConfig, interruptible
 from exchange.monitor_state import MonitorState
 from exchange.rest import ExchangeConfig, RestClient
@@ -46,11 +47,12 @@ def monitor(
 ) -> MonitorState:
     """Watch `keys` until `stop` is set or the time is over."""
     stop = stop or threading.Event()
+    sleep = interruptible(stop)
     with ExitStack() as stack:
-        clients = {
-            market: stack.enter_context(RestClient(market, exchange, sleep=interruptible(stop)))
-            for market in dict.fromkeys(key.market for key in keys)
-        }
+        clients = {}
+        for market in dict.fromkeys(key.market for key in keys):
+            budget = Governor(home.lake / FOLDER, market, exchange.url_of(market), sleep=sleep)
+            clients[market] = stack.enter_context(RestClient(market, exchange, budget=budget, sleep=sleep))
         return Monitor(
             keys,
             lake=Lake(home.lake),

@@ -63,6 +63,10 @@ def closed(events: list[StreamEvent]) -> list[KlineUpdate]:
     return [event for event in events if isinstance(event, KlineUpdate) and event.closed]
 
 
+def row_of(update: KlineUpdate) -> int:
+    return (update.open_ms - START) // MINUTE
+
+
 def of(kind: type, events: list[StreamEvent]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
@@ -72,7 +76,8 @@ def test_closed_candles_come_with_all_columns_as_the_exchange_has_them(key: Seri
     with serving() as exchange:
         events = collect(key, quick(exchange.stream_config), lambda events: len(closed(events)) == 5)
     frame = pl.concat([update.candle for update in closed(events) if update.candle is not None])
-    assert_frame_equal(frame, MARKET[key][60:65], check_exact=True)
+    first = row_of(closed(events)[0])  # the clock runs on until the stream stands
+    assert_frame_equal(frame, MARKET[key][first : first + 5], check_exact=True)
     assert isinstance(events[0], Connected)
     assert not of(Jumped, events)
 
@@ -85,15 +90,15 @@ def test_forming_candles_are_no_candles_yet() -> None:
     for update in forming:
         assert update.candle is None
         assert update.event_ms <= update.close_ms
-        row = MARKET[UM].row((update.open_ms - START) // MINUTE, named=True)
+        row = MARKET[UM].row(row_of(update), named=True)
         assert row["low"] <= update.low <= update.close <= update.high <= row["high"]
 
 
 def test_a_repeated_closing_message_is_dropped() -> None:
     with serving(Fault("ws-duplicate")) as exchange:
         events = collect(UM, quick(exchange.stream_config), lambda events: len(closed(events)) == 5)
-    times = [update.open_ms for update in closed(events)]
-    assert times == [START + (60 + n) * MINUTE for n in range(5)]
+    rows = [row_of(update) for update in closed(events)]
+    assert rows == [rows[0] + n for n in range(5)]
 
 
 def test_a_lost_closing_message_is_told_before_the_next_candle() -> None:
@@ -102,8 +107,8 @@ def test_a_lost_closing_message_is_told_before_the_next_candle() -> None:
     (jump,) = of(Jumped, events)
     following = events[events.index(jump) + 1]
     assert isinstance(following, KlineUpdate)
-    assert following.open_ms == START + 62 * MINUTE
-    assert [update.open_ms for update in closed(events)] == [START + n * MINUTE for n in (60, 62)]
+    rows = [row_of(update) for update in closed(events)]
+    assert rows[1] == rows[0] + 2 == row_of(following)
 
 
 def test_a_stream_that_acknowledges_and_stays_silent_is_replaced() -> None:
@@ -190,7 +195,7 @@ def scripted(*messages: object) -> Iterator[tuple[StreamConfig, list[Any]]]:
 
 
 def updates(events: list[StreamEvent]) -> list[tuple[int, bool]]:
-    return [((one.open_ms - START) // MINUTE, one.closed) for one in of(KlineUpdate, events)]
+    return [(row_of(one), one.closed) for one in of(KlineUpdate, events)]
 
 
 def test_only_candles_that_were_asked_for_are_read() -> None:
