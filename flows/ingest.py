@@ -55,26 +55,29 @@ def ingest(
     chosen = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
     config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
     ranked = (market, top, quote.upper()) if top else None
-    return ingest_series(open_home(), config, ranked=ranked)
+    return ingest_series(open_home(), config, ranked=ranked, whole_folder=bool(symbols or top))
 
 
 def ingest_series(
-    home: Home, config: RunConfig, *, ranked: tuple[Literal["spot", "um"], int, str] | None = None
+    home: Home,
+    config: RunConfig,
+    *,
+    ranked: tuple[Literal["spot", "um"], int, str] | None = None,
+    whole_folder: bool = False,
 ) -> IngestRef:
-    """Every series of `config`, or those that `ranked` asks for, from one exchange.
+    """Every series of `config`, or those that `ranked` asks for, from one exchange; a replay of a folder serves
+    these alone, or the whole folder.
 
     Raises the error of a series that fails, IncompleteIngest after the others where there are any.
     """
     keys = config.keys()
     places = (config.exchange, config.archive)
     with connected(
-        home, config.replay, keys, *places, seed=config.seed, whole_folder=ranked is not None
+        home, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
     ) as exchange:
         if ranked is not None:
             keys = exchange.top(*ranked, keys[0].interval)
-        done, failed = download_all(
-            home, keys, exchange, start_ms=config.start_ms(), end_ms=config.end_ms()
-        )
+        done, failed = download_all(home, keys, exchange, start_ms=config.start_ms(), end_ms=config.end_ms())
     failures = tuple(FailureRef(series=str(key), reason=str(error)) for key, error in failed)
     ingested = report_ingest(home, done, failures)
     show_ingest(ingested)

@@ -47,9 +47,7 @@ def list_candles(home: Home, names: Sequence[str], interval: str | None) -> None
     """The inventory of the lake, or of some series, and what is to be known of it."""
     lake, ledger, screen = Lake(home.lake), Ledger(home.lake), _screen()
     now_ms = time.time_ns() // 1_000_000
-    held = [
-        take_inventory(lake, ledger, key, now_ms=now_ms) for key in _chosen(lake, home, names, interval)
-    ]
+    held = [take_inventory(lake, ledger, key, now_ms=now_ms) for key in _chosen(lake, home, names, interval)]
     table = Table(
         "series", "candles", "from (UTC)", "to (UTC)", "outage", "open", "repaired", "behind", "last source",
         "MB", title="The lake",

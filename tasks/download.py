@@ -93,7 +93,7 @@ class Exchange:
         """The request weight used in this minute, such as `um 240 of 2,400`."""
         with self._lock:
             budgets = dict(self.budgets)
-        return ", ".join(f"{market} {one.used:,} of {one.limit_per_minute:,}" for market, one in budgets.items())
+        return ", ".join(f"{name} {one.used:,} of {one.limit_per_minute:,}" for name, one in budgets.items())
 
     def close(self) -> None:
         """Drop the archive's connections."""

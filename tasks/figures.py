@@ -95,7 +95,7 @@ def draw_skill(scores: Scores, target: Path, *, reference: str = "last_value") -
 def draw_ingest(
     latest: Mapping[str, pl.DataFrame], coverage: Mapping[str, Mapping[str, float]], target: Path
 ) -> Path:
-    """The latest candles of some series, and of all how complete each month is (name, then `2024-06`, then 0 to 1)."""
+    """The latest candles of some series, and of all how complete each month is, from 0 to 1."""
     columns = min(len(latest), 2)
     rows = -(-len(latest) // columns)
     height = 0.6 + 0.28 * len(coverage)
@@ -114,7 +114,7 @@ def _candlesticks(axis: Axes, name: str, candles: pl.DataFrame) -> None:
     width = 0.7 * (np.diff(times).min() if len(times) > 1 else 1.0)
     axis.vlines(times, low, high, color=colours, linewidth=0.7)
     axis.bar(times, np.abs(close - opened), width=width, bottom=np.minimum(opened, close), color=colours)
-    axis.set(title=name, ylabel="price (quote currency)")
+    axis.set(title=name, ylabel="price (quote currency)", ylim=(low.min(), high.max()))
     axis.xaxis.axis_date("UTC")
     axis.tick_params(axis="x", labelsize=8, rotation=30)
     axis.grid(alpha=0.25)
@@ -123,7 +123,7 @@ def _candlesticks(axis: Axes, name: str, candles: pl.DataFrame) -> None:
 
 def _coverage_map(figure: Figure, axis: Axes, coverage: Mapping[str, Mapping[str, float]]) -> None:
     months = sorted({month for shares in coverage.values() for month in shares})
-    table = [[shares.get(month, np.nan) for month in months] for shares in coverage.values()]  # (series, months)
+    table = [[shares.get(month, np.nan) for month in months] for shares in coverage.values()]
     picture = axis.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     step = max(1, len(months) // 12)
     axis.set_xticks(range(0, len(months), step), months[::step], fontsize=8)

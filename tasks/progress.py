@@ -114,9 +114,8 @@ class IngestProgress:
             finished, rows = self._finished, self._rows
         left = f", {_duration(seconds / share - seconds)} left" if 0.02 < share < 1 else ""
         weight = f", weight {used}" if (used := self._weight()) else ""
-        return (
-            f"{finished} of {self._total} series, {rows:,} candles, {rows / seconds:,.0f} candles/s{weight}{left}"
-        )
+        speed = f"{rows / seconds:,.0f} candles/s"
+        return f"{finished} of {self._total} series, {rows:,} candles, {speed}{weight}{left}"
 
     def _note(self, label: str, done: int, total: int) -> None:
         with self._lock:
