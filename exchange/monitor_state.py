@@ -81,7 +81,7 @@ class SeriesState:
     key: SeriesKey
     connection: Connection
     last: Candle | None
-    """The last closed candle in the lake."""
+    """The last closed candle."""
     forming: Candle | None
     """The candle that is open, as far as the stream told."""
     ticker: Ticker | None

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import polars as pl
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
@@ -174,10 +174,10 @@ class KlineStream:
                     self._seen.clear()
                     yield Connected(self.keys)
                     reason = yield from self._listen(websocket)
-            except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as error:
-                reason = _cause(error)
             except InvalidURI as error:
                 raise ValueError(f"Expected a URL of a stream, found {self.url!r}; correct it.") from error
+            except (OSError, WebSocketException, EOFError, ImportError) as error:
+                reason = _cause(error)  # ImportError: a SOCKS proxy without the package for it
             if self._stop.is_set():
                 return
             logger.info("stream of %s: %s; connecting again", self._market, reason)

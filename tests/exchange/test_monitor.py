@@ -270,6 +270,19 @@ def test_a_dead_rest_server_does_not_end_it(watch: Watch) -> None:
     assert "503" in state.last_error
 
 
+def test_a_sleep_longer_than_the_back_fill_leaves_no_hole(watch: Watch) -> None:
+    """A laptop that sleeps: the connection is dead when it wakes, and much has closed meanwhile."""
+
+    def until(state: MonitorState) -> bool:
+        if len(watch.states) == 3:
+            watch.exchange.faults = [Fault("ws-disconnect", times=1)]
+            watch.exchange.clock.advance(3 * BACKFILL * MINUTE)
+        return candles_until(ROW + 3 * BACKFILL + 8)(state)
+
+    watch.run(until=until)
+    assert_exact(watch)
+
+
 def test_a_hole_of_the_exchange_stays_a_hole_and_is_asked_for_once(tmp_path: Path) -> None:
     """Nothing was traded for ten candles in the midst: nobody knows more by asking at every message."""
     halted = pl.concat([MARKET[UM][: ROW + 3], MARKET[UM][ROW + 13 :]])

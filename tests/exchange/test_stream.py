@@ -281,3 +281,11 @@ def test_a_stream_takes_one_market_only() -> None:
 def test_a_setting_that_cannot_be_is_refused(setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"Expected stream\.{setting} .*, found '?{value}"):
         StreamConfig(**{setting: value})
+
+
+def test_a_proxy_that_cannot_be_used_counts_as_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "gopher://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    events = collect(UM, quick(StreamConfig()), lambda events: len(events) == 2)
+    assert [event.fruitless for event in of(Disconnected, events)] == [1, 2]
+    assert "gopher" in of(Disconnected, events)[0].reason
