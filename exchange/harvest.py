@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class Harvest:
-    """The archive's share of one sync. `store` takes candles and their source."""
+    """The archive's share of one sync. `store` takes validated candles with their sources."""
 
     archive: ArchiveClient
     lake: Lake
@@ -40,7 +40,7 @@ class Harvest:
     now_ms: int
     rest: bool
     """Whether REST stands behind the archive; without it every part is taken, whatever it costs."""
-    store: Callable[[pl.DataFrame, Source], object]
+    store: Callable[[list[tuple[pl.DataFrame, Source]]], object]
     advance: Callable[[int], object]
     """Told how many of the asked candles a step has dealt with."""
     zips: int = 0
@@ -98,25 +98,32 @@ class Harvest:
         fallen: list[Stretch] = []
         suspects: Suspects = {}
 
+        waiting = _Waiting(self._put)
+
         def on_part(part: ArchivePart, outcome: FetchedPart | ExchangeError) -> None:
             wanted = steps[part.name].stretches
             if isinstance(outcome, ExchangeError):
                 self._fail(part.name, str(outcome))
                 fallen.extend(wanted)
                 return
-            self._store(outcome, wanted)
+            waiting.add(outcome, wanted)
             if part.kind == "monthly":
                 suspects.update(_short_days(outcome, wanted))
-            self.advance(sum(self.key.interval.count(start, end - 1) for start, end in wanted))
 
-        self.archive.fetch_many([fetch.part for fetch in fetches if fetch.part], on_part=on_part)
+        try:
+            self.archive.fetch_many([fetch.part for fetch in fetches if fetch.part], on_part=on_part)
+        finally:
+            waiting.flush()
         return fallen, suspects
 
-    def _store(self, fetched: FetchedPart, wanted: Sequence[Stretch]) -> None:
-        candles = _within(fetched.candles, wanted)
-        self.zips += 1
-        if not candles.is_empty():
-            self.store(candles, fetched.source)
+    def _put(self, fetched: list[tuple[FetchedPart, Sequence[Stretch]]]) -> None:
+        """Store parts of one month, each as far as it is wanted."""
+        parts = [(_within(one.candles, wanted), one.source) for one, wanted in fetched]
+        self.zips += len(parts)
+        if held := [(candles, source) for candles, source in parts if not candles.is_empty()]:
+            self.store(held)
+        wanted = [stretch for _, stretches in fetched for stretch in stretches]
+        self.advance(sum(self.key.interval.count(start, end - 1) for start, end in wanted))
 
     def _compare_days(self, suspects: Suspects) -> None:
         """Hold the short days of months against the files of those days; where they differ the days win."""
@@ -130,7 +137,9 @@ class Harvest:
                 return
             theirs = _within(outcome.candles, wanted)
             if not theirs.equals(self._stored(wanted)):
-                self._store(outcome, wanted)
+                self.zips += 1
+                if not theirs.is_empty():
+                    self.store([(theirs, outcome.source)])
                 self.disputed += wanted
                 differ.setdefault(month, []).append(part.period)
 
@@ -154,8 +163,31 @@ class Harvest:
         self.ledger.fail(self.key, Failure(name, reason, time.time_ns() // 1_000_000))
 
 
+class _Waiting:
+    """Parts that wait until those of their month are together, so that its file is written once."""
+
+    def __init__(self, put: Callable[[list[tuple[FetchedPart, Sequence[Stretch]]]], object]) -> None:
+        self._put = put
+        self._parts: list[tuple[FetchedPart, Sequence[Stretch]]] = []
+
+    def add(self, fetched: FetchedPart, wanted: Sequence[Stretch]) -> None:
+        if self._parts and self._parts[0][0].part.period[:7] != fetched.part.period[:7]:
+            self.flush()
+        self._parts.append((fetched, wanted))
+
+    def flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._put(parts)
+
+
 def _within(candles: pl.DataFrame, stretches: Sequence[Stretch]) -> pl.DataFrame:
     opened = pl.col("open_time").dt.epoch("ms")
+    first_ms, last_ms = stretches[0][0], stretches[-1][1]
+    if len(stretches) == 1 and len(candles):
+        times = candles["open_time"].dt.epoch("ms")
+        if first_ms <= times[0] and times[-1] < last_ms:
+            return candles
     inside = [(opened >= start) & (opened < end) for start, end in stretches]
     return candles.filter(pl.any_horizontal(inside))
 

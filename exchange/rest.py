@@ -120,7 +120,7 @@ class RestClient:
         return self._get("/ticker/24hr", {"symbol": symbol}, weight=2, parse=dict)
 
     def top_symbols(self, count: int, quote: str) -> list[str]:
-        """The symbols of a quote asset that traded most in 24 hours, by quote volume; the most traded first."""
+        """The symbols of a quote asset that traded most in 24 hours, by quote volume, most traded first."""
         tickers = self._get("/ticker/24hr", {}, weight=ALL_TICKERS_WEIGHTS[self.market], parse=list)
         traded = [
             (float(one["quoteVolume"]), one["symbol"])

@@ -23,7 +23,7 @@ from exchange.rest import RestClient
 from exchange.stretches import Stretch, joined, without
 from storage.lake import Lake
 from storage.ledger import Hole, Ledger, Source, find_holes
-from storage.schema import CANDLE_SCHEMA, SeriesKey, utc_text
+from storage.schema import CANDLE_SCHEMA, SeriesKey, utc_text, validate_candles
 
 __all__ = ["SyncReport", "sync_series"]
 
@@ -272,15 +272,16 @@ class _Sync:
 
     def _flush(self, pending: list[pl.DataFrame]) -> None:
         if pending:
-            candles = pl.concat(pending)
+            candles = validate_candles(pl.concat(pending), self.key.interval, origin=f"{self.key} from pages")
             pending.clear()
-            self._store(candles, Source("rest", self.client.url))
+            self._store([(candles, Source("rest", self.client.url))])
 
-    def _store(self, candles: pl.DataFrame, source: Source) -> None:
-        self.added += self.lake.upsert(self.key, candles, source=source).added
-        first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
-        self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
-        self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
+    def _store(self, parts: list[tuple[pl.DataFrame, Source]]) -> None:
+        self.added += self.lake.put(self.key, parts).added
+        for candles, _ in parts:
+            first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
+            self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
+            self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
 
     def _tell(self, done: int, ahead: int) -> None:
         self.progress(done + ahead, self.total)

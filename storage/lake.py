@@ -7,7 +7,7 @@ open_time wins.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,13 +67,21 @@ class Lake:
 
         Files whose candles stay the same are not written. A crash leaves whole months, old or new.
         """
-        rows = validate_candles(candles, key.interval, origin=f"{key} from {source.kind} {source.detail}")
-        added = changed = 0
+        origin = f"{key} from {source.kind} {source.detail}"
+        return self.put(key, [(validate_candles(candles, key.interval, origin=origin), source)])
+
+    def put(self, key: SeriesKey, parts: Sequence[tuple[pl.DataFrame, Source]]) -> Upsert:
+        """The same for several parts of validated candles at once, of which later ones win."""
+        months: dict[str, list[tuple[pl.DataFrame, Source]]] = {}
+        for candles, source in parts:
+            for month, rows in _by_month(candles):
+                months.setdefault(month, []).append((rows, source))
+        added = changed = given = 0
         with self.writing(key):
-            for (month,), part in rows.group_by(_MONTH_OF_ROW, maintain_order=True):
-                counts = self._merge_month(key, str(month), part, source)
-                added, changed = added + counts[0], changed + counts[1]
-        return Upsert(added=added, changed=changed, unchanged=len(rows) - added - changed)
+            for month, pieces in sorted(months.items()):
+                counts = self._merge_month(key, month, pieces)
+                added, changed, given = added + counts[0], changed + counts[1], given + counts[2]
+        return Upsert(added=added, changed=changed, unchanged=given - added - changed)
 
     def read(self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None) -> pl.DataFrame:
         """Candles that open in [start_ms, end_ms), oldest first; a bound left out is open.
@@ -130,27 +138,58 @@ class Lake:
         with self._locks[key].hold(f"writing {key}"):
             yield
 
-    def _merge_month(self, key: SeriesKey, month: str, rows: pl.DataFrame, source: Source) -> tuple[int, int]:
+    def _merge_month(
+        self, key: SeriesKey, month: str, pieces: list[tuple[pl.DataFrame, Source]]
+    ) -> tuple[int, int, int]:
+        """Candles added, changed and given."""
         path = series_folder(self._root, key) / f"{_MONTH}{month}" / _FILE
         remove_leftovers(path.parent)
-        stored = _collect(lambda scan: scan, [path]) if path.exists() else pl.DataFrame(schema=CANDLE_SCHEMA)
+        rows = pieces[0][0]
+        if len(pieces) > 1:
+            rows = pl.concat([part for part, _ in pieces]).unique("open_time", keep="last").sort("open_time")
+        if not path.exists():
+            self._write_month(key, month, rows, pieces)
+            return len(rows), 0, len(rows)
+        stored = _collect(lambda scan: scan, [path])
         added = rows.join(stored, on="open_time", how="anti")
         before = stored.join(rows, on="open_time", how="semi").sort("open_time")
         after = rows.join(stored, on="open_time", how="semi").sort("open_time")
         changed = after.filter(_differ(before, after))
-        news = pl.concat([added, changed]).sort("open_time")["open_time"].dt.epoch("ms").to_list()
-        if news:
+        news = pl.concat([added, changed]).select("open_time")
+        if not news.is_empty():
             merged = pl.concat([stored.join(rows, on="open_time", how="anti"), rows]).sort("open_time")
-            content = parquet_bytes(merged)
-            recorded = Part(source, news[0], news[-1], self._now_ms())
-            # The ledger first: after a crash in between the rows are still new and are recorded again.
-            self._ledger.record(key, recorded, file=(month, hashlib.sha256(content).hexdigest()))
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-        return len(added), len(changed)
+            fresh = [(part.join(news, on="open_time", how="semi"), source) for part, source in pieces]
+            self._write_month(key, month, merged, fresh)
+        return len(added), len(changed), len(rows)
+
+    def _write_month(
+        self, key: SeriesKey, month: str, candles: pl.DataFrame, news: list[tuple[pl.DataFrame, Source]]
+    ) -> None:
+        """Write a month, after the ledger has noted which news came from where.
+
+        The ledger first: after a crash in between the rows are still new and are recorded again.
+        """
+        content = parquet_bytes(candles)
+        times = ((rows["open_time"].dt.epoch("ms").sort(), source) for rows, source in news if len(rows))
+        parts = [Part(source, ms[0], ms[-1], self._now_ms()) for ms, source in times]
+        self._ledger.record(key, *parts, file=(month, hashlib.sha256(content).hexdigest()))
+        with atomic_path(series_folder(self._root, key) / f"{_MONTH}{month}" / _FILE) as temporary:
+            temporary.write_bytes(content)
 
     def _months(self, key: SeriesKey) -> list[Path]:
         return sorted(series_folder(self._root, key).glob(f"{_MONTH}*/{_FILE}"))
+
+
+def _by_month(candles: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Ascending candles by their month."""
+    if candles.is_empty():
+        return
+    opened = candles["open_time"]
+    if _month(opened.dt.epoch("ms")[0]) == _month(opened.dt.epoch("ms")[-1]):
+        yield _month(opened.dt.epoch("ms")[0]), candles
+        return
+    for (month,), rows in candles.group_by(_MONTH_OF_ROW, maintain_order=True):
+        yield str(month), rows
 
 
 def _name_of(path: Path) -> str:

@@ -86,14 +86,16 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def record(self, key: SeriesKey, part: Part, *, file: tuple[str, str] | None = None) -> None:
-        """Add a part, and the sha256 that its month's file now has: `("2024-06", "...")`.
+    def record(self, key: SeriesKey, *parts: Part, file: tuple[str, str] | None = None) -> None:
+        """Add parts, and the sha256 that their month's file now has: `("2024-06", "...")`.
 
         A part that its source already covers changes nothing; neighbours of one source merge.
         """
         content = self._load(key)
-        failures = tuple(known for known in content.failures if known.part != part.source.detail)
-        after = replace(content, parts=_merged(content.parts, part, key.interval), failures=failures)
+        taken = {part.source.detail for part in parts}
+        after = replace(content, failures=tuple(one for one in content.failures if one.part not in taken))
+        for part in parts:
+            after = replace(after, parts=_merged(after.parts, part, key.interval))
         if file is not None:
             after = replace(after, files=dict(sorted({**content.files, file[0]: file[1]}.items())))
         if after != content:
