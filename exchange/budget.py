@@ -1,34 +1,34 @@
-"""The request weight of one IP address, kept below the exchange's limit per minute.
-
-Binance counts weight per address and minute and says the count with every answer (X-MBX-USED-WEIGHT-1M), so
-that other programs behind the same address are seen too. The counter falls back to zero when the exchange's
-minute turns. The local clock is not asked when that is: a window first seen at some moment is over 60 seconds
-later for certain.
-"""
+"""Request weight kept below the exchange's limit per minute; see exchange.weights for how it is counted."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from exchange.errors import Banned
+from exchange.errors import Banned, RateLimited
+from exchange.weights import Asked, WeightState
 
-__all__ = ["LIMITS_PER_MINUTE", "WeightBudget"]
+__all__ = ["LIMITS_PER_MINUTE", "LONGEST_PAUSE_S", "SHARE", "WeightBudget"]
 
 LIMITS_PER_MINUTE = {"spot": 6000, "um": 2400}  # until exchangeInfo says otherwise
-WINDOW_S = 60.0
+SHARE = 0.92  # the rest is for other programs behind the address, which are only seen with the next answer
+LONGEST_PAUSE_S = 600.0  # a longer Retry-After is an error for the caller, not a sleep
 HEADER = "x-mbx-used-weight-1m"
 
 logger = logging.getLogger(__name__)
 
 
 class WeightBudget:
-    """Share one between all clients of a market in this process; it may be used from several threads."""
+    """The weight of this process alone; share one between all clients of a market, in any number of threads.
+
+    exchange.governor.Governor shares it with every process of a home.
+    """
 
     def __init__(
         self,
         limit_per_minute: int,
-        share: float = 0.85,
+        share: float = SHARE,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -38,56 +38,88 @@ class WeightBudget:
                 "Expected a limit of at least 1 per minute and a share within (0, 1], "
                 f"found {limit_per_minute} and {share}; the exchange's limits are {LIMITS_PER_MINUTE}."
             )
-        self.limit_per_minute = limit_per_minute
         self.share = share
-        self.used = 0
+        self.geo_blocked = False
+        """The exchange does not serve this location; set by the first client that is told so."""
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._window_end: float | None = None  # None: no weight seen in this window yet
-        self._paused_until = float("-inf")
+        self._state = WeightState(limit=limit_per_minute)
         self._ban: tuple[float, Banned] | None = None
 
-    def before(self, weight: int) -> None:
-        """Claim `weight`, after as long a wait as that takes; raises Banned while a ban lasts."""
-        now = self._clock()
-        while (ready := self._claim(weight, now)) > now:
-            logger.info("waiting %.1f s for request weight (%d used)", ready - now, self.used)
-            self._sleep(ready - now)
-            now = max(self._clock(), ready)
+    @property
+    def used(self) -> int:
+        """Weight used in the exchange's minute, at most, requests under way included."""
+        with self._shared() as state:
+            return state.used
 
-    def after(self, headers: Mapping[str, str]) -> None:
-        """Believe the exchange's own count."""
-        value = next((text for name, text in headers.items() if name.lower() == HEADER), "")
-        if not value.isdigit():
-            return
-        with self._lock:
-            used = int(value)
-            if used < self.used or self._window_end is None:  # the exchange's minute has turned
-                self._window_end = self._clock() + WINDOW_S
-            self.used = used
+    @property
+    def limit_per_minute(self) -> int:
+        """The exchange's limit."""
+        with self._shared() as state:
+            return state.limit
+
+    def learn_limit(self, limit_per_minute: int) -> None:
+        """Take the limit that the exchange states."""
+        with self._shared() as state:
+            state.limit, state.limit_at = limit_per_minute, self._clock()
+
+    def wants_limit(self) -> bool:
+        """Whether the limit should be asked for; a budget in memory believes its maker."""
+        return False
+
+    def before(self, weight: int) -> Asked:
+        """Claim `weight`, after as long a wait as that takes; raises Banned while a ban lasts.
+
+        Hand the claim to `after` with what came of the request.
+        """
+        now = self._clock()
+        while not isinstance(found := self._claim(weight, now), Asked):
+            logger.log(
+                logging.INFO if found - now > 1 else logging.DEBUG,
+                "waiting %.1f s for request weight",
+                found - now,
+            )
+            self._sleep(found - now)
+            now = max(self._clock(), found)
+        return found
+
+    def at_once(self, weight: int) -> Asked | None:
+        """Claim `weight` if that takes no wait."""
+        found = self._claim(weight, self._clock())
+        return found if isinstance(found, Asked) else None
+
+    def after(self, claim: Asked, headers: Mapping[str, str]) -> None:
+        """Believe the exchange's own count; empty headers mean that no answer came."""
+        text = next((text for name, text in headers.items() if name.lower() == HEADER), "")
+        with self._shared() as state:
+            state.answered(claim.serial, int(text) if text.isdigit() else None, self._clock())
 
     def pause(self, seconds: float) -> None:
         """Let nobody ask for so long (429 with Retry-After)."""
-        with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + seconds)
+        with self._shared() as state:
+            state.paused_until = max(state.paused_until, self._clock() + seconds)
 
     def forbid(self, ban: Banned) -> None:
         """Refuse every request until the ban is over: each one would make it longer."""
-        with self._lock:
+        with self._shared():
             self._ban = (self._clock() + ban.seconds, ban)
 
-    def _claim(self, weight: int, now: float) -> float:
-        """Now if the weight is claimed, else when to try again."""
+    @contextmanager
+    def _shared(self) -> Iterator[WeightState]:
+        """The state, for this thread alone."""
         with self._lock:
+            yield self._state
+
+    def _claim(self, weight: int, now: float) -> Asked | float:
+        """The claim, or when to try again."""
+        with self._shared() as state:
             if self._ban is not None and now < self._ban[0]:
                 raise self._ban[1]
-            if now < self._paused_until:
-                return self._paused_until
-            if self._window_end is None or now >= self._window_end:
-                self.used, self._window_end = 0, now + WINDOW_S
-            allowed = max(self.limit_per_minute * self.share, weight)
-            if self.used + weight > allowed:
-                return self._window_end
-            self.used += weight
-            return now
+            if (wait_s := state.paused_until - now) > LONGEST_PAUSE_S:
+                raise RateLimited(
+                    "Expected the exchange to take requests, found that it asked this address to pause; "
+                    f"wait {wait_s:.0f} s and run again.",
+                    retry_after_s=wait_s,
+                )
+            return state.claim(weight, now, share=self.share)

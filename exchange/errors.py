@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 __all__ = [
+    "ArchiveError",
     "BadInterval",
     "BadRequest",
     "BadSymbol",
@@ -19,6 +20,7 @@ __all__ = [
     "GeoBlocked",
     "Malformed",
     "NoCandles",
+    "NotYetPublished",
     "RateLimited",
     "Unreachable",
     "error_of",
@@ -72,6 +74,14 @@ class GeoBlocked(ExchangeError):
 
 class Malformed(ExchangeError):
     """The answer is not what the exchange's documentation promises."""
+
+
+class ArchiveError(ExchangeError):
+    """A part of the bulk archive cannot be used: damaged, unproven, or not what its name says."""
+
+
+class NotYetPublished(ArchiveError):
+    """The bulk archive has no such part, or not yet."""
 
 
 class Unreachable(ExchangeError):

@@ -1,7 +1,7 @@
 """Binance's klines answer: how many to ask for, what that weighs, and candles out of its rows."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ class Page:
     rows: int
     first_ms: int
     last_ms: int
+
+    def filled(self, start_ms: int = 0) -> Iterator[pl.DataFrame]:
+        """The candles that open at `start_ms` or later, if there are any."""
+        candles = self.candles.filter(pl.col("open_time").dt.epoch("ms") >= start_ms)
+        if not candles.is_empty():
+            yield candles
 
 
 def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) -> Page:

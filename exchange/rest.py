@@ -1,77 +1,60 @@
 """Binance's REST market data: closed, validated candles page by page, with patience and within the budget."""
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import polars as pl
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from requests.adapters import HTTPAdapter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from exchange.budget import LIMITS_PER_MINUTE, WeightBudget
+from exchange.budget import LIMITS_PER_MINUTE, LONGEST_PAUSE_S, WeightBudget
+from exchange.config import ExchangeConfig
 from exchange.errors import (
     BadInterval,
     BadSymbol,
     Banned,
     ExchangeError,
+    GeoBlocked,
     Malformed,
     NoCandles,
     RateLimited,
     Unreachable,
     error_of,
 )
-from exchange.klines import PAGE_LIMITS, klines_weight, parse_page
+from exchange.klines import PAGE_LIMITS, Page, klines_weight, parse_page
+from exchange.transport import cause_of, first_line, log_retry
+from exchange.weights import Asked
 from storage.errors import CandleError
 from storage.interval import INTERVALS
 from storage.schema import Market, SeriesKey
 
 __all__ = ["ExchangeConfig", "RestClient"]
 
+ALL_TICKERS_WEIGHTS = {"spot": 80, "um": 40}
+INFO_WEIGHTS = {"spot": 20, "um": 1}
 PREFIXES = {"spot": "/api/v3", "um": "/fapi/v1"}
-LONGEST_PAUSE_S = 600.0  # a longer Retry-After is an error for the caller, not a sleep
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError, CandleError)
 
+Stretch = tuple[int, int]  # candles that open in [start, end), ms
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExchangeConfig:
-    """Where Binance is, and how patient to be with it."""
-
-    spot_url: str = "https://api.binance.com"
-    """Base URL of the spot REST API. https://data-api.binance.vision is Binance's mirror for market data."""
-    um_url: str = "https://fapi.binance.com"
-    """Base URL of the USD-M futures REST API."""
-    timeout_s: float = 20.0
-    """Longest wait for a connection and for each piece of an answer, in seconds."""
-    attempts: int = 6
-    """How often one request is tried in all, before its error is raised."""
-
-    def __post_init__(self) -> None:
-        for name, url in (("spot_url", self.spot_url), ("um_url", self.um_url)):
-            if not url.startswith(("http://", "https://")) or url.rstrip("/").endswith(":"):
-                raise ValueError(
-                    f"Expected exchange.{name} to be a URL such as https://api.binance.com, found {url!r}; "
-                    "write the scheme and the host."
-                )
-        if not self.timeout_s > 0:
-            raise ValueError(
-                f"Expected exchange.timeout_s above 0 seconds, found {self.timeout_s}; 20 is a good value."
-            )
-        if self.attempts < 1:
-            raise ValueError(
-                f"Expected exchange.attempts of at least 1, found {self.attempts}; 6 is a good value."
-            )
-
-
 class RestClient:
-    """One market of the exchange. Use one client per thread; share the budget between them."""
+    """One market of the exchange. Use one client per thread; share the budget between them.
+
+    `url` is where it asks: the configured host, or for spot the fallback once that host refuses the location.
+    """
 
     def __init__(
         self,
@@ -83,17 +66,21 @@ class RestClient:
     ) -> None:
         self.market: Market = market
         self.config = config or ExchangeConfig()
-        self.url = (self.config.spot_url if market == "spot" else self.config.um_url).rstrip("/")
         self.budget = budget or WeightBudget(LIMITS_PER_MINUTE[market], sleep=sleep)
         self.requests = 0
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "kronos-nightly"
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.config.workers))
+        self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix=f"{market}-pages")
+        self._counting = threading.Lock()
+        self._limit_known = False
         self._retrying = Retrying(
             sleep=sleep,
             stop=stop_after_attempt(self.config.attempts),
             wait=wait_exponential_jitter(initial=0.5, max=30.0),
             retry=retry_if_exception(_worth_another_try),
-            before_sleep=_log_retry,
+            before_sleep=log_retry,
             reraise=True,
         )
 
@@ -107,7 +94,15 @@ class RestClient:
 
     def close(self) -> None:
         """Drop the connections."""
+        self._pool.shutdown(cancel_futures=True)
         self._session.close()
+
+    @property
+    def url(self) -> str:
+        """Where requests go now."""
+        if self.market == "spot" and self.budget.geo_blocked and self.config.spot_fallback_url:
+            return self.config.spot_fallback_url.rstrip("/")
+        return self.config.url_of(self.market)
 
     def server_time_ms(self) -> int:
         """The exchange's clock: the only one that says whether a candle is closed."""
@@ -123,6 +118,21 @@ class RestClient:
     def ticker_24h(self, symbol: str) -> dict[str, Any]:
         """Rolling statistics of the last 24 hours."""
         return self._get("/ticker/24hr", {"symbol": symbol}, weight=2, parse=dict)
+
+    def top_symbols(self, count: int, quote: str) -> list[str]:
+        """The symbols of a quote asset that traded most in 24 hours, by quote volume, most traded first."""
+        tickers = self._get("/ticker/24hr", {}, weight=ALL_TICKERS_WEIGHTS[self.market], parse=list)
+        traded = [
+            (float(one["quoteVolume"]), one["symbol"])
+            for one in tickers
+            if one["symbol"].endswith(quote) and one["symbol"] != quote
+        ]
+        if not traded:
+            raise BadSymbol(
+                f"Expected symbols of Binance {self.market} that are quoted in {quote!r}, found none; "
+                "name a quote asset such as USDT."
+            )
+        return [symbol for _, symbol in sorted(traded, key=lambda one: (-one[0], one[1]))[:count]]
 
     def first_open_ms(self, key: SeriesKey) -> int:
         """Open time of the first candle there is: the listing."""
@@ -156,22 +166,86 @@ class RestClient:
             start_ms = interval.next(opened_ms)
         # close_time < closed_ms is the rule: true of every candle before the one that is open at closed_ms.
         end_ms = min(interval.floor(closed_ms), closed_ms if end_ms is None else end_ms)
-        while start_ms < end_ms:
-            limit = min(PAGE_LIMITS[self.market], interval.count(start_ms, end_ms - 1))
-            asked = {"endTime": end_ms - 1, "limit": limit} | ({"startTime": start_ms} if forward else {})
-            page = self._klines(key, asked, partial(parse_page, key, asked))
-            candles = page.candles.filter(pl.col("open_time").dt.epoch("ms") >= start_ms)
-            if not candles.is_empty():
-                yield candles
-            if not page.rows:  # a page may be short for other reasons than the end of the data
+        if not forward:
+            yield from self._backward(key, start_ms, end_ms)
+            return
+        while start_ms < end_ms:  # a page of whatever comes next, then those that follow by time
+            page = self._page(key, (start_ms, end_ms))
+            if not page.rows:
                 return
-            if forward:
-                start_ms = interval.next(interval.floor(page.last_ms))
-            else:
-                end_ms = page.first_ms
+            yield from page.filled()
+            start_ms = _after(page, key)
+            for stretch, page in self._ahead(key, start_ms, end_ms):
+                if not page.rows:  # a hole longer than a page: the rest is planned anew behind it
+                    start_ms = stretch[0]
+                    break
+                yield from page.filled()
+                start_ms = stretch[1]
+                yield from self._rest_of(key, (_after(page, key), start_ms))
+
+    def _rest_of(self, key: SeriesKey, stretch: Stretch) -> Iterator[pl.DataFrame]:
+        """What a page left out at its end, if anything: it may be short for other reasons than a hole."""
+        start_ms, end_ms = stretch
+        while start_ms < end_ms and (page := self._page(key, (start_ms, end_ms))).rows:
+            yield from page.filled()
+            start_ms = _after(page, key)
+
+    def _backward(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[pl.DataFrame]:
+        while start_ms < end_ms:
+            asked = {"endTime": end_ms - 1, "limit": self._limit(key, (start_ms, end_ms))}
+            page = self._klines(key, asked, partial(parse_page, key, asked))
+            yield from page.filled(start_ms)
+            if not page.rows:
+                return
+            end_ms = page.first_ms
+
+    def _ahead(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[tuple[Stretch, Page]]:
+        """The pages of a range in order, several under way at once. Only the first try of each is made
+        ahead of its turn, so that trouble meets one patient client and not many."""
+        waiting = self._plan(key, start_ms, end_ms)
+        under_way: deque[tuple[Stretch, Future[Page]]] = deque()
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < self.config.workers:
+                    weight = klines_weight(self.market, self._limit(key, waiting[0]))
+                    claim = self.budget.at_once(weight) if under_way else self.budget.before(weight)
+                    if claim is None:
+                        break
+                    stretch = waiting.popleft()
+                    under_way.append((stretch, self._pool.submit(self._try_page, key, stretch, claim)))
+                stretch, future = under_way.popleft()
+                tries = chain([future.result], repeat(partial(self._try_page, key, stretch)))
+                page: Page = self._retrying(lambda tries=tries: next(tries)())
+                yield stretch, page
+        finally:
+            for _, future in under_way:
+                future.cancel()
+
+    def _plan(self, key: SeriesKey, start_ms: int, end_ms: int) -> deque[Stretch]:
+        """A range in stretches of a full page each; a month has no length, but all months fit in a page."""
+        step = (key.interval.milliseconds or end_ms) * PAGE_LIMITS[self.market]
+        return deque((at, min(at + step, end_ms)) for at in range(start_ms, end_ms, step))
+
+    def _limit(self, key: SeriesKey, stretch: Stretch) -> int:
+        return min(PAGE_LIMITS[self.market], key.interval.count(stretch[0], stretch[1] - 1))
+
+    def _page(self, key: SeriesKey, stretch: Stretch) -> Page:
+        """The first candles of a stretch, as many as a page holds."""
+        asked = self._asked(key, stretch)
+        return self._klines(key, asked, partial(parse_page, key, asked))
+
+    def _try_page(self, key: SeriesKey, stretch: Stretch, claim: Asked | None = None) -> Page:
+        asked = self._asked(key, stretch)
+        params = {"symbol": key.symbol, "interval": key.interval.name, **asked}
+        weight = klines_weight(self.market, asked["limit"])
+        return self._ask("/klines", params, weight, partial(parse_page, key, asked), claim)
+
+    def _asked(self, key: SeriesKey, stretch: Stretch) -> dict[str, int]:
+        return {"startTime": stretch[0], "endTime": stretch[1] - 1, "limit": self._limit(key, stretch)}
 
     def _klines(self, key: SeriesKey, params: Mapping[str, int], parse: Callable[[Any], T]) -> T:
         asked = {"symbol": key.symbol, "interval": key.interval.name, **params}
+        self._learn_limit(key.symbol)
         try:
             return self._get(
                 "/klines", asked, weight=klines_weight(self.market, params["limit"]), parse=parse
@@ -195,51 +269,100 @@ class RestClient:
         """Symbols by name; the answer also tells the weight limit of this address."""
 
         def parse(answer: Any) -> dict[str, dict[str, Any]]:
-            for limit in answer.get("rateLimits", []):
-                kind = (limit["rateLimitType"], limit["interval"], limit["intervalNum"])
-                if kind == ("REQUEST_WEIGHT", "MINUTE", 1):
-                    self.budget.limit_per_minute = int(limit["limit"])
+            self._read_limit(answer)
             return {entry["symbol"]: entry for entry in answer["symbols"]}
 
         try:
-            return self._get("/exchangeInfo", params, weight=20 if self.market == "spot" else 1, parse=parse)
+            return self._get("/exchangeInfo", params, weight=INFO_WEIGHTS[self.market], parse=parse)
         except BadSymbol as error:
             if not params:
                 raise
             raise self._with_neighbours(symbol, error) from None
 
+    def _learn_limit(self, symbol: str) -> None:
+        """Ask for the weight limit of this address, once, if the budget wants it; without an answer the known
+        one holds."""
+        if self._limit_known:
+            return
+        self._limit_known = True
+        if not self.budget.wants_limit():
+            return
+        try:
+            params = {"symbol": symbol} if self.market == "spot" else {}  # all of spot is megabytes
+            self._ask("/exchangeInfo", params, INFO_WEIGHTS[self.market], self._read_limit)
+        except (Banned, GeoBlocked):
+            raise
+        except ExchangeError as error:
+            logger.info("the weight limit stays at %d: %s", self.budget.limit_per_minute, error)
+
+    def _read_limit(self, answer: Any) -> None:
+        for limit in answer.get("rateLimits", []):
+            kind = (limit["rateLimitType"], limit["interval"], limit["intervalNum"])
+            if kind == ("REQUEST_WEIGHT", "MINUTE", 1):
+                self.budget.learn_limit(int(limit["limit"]))
+
     def _get(self, path: str, params: Mapping[str, Any], *, weight: int, parse: Callable[[Any], T]) -> T:
         answer: T = self._retrying(self._ask, path, params, weight, parse)
         return answer
 
-    def _ask(self, path: str, params: Mapping[str, Any], weight: int, parse: Callable[[Any], T]) -> T:
-        self.budget.before(weight)
-        self.requests += 1
-        url = self.url + PREFIXES[self.market] + path
-        try:
-            response = self._session.get(url, params=dict(params), timeout=self.config.timeout_s)
-        except requests.RequestException as error:
-            raise Unreachable(
-                f"Expected an answer from {self.url}, found {_cause(error)}; check the network and "
-                f"exchange.{self.market}_url."
-            ) from error
-        self.budget.after(response.headers)
+    def _ask(
+        self,
+        path: str,
+        params: Mapping[str, Any],
+        weight: int,
+        parse: Callable[[Any], T],
+        claim: Asked | None = None,
+    ) -> T:
+        claim = claim or self.budget.before(weight)
+        host = self.url
+        url = host + PREFIXES[self.market] + path
+        response = self._send(url, params, claim)
+        if response.status_code == 451 and self._fall_back(host):
+            return self._ask(path, params, weight, parse)
         if response.status_code != 200:
-            raise self._refusal(response, params)
+            raise self._refusal(response, params, host)
         try:
             return parse(response.json())
         except MISFITS as error:
             raise Malformed(
-                f"Expected a well-formed answer from {url} to {dict(params)}, found {_first_line(error)}; "
+                f"Expected a well-formed answer from {url} to {dict(params)}, found {first_line(error)}; "
                 "try again later, and report it if it stays."
             ) from error
 
-    def _refusal(self, response: requests.Response, params: Mapping[str, Any]) -> ExchangeError:
+    def _send(self, url: str, params: Mapping[str, Any], claim: Asked) -> requests.Response:
+        with self._counting:
+            self.requests += 1
+        headers: Mapping[str, str] = {}
+        try:
+            response = self._session.get(url, params=dict(params), timeout=self.config.timeout_s)
+            headers = response.headers
+        except requests.RequestException as error:
+            raise Unreachable(
+                f"Expected an answer from {url.partition(PREFIXES[self.market])[0]}, "
+                f"found {cause_of(error)}; check the network and exchange.{self.market}_url."
+            ) from error
+        finally:
+            self.budget.after(claim, headers)
+        return response
+
+    def _fall_back(self, host: str) -> bool:
+        """Whether spot has another host to ask than the one that refuses this location."""
+        fallback = self.config.spot_fallback_url.rstrip("/")
+        if self.market != "spot" or not fallback or host == fallback:
+            return False
+        if not self.budget.geo_blocked:
+            self.budget.geo_blocked = True
+            logger.warning(
+                "%s does not serve this location (HTTP 451): spot candles come from %s", host, fallback
+            )
+        return True
+
+    def _refusal(self, response: requests.Response, params: Mapping[str, Any], host: str) -> ExchangeError:
         error = error_of(
             response.status_code,
             response.content,
             response.headers,
-            url=self.url,
+            url=host,
             market=self.market,
             params=params,
         )
@@ -257,6 +380,11 @@ class RestClient:
             )
 
 
+def _after(page: Page, key: SeriesKey) -> int:
+    """Open time of the candle after the last one of a page."""
+    return key.interval.next(key.interval.floor(page.last_ms))
+
+
 def _misspelt(symbol: str, market: Market, known: Sequence[str]) -> BadSymbol:
     nearest = get_close_matches(symbol, known, n=3, cutoff=0.6)
     hint = f" (near it: {', '.join(nearest)})" if nearest else ""
@@ -269,28 +397,3 @@ def _worth_another_try(error: BaseException) -> bool:
     if isinstance(error, RateLimited):
         return error.retry_after_s <= LONGEST_PAUSE_S
     return isinstance(error, Malformed | Unreachable)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, state.upcoming_sleep, error)
-
-
-def _cause(error: requests.RequestException) -> str:
-    """The innermost reason in a few words; requests and urllib3 wrap it three deep."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    inner: BaseException = error
-    while True:
-        deeper = (getattr(inner, "reason", None), inner.__cause__, *reversed(inner.args))
-        found = next((part for part in deeper if isinstance(part, BaseException)), None)
-        if found is None:
-            break
-        inner = found
-    said = inner.strerror if isinstance(inner, OSError) else None
-    return said[0].lower() + said[1:] if said else _first_line(inner)
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().partition("\n")[0][:300].rstrip(".")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

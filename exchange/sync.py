@@ -1,23 +1,29 @@
-"""Bring one series of the lake up to date over REST: only what is missing, exact, and safe to interrupt.
+"""Bring one series of the lake up to date: only what is missing, exact, and safe to interrupt.
 
 What is missing is what the lake does not hold and the exchange has not confirmed to be empty. A stretch is
 confirmed when it was asked for by itself, nothing came, and later candles exist; the ledger then marks it as
 an outage, and it is never asked for again. So the same rule continues an interrupted download, extends a
 series at either end, and refills a file that was deleted.
+
+What is missing comes out of the bulk archive where that is cheaper (see exchange.plan), else over REST.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import polars as pl
 
-from exchange.errors import NoCandles
+from exchange.archive import ArchiveClient
+from exchange.errors import GeoBlocked, NoCandles
+from exchange.harvest import Harvest
+from exchange.plan import plan
 from exchange.rest import RestClient
+from exchange.stretches import Stretch, joined, without
 from storage.lake import Lake
 from storage.ledger import Hole, Ledger, Source, find_holes
-from storage.schema import CANDLE_SCHEMA, SeriesKey, utc_text
+from storage.schema import CANDLE_SCHEMA, SeriesKey, utc_text, validate_candles
 
 __all__ = ["SyncReport", "sync_series"]
 
@@ -27,8 +33,8 @@ FLUSH_PAGES = (
 READ_CANDLES = 500_000  # of a long series at a time: about 50 MB
 NO_TIMES = pl.DataFrame(schema={"open_time": CANDLE_SCHEMA["open_time"]})
 DAY_MS = 86_400_000  # a younger hole may still be filled by the exchange: it stays open
+STALE_CANDLES = 3  # so many missing at the end are no mere delay
 
-Stretch = tuple[int, int]  # candles that open in [start, end), ms
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +44,11 @@ class SyncReport:
 
     key: SeriesKey
     requests: int
-    """HTTP requests of every kind, repeated ones included."""
+    """Requests to the REST API of every kind, repeated ones included."""
+    zips: int
+    """Parts of the bulk archive whose candles were taken."""
+    failed_parts: tuple[str, ...]
+    """Parts of the bulk archive that could not be used as they were; the ledger says why."""
     added: int
     """Candles that the lake did not have before."""
     first_ms: int
@@ -55,12 +65,17 @@ def _no_progress(done: int, total: int) -> None:
     pass
 
 
+def _nobody(ahead: int) -> None:
+    pass
+
+
 def sync_series(
     client: RestClient,
     lake: Lake,
     ledger: Ledger,
     key: SeriesKey,
     *,
+    archive: ArchiveClient | None = None,
     start_ms: int | None = None,
     end_ms: int | None = None,
     progress: Callable[[int, int], object] = _no_progress,
@@ -69,6 +84,7 @@ def sync_series(
 
     Without a start from the listing on, without an end up to the last candle that is closed by the exchange's
     clock. `progress` is told candles done and candles in all. Raises NoCandles where the range holds none.
+    Where the REST API does not serve this location the archive alone is asked, if there is one.
     """
     if start_ms is not None and end_ms is not None and end_ms <= start_ms:
         raise ValueError(
@@ -76,25 +92,28 @@ def sync_series(
             "swap or move them."
         )
     asked_before = client.requests
-    server_ms = client.server_time_ms()
+    server_ms = _server_ms(client, archive)
     with lake.writing(key):
         span = lake.span(key)
         sync = _Sync(
             client=client,
+            archive=archive,
             lake=lake,
             ledger=ledger,
             key=key,
             progress=progress,
-            server_ms=server_ms,
+            server_ms=server_ms or 0,
             first_ms=span.first_ms if span else None,
             last_ms=span.last_ms if span else None,
         )
-        sync.run(start_ms, end_ms)
+        harvest = sync.run(start_ms, end_ms) if server_ms else sync.run_archive(start_ms, end_ms)
         span = lake.span(key)
     assert span is not None, "a sync that found nothing has raised"
     return SyncReport(
         key=key,
         requests=client.requests - asked_before,
+        zips=harvest.zips if harvest else 0,
+        failed_parts=tuple(harvest.failed) if harvest else (),
         added=sync.added,
         first_ms=span.first_ms,
         last_ms=span.last_ms,
@@ -103,11 +122,23 @@ def sync_series(
     )
 
 
+def _server_ms(client: RestClient, archive: ArchiveClient | None) -> int | None:
+    """The exchange's clock; None where its API serves nobody at this location and the archive has to do."""
+    try:
+        return client.server_time_ms()
+    except GeoBlocked as error:
+        if archive is None:
+            raise
+        logger.warning("%s The bulk archive alone is asked: the latest candles will be missing.", error)
+        return None
+
+
 @dataclass(kw_only=True, slots=True)
 class _Sync:
     """One sync at work. `first_ms` and `last_ms` are those of the lake, as it grows."""
 
     client: RestClient
+    archive: ArchiveClient | None
     lake: Lake
     ledger: Ledger
     key: SeriesKey
@@ -116,23 +147,80 @@ class _Sync:
     first_ms: int | None
     last_ms: int | None
     added: int = 0
+    done: int = 0
+    total: int = 0
+    asked: set[Stretch] = field(default_factory=set)
+    """Stretches that REST was asked for, each by itself."""
 
-    def run(self, start_ms: int | None, end_ms: int | None) -> None:
+    def run(self, start_ms: int | None, end_ms: int | None) -> Harvest | None:
+        """Bring what is missing; returns the archive's share, if there was one."""
+        asked_end_ms = end_ms
         start_ms, end_ms = self._range(start_ms, end_ms)
-        asked = self._missing(start_ms, end_ms)
-        holes = [part for part in asked if self._inside(part)]
-        total = sum(self._count(part) for part in asked)
-        done = 0
-        for part in asked:
-            self._fetch(part, partial(self._tell, done, total))
-            done += self._count(part)
-        self.progress(done, total)
-        self._settle(asked)
+        missing = self._missing(start_ms, end_ms)
+        holes = [part for part in missing if self._inside(part)]
+        self.total = sum(self._count(part) for part in missing)
+        harvest = self._harvest(self.server_ms, rest=True) if missing and self.archive else None
+        left = harvest.run(harvest.plan(missing)) if harvest else missing
+        for part in left:
+            self._fetch(part, partial(self._tell, self.done))
+            self.done += self._count(part)
+        for part in joined(harvest.disputed) if harvest else ():
+            self._fetch(part)
+        self.progress(self.total, self.total)
+        self._settle(missing)
         for part in holes:
             if not self._absent(*part):
                 self.ledger.mark(self.key, self._hole(part), "repaired")
         if self.added == 0 and all(part.is_empty() for part in self._stored(start_ms, end_ms)):
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
+        if asked_end_ms is None:
+            self._note_tail(end_ms)
+        return harvest
+
+    def run_archive(self, start_ms: int | None, end_ms: int | None) -> Harvest:
+        """Bring what the archive has, without the REST API: holes stay open."""
+        harvest = self._harvest(0, rest=False)
+        parts = [part for part in harvest.published(start_ms) if end_ms is None or part.first_ms < end_ms]
+        if not parts:
+            raise NoCandles(
+                f"Expected candles of {self.key} in the bulk archive, found none in that range; "
+                "it has the days until yesterday at most."
+            )
+        start_ms = parts[0].first_ms if start_ms is None else start_ms
+        closed_ms = harvest.now_ms = max(self.key.interval.next(part.last_ms) for part in parts)
+        missing = self._missing(start_ms, min(closed_ms, closed_ms if end_ms is None else end_ms))
+        self.total = sum(self._count(part) for part in missing)
+        harvest.run(plan(missing, self.key, parts, rest=False))
+        self.progress(self.total, self.total)
+        if self.last_ms is None:
+            raise NoCandles(
+                f"Expected candles of {self.key} in the bulk archive, found that no part can be used; "
+                "the ledger says why, try again later."
+            )
+        return harvest
+
+    def _harvest(self, now_ms: int, *, rest: bool) -> Harvest:
+        assert self.archive is not None
+        return Harvest(
+            archive=self.archive,
+            lake=self.lake,
+            ledger=self.ledger,
+            key=self.key,
+            now_ms=now_ms,
+            rest=rest,
+            store=self._store,
+            advance=self._advance,
+        )
+
+    def _advance(self, candles: int) -> None:
+        self.done += candles
+        self.progress(self.done, self.total)
+
+    def _note_tail(self, end_ms: int) -> None:
+        """Tell that the exchange has stopped to continue a series, or that it goes on."""
+        assert self.last_ms is not None
+        tail = self._hole((self.key.interval.next(self.last_ms), end_ms))
+        self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
 
     def _range(self, start_ms: int | None, end_ms: int | None) -> Stretch:
         """The whole candles to have in the end, as [start, end)."""
@@ -169,8 +257,9 @@ class _Sync:
         self._mark_outage((0, listing_ms))
         return listing_ms
 
-    def _fetch(self, part: Stretch, advance: Callable[[int], object]) -> None:
+    def _fetch(self, part: Stretch, advance: Callable[[int], object] = _nobody) -> None:
         """Pages of a stretch into the lake; what has come is kept when the rest fails."""
+        self.asked.add(part)
         pending: list[pl.DataFrame] = []
         try:
             for page in self.client.pages(self.key, *part, server_ms=self.server_ms):
@@ -182,27 +271,29 @@ class _Sync:
             self._flush(pending)
 
     def _flush(self, pending: list[pl.DataFrame]) -> None:
-        if not pending:
-            return
-        candles = pl.concat(pending)
-        pending.clear()
-        source = Source("rest", self.client.url)
-        self.added += self.lake.upsert(self.key, candles, source=source).added
-        first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
-        self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
-        self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
+        if pending:
+            candles = validate_candles(pl.concat(pending), self.key.interval, origin=f"{self.key} from pages")
+            pending.clear()
+            self._store([(candles, Source("rest", self.client.url))])
 
-    def _tell(self, done: int, total: int, ahead: int) -> None:
-        self.progress(done + ahead, total)
+    def _store(self, parts: list[tuple[pl.DataFrame, Source]]) -> None:
+        self.added += self.lake.put(self.key, parts).added
+        for candles, _ in parts:
+            first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
+            self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
+            self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
 
-    def _settle(self, asked: list[Stretch]) -> None:
-        """Ask again for every hole that the answers left, by itself; mark the confirmed ones."""
-        waiting = [(part, left) for part in asked for left in self._left(part)]
+    def _tell(self, done: int, ahead: int) -> None:
+        self.progress(done + ahead, self.total)
+
+    def _settle(self, missing: list[Stretch]) -> None:
+        """Ask REST for every hole that is left, by itself; mark the confirmed ones."""
+        waiting = [left for part in missing for left in self._left(part)]
         while waiting:
-            part, left = waiting.pop()
-            if left != part:
-                self._fetch(left, lambda ahead: None)
-                waiting += [(left, rest) for rest in self._left(left)]
+            left = waiting.pop()
+            if left not in self.asked:
+                self._fetch(left)
+                waiting += self._left(left)
             elif left[1] <= self.server_ms - DAY_MS:
                 self._mark_outage(left)
 
@@ -213,7 +304,7 @@ class _Sync:
 
     def _missing(self, start_ms: int, end_ms: int) -> list[Stretch]:
         """The parts of [start, end) that are neither in the lake nor confirmed to be empty."""
-        return _without(self._absent(start_ms, end_ms), self._outages())
+        return without(self._absent(start_ms, end_ms), self._outages())
 
     def _absent(self, start_ms: int, end_ms: int) -> list[Stretch]:
         """The parts of [start, end) that are not in the lake."""
@@ -268,18 +359,3 @@ class _Sync:
 
 def _open_ms(candles: pl.DataFrame, row: int) -> int:
     return int(candles["open_time"].dt.epoch("ms")[row])
-
-
-def _without(stretches: list[Stretch], known: list[Stretch]) -> list[Stretch]:
-    """The stretches less the known ones, in order."""
-    left: list[Stretch] = []
-    for start, end in stretches:
-        for known_start, known_end in sorted(known):
-            if known_end <= start or end <= known_start:
-                continue
-            if start < known_start:
-                left.append((start, known_start))
-            start = known_end
-        if start < end:
-            left.append((start, end))
-    return left

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
@@ -86,14 +87,72 @@ def run(obj: dict[str, Any], /, **options: Any) -> None:
 @END
 @KLINES
 @SET
-@click.pass_obj
-def ingest(obj: dict[str, Any], /, **options: Any) -> None:
-    """Bring the lake up to date with the exchange."""
-    _start(obj)
+@click.option("--symbols", help="Other symbols than the recipe's, comma-separated, e.g. BTCUSDT,ETHUSDT.")
+@click.option("--top", type=int, help="So many symbols, by their traded volume of the last 24 hours.")
+@click.option(
+    "--market",
+    type=click.Choice(["spot", "um"]),
+    default="um",
+    show_default=True,
+    help="Market of --symbols and --top; um is USD-M futures.",
+)
+@click.option("--quote", default="USDT", show_default=True, help="Quote asset of --top.")
+@click.pass_context
+def ingest(context: click.Context, /, **options: Any) -> None:
+    """Bring the lake up to date with the exchange: a recipe's series, or others."""
+    _start(context.obj)
     from flows.ingest import ingest as flow
-    from flows.screen import show_series
+    from flows.lake import show_ingested
+    from tasks.download import IncompleteIngest
 
-    show_series(_call(flow, options))
+    options["symbols"] = _names(options["symbols"] or "")
+    chosen = options["symbols"] or options["top"]
+    if chosen and context.get_parameter_source("recipe") is not ParameterSource.COMMANDLINE:
+        options["assignments"] = ("replay=", *options["assignments"])  # the demo's market is an invention
+    try:
+        show_ingested(_call(flow, options))
+    except IncompleteIngest as error:
+        show_ingested(error.ingested)
+        raise
+
+
+@cli.command()
+@SERIES
+@click.option("--interval", help="Only series of this candle interval.")
+@click.pass_obj
+def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> None:
+    """Say what the lake has: range, holes and why, freshness, sources, bytes."""
+    home = _start(obj)
+    from flows.lake import list_candles
+
+    list_candles(home, _names(series or ""), interval)
+
+
+@cli.command()
+@SERIES
+@click.option("--interval", help="Only series of this candle interval.")
+@click.option(
+    "--sample",
+    default=3,
+    show_default=True,
+    help="Pages and zips per series to compare with the exchange; 0 asks it nothing.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@KLINES
+@SET
+@click.pass_obj
+def verify(obj: dict[str, Any], /, **options: Any) -> None:
+    """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong."""
+    home = _start(obj)
+    from flows.config import parse_assignments
+    from flows.lake import verify_lake
+
+    settings: dict[str, Any] = {"replay": "", **parse_assignments(options.pop("assignments"))}
+    if klines := options.pop("klines"):
+        settings["replay"] = str(Path(klines).resolve())
+    names = _names(options.pop("series") or "")
+    if not verify_lake(home, names, settings=settings, **options):
+        sys.exit(1)
 
 
 @cli.command()
@@ -267,6 +326,41 @@ def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
     serve_ui(which, home, port)
 
 
+@cli.command()
+@click.option(
+    "--series",
+    default="spot:BTCUSDT",
+    show_default=True,
+    help="What to watch: market:SYMBOL, comma-separated.",
+)
+@click.option("--interval", default="1m", show_default=True, help="Candle interval.")
+@click.option("--backfill", default="24h", show_default=True, help="How far back to fill at the start.")
+@click.option(
+    "--every", default="60s", show_default=True, help="How often to poll where there is no WebSocket."
+)
+@click.option("--csv", type=click.Path(path_type=Path), help="Append closed candles to this file.")
+@click.option("--json", type=click.Path(path_type=Path), help="Keep the latest state in this file.")
+@click.option("--duration", help="Stop after so long, such as 10m [at Ctrl-C].")
+@KLINES
+@click.option("--speed", default=60.0, show_default=True, help="Exchange seconds per second with --klines.")
+@SET
+@click.pass_obj
+def monitor(obj: dict[str, Any], /, **options: Any) -> None:
+    """Keep series of the lake up to date as their candles close, until Ctrl-C.
+
+    --klines synthetic rehearses it without the internet.
+    """
+    home = _start(obj)
+    from flows.config import parse_assignments
+    from flows.monitor import watch, watch_config
+
+    settings: dict[str, Any] = {**parse_assignments(options.pop("assignments"))}
+    if klines := options.pop("klines"):
+        settings["replay"] = klines if klines == "synthetic" else str(Path(klines).resolve())
+    config = watch_config(_names(options.pop("series")), settings=settings, **options)
+    watch(home, config)
+
+
 def main() -> None:
     """Entry point: a user's mistake, a full disk or a dead network is one sentence and exit code 1."""
     from flows.failures import explain
@@ -338,7 +432,9 @@ def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     parameters = {name: value for name, value in options.items() if value is not None}
     if settings:
         parameters["settings"] = settings
-    configure(parameters.pop("recipe"), **parameters)
+    asked = ("series", "interval", "start", "end", "settings")
+    configure(options["recipe"], **{name: value for name, value in parameters.items() if name in asked})
+    del parameters["recipe"]
     return flow(options["recipe"], **parameters)
 
 

@@ -15,10 +15,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from exchange.archive import ArchiveConfig
 from exchange.rest import ExchangeConfig
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
@@ -40,6 +41,8 @@ __all__ = [
     "override",
     "parse_assignments",
 ]
+
+C = TypeVar("C")
 
 
 class ConfigError(ValueError):
@@ -78,6 +81,8 @@ class RunConfig:
     """Take candles from a loopback replay exchange instead of Binance: a folder of klines, or 'synthetic'."""
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     """Where Binance is."""
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    """Binance's bulk archive."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     """Windows, splits and normalisation."""
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -153,7 +158,7 @@ def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
             yield Knob(path, types[item.name], value, helps.get(item.name, ""))
 
 
-def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+def override(config: C, values: Mapping[str, Any]) -> C:
     """`config` with dotted settings replaced, e.g. {"dataset.lookback": "80"}; text is parsed by the setting's type.
 
     Raises ConfigError for an unknown setting or a value the setting cannot hold.
@@ -164,7 +169,7 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         if path not in known or path == "recipe":
             raise ConfigError(_unknown(path, [p for p in known if p != "recipe"]))
     parsed = {path: _parse(known[path], value) for path, value in flat.items()}
-    return cast(RunConfig, _replace(config, parsed))
+    return cast(C, _replace(config, parsed))
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
@@ -182,7 +187,7 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
 
 def config_digest(config: RunConfig) -> str:
     """Sixteen hex digits over every setting that changes a night's result (not over where candles come from)."""
-    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "replay")}
+    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "archive", "replay")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ import requests
 import torch
 
 from exchange.errors import ExchangeError
+from exchange.governor import governor_of
 from exchange.rest import ExchangeConfig, RestClient
 from kronos_model.errors import ModelError
 from kronos_model.publish import check_token
@@ -19,6 +19,7 @@ from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
 from storage.registry import read_champion
+from storage.schema import Market
 from tasks.tracking import tracking_uri
 
 __all__ = ["Finding", "examine"]
@@ -42,7 +43,7 @@ def examine(home: Home) -> list[Finding]:
         _home(home),
         _device(),
         _lake(home),
-        *_exchange(),
+        *_exchange(home),
         _server("Prefect", os.environ.get("PREFECT_API_URL"), "/health", f"embedded, in {home.prefect}"),
         _tracking(home),
         _hub(home),
@@ -76,20 +77,23 @@ def _lake(home: Home) -> Finding:
     return Finding("ok" if rows else "note", "lake", f"{len(spans)} series, {rows:,} candles")
 
 
-def _exchange() -> list[Finding]:
+def _exchange(home: Home) -> list[Finding]:
     config = ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1)
-    return [
-        _reach("Binance spot", config.spot_url, RestClient("spot", config).server_time_ms),
-        _reach("Binance USD-M futures", config.um_url, RestClient("um", config).server_time_ms),
-    ]
+    markets: dict[str, Market] = {"Binance spot": "spot", "Binance USD-M futures": "um"}
+    findings = []
+    for what, market in markets.items():
+        budget = governor_of(home.lake, market, config.url_of(market))
+        with RestClient(market, config, budget=budget) as client:
+            findings.append(_reach(what, client))
+    return findings
 
 
-def _reach(what: str, url: str, ask: Callable[[], object]) -> Finding:
+def _reach(what: str, client: RestClient) -> Finding:
     try:
-        ask()
-    except ExchangeError as error:
+        client.server_time_ms()
+    except (ExchangeError, StorageError) as error:
         return Finding("note", what, str(error))
-    return Finding("ok", what, f"{url} answers")
+    return Finding("ok", what, f"{client.url} answers")
 
 
 def _server(what: str, url: str | None, path: str, alone: str) -> Finding:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 
-from flows.config import RunConfig
+from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.recipes import IntervalName, RecipeName, configure
 from storage.layout import Home
-from tasks.download import connected, download
-from tasks.refs import SeriesRef
-from tasks.report import show_candles
+from storage.schema import SeriesKey
+from tasks.download import IncompleteIngest, connected, download_all
+from tasks.ingest_report import report_ingest
+from tasks.refs import FailureRef, IngestRef
+from tasks.report import show_ingest
 
 __all__ = ["ingest", "ingest_series"]
 
@@ -26,8 +29,12 @@ def ingest(
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,
-) -> tuple[SeriesRef, ...]:
-    """Download the closed candles of a recipe that the lake does not have yet.
+    symbols: list[str] | None = None,
+    market: Literal["spot", "um"] = "um",
+    top: int | None = None,
+    quote: str = "USDT",
+) -> IngestRef:
+    """Download the closed candles of a recipe, or of other series, that the lake does not have yet.
 
     Args:
         recipe: Named configuration whose series to update; demo runs offline, `kronos recipes` describes all.
@@ -36,17 +43,51 @@ def ingest(
         start: First day to use, UTC. None: the recipe's, or else since the listing.
         end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
         settings: Other settings by dotted name, such as {"exchange.timeout_s": 30}; `kronos recipes NAME` lists them.
+        symbols: Other symbols than the recipe's, all of one market, such as BTCUSDT.
+        market: The market of `symbols` and `top`: spot, or um for USD-M futures.
+        top: So many symbols, by their traded volume of the last 24 hours.
+        quote: The quote asset of `top`.
     """
-    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
-    return ingest_series(open_home(), config)
+    if sum(bool(given) for given in (series, symbols, top)) > 1:
+        raise ConfigError("Expected one of series, symbols and top, found several; leave the others out.")
+    if top is not None and top < 1:
+        raise ConfigError(f"Expected top of at least 1, found {top}; say how many symbols.")
+    chosen = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
+    config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
+    ranked = (market, top, quote.upper()) if top else None
+    return ingest_series(open_home(), config, ranked=ranked, whole_folder=bool(symbols or top))
 
 
-def ingest_series(home: Home, config: RunConfig) -> tuple[SeriesRef, ...]:
-    """Every series of `config`, one after the other, from one exchange."""
+def ingest_series(
+    home: Home,
+    config: RunConfig,
+    *,
+    ranked: tuple[Literal["spot", "um"], int, str] | None = None,
+    whole_folder: bool = False,
+) -> IngestRef:
+    """Every series of `config`, or those that `ranked` asks for, from one exchange; a replay of a folder serves
+    these alone, or the whole folder.
+
+    Raises the error of a series that fails, IncompleteIngest after the others where there are any.
+    """
     keys = config.keys()
-    with connected(config.replay, keys, config.exchange, config.seed) as exchange:
-        series = tuple(
-            download(home, key, exchange, start_ms=config.start_ms(), end_ms=config.end_ms()) for key in keys
-        )
-    show_candles(series)
-    return series
+    places = (config.exchange, config.archive)
+    with connected(
+        home, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
+    ) as exchange:
+        if ranked is not None:
+            keys = exchange.top(*ranked, keys[0].interval)
+        done, failed = download_all(home, keys, exchange, start_ms=config.start_ms(), end_ms=config.end_ms())
+    failures = tuple(FailureRef(series=str(key), reason=str(error)) for key, error in failed)
+    ingested = report_ingest(home, done, failures)
+    show_ingest(ingested)
+    if failed and len(keys) == 1:
+        raise failed[0][1]
+    if failed:
+        raise IncompleteIngest(_failure(keys, failures), ingested)
+    return ingested
+
+
+def _failure(keys: Sequence[SeriesKey], failures: Sequence[FailureRef]) -> str:
+    reasons = " | ".join(f"{one.series}: {one.reason}" for one in failures)
+    return f"{len(failures)} of {len(keys)} series failed, the others are up to date and stored: {reasons}"

@@ -61,7 +61,8 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
     """Every step of a night in order; each recognises what an earlier, interrupted run has finished."""
     check_publishing(config.publish)
     base = base_model(home, config.model.preset, config.model.weights, config.seed)
-    candles = ingest_series(home, config)
+    ingested = ingest_series(home, config)
+    candles = ingested.series
     dataset = build_dataset(home, config)
     night = night_identity(config, dataset, base)
     finished = read_night(home, config.recipe, night)
@@ -69,6 +70,8 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         logger.info("Nothing new since night %s: same candles, same settings; nothing was trained.", night)
         return {**finished, "nothing_new": True, "candles": [asdict(one) for one in candles]}
     with tracked(home, config, dataset, night) as run:
+        for path in filter(None, (ingested.report, ingested.picture)):
+            log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)
         outcome = _decide(home, config, dataset, base, trained, night, run)
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)

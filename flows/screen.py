@@ -19,6 +19,7 @@ from storage.layout import Home
 from tasks.refs import ForecastRef, SeriesRef, TrainedRef
 
 __all__ = [
+    "candles_table",
     "show_findings",
     "show_forecasts",
     "show_leaderboard",
@@ -35,7 +36,7 @@ _MARKS = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "bad": Text
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
     """The whole night, and where to look further."""
     screen = _screen()
-    screen.print(_candles(summary["candles"]))
+    screen.print(candles_table(summary["candles"]))
     windows = summary["dataset"]["windows"]
     screen.print(
         f"Windows: {windows['train']:,} train, {windows['validation']:,} validation, {windows['test']:,} test "
@@ -60,7 +61,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
 
 def show_series(series: Sequence[SeriesRef]) -> None:
     """What the lake holds of each series."""
-    _screen().print(_candles([asdict(one) for one in series]))
+    _screen().print(candles_table([asdict(one) for one in series]))
 
 
 def show_stages(stages: Sequence[TrainedRef]) -> None:
@@ -103,7 +104,8 @@ def show_findings(findings: Sequence[Finding]) -> None:
     _screen().print(table)
 
 
-def _candles(rows: Sequence[Mapping[str, Any]]) -> Table:
+def candles_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What the lake holds of each series after an ingest."""
     table = Table(
         "series", "interval", "candles", "from (UTC)", "to (UTC)", "new", "requests", "holes", title="Candles"
     )

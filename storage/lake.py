@@ -5,8 +5,9 @@ candles alone, never on the order or the sizes of the upserts that brought them.
 open_time wins.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import polars as pl
 
-from storage.atomic import remove_leftovers
+from storage.atomic import atomic_path, remove_leftovers
 from storage.errors import LakeError
 from storage.interval import Interval
 from storage.layout import series_folder
 from storage.ledger import Ledger, Part, Source
 from storage.locks import ProcessLock
-from storage.parquet import PARQUET_ERRORS, read_parquet, read_parquets, write_parquet
+from storage.parquet import PARQUET_ERRORS, parquet_bytes, read_parquet, read_parquets
 from storage.schema import CANDLE_SCHEMA, SeriesKey, validate_candles
 
 __all__ = ["Lake", "Span", "Upsert"]
@@ -66,13 +67,21 @@ class Lake:
 
         Files whose candles stay the same are not written. A crash leaves whole months, old or new.
         """
-        rows = validate_candles(candles, key.interval, origin=f"{key} from {source.kind} {source.detail}")
-        added = changed = 0
+        origin = f"{key} from {source.kind} {source.detail}"
+        return self.put(key, [(validate_candles(candles, key.interval, origin=origin), source)])
+
+    def put(self, key: SeriesKey, parts: Sequence[tuple[pl.DataFrame, Source]]) -> Upsert:
+        """The same for several parts of validated candles at once, of which later ones win."""
+        months: dict[str, list[tuple[pl.DataFrame, Source]]] = {}
+        for candles, source in parts:
+            for month, rows in _by_month(candles):
+                months.setdefault(month, []).append((rows, source))
+        added = changed = given = 0
         with self.writing(key):
-            for (month,), part in rows.group_by(_MONTH_OF_ROW, maintain_order=True):
-                counts = self._merge_month(key, str(month), part, source)
-                added, changed = added + counts[0], changed + counts[1]
-        return Upsert(added=added, changed=changed, unchanged=len(rows) - added - changed)
+            for month, pieces in sorted(months.items()):
+                counts = self._merge_month(key, month, pieces)
+                added, changed, given = added + counts[0], changed + counts[1], given + counts[2]
+        return Upsert(added=added, changed=changed, unchanged=given - added - changed)
 
     def read(self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None) -> pl.DataFrame:
         """Candles that open in [start_ms, end_ms), oldest first; a bound left out is open.
@@ -89,13 +98,28 @@ class Lake:
 
     def span(self, key: SeriesKey) -> Span | None:
         """First and last open time and the number of candles; None if the lake has none of this series."""
-        paths = self._months(key)
-        if not paths:
+        extents = [_collect(_extent, [path]).row(0) for path in self._months(key)]
+        if not extents:
             return None
-        opened = pl.col("open_time").dt.epoch("ms")
-        extent = (opened.min().alias("first"), opened.max().alias("last"), pl.len().alias("rows"))
-        first, last, rows = _collect(lambda scan: scan.select(extent), paths).row(0)
-        return Span(first_ms=first, last_ms=last, rows=rows)
+        return Span(first_ms=extents[0][0], last_ms=extents[-1][1], rows=sum(rows for *_, rows in extents))
+
+    def months(self, key: SeriesKey) -> Iterator[tuple[str, pl.DataFrame]]:
+        """The candles of a series a month at a time, oldest first: `("2024-06", candles)`."""
+        for path in self._months(key):
+            yield _name_of(path), _collect(lambda scan: scan, [path])
+
+    def open_times(self, key: SeriesKey) -> pl.DataFrame:
+        """The open times of a whole series, in a frame of that column alone; without rows if it is absent."""
+        times = [_collect(lambda scan: scan.select("open_time"), [path]) for path in self._months(key)]
+        return pl.concat(times) if times else pl.DataFrame(schema={"open_time": CANDLE_SCHEMA["open_time"]})
+
+    def folder(self, key: SeriesKey) -> Path:
+        """Where the files of a series are."""
+        return series_folder(self._root, key)
+
+    def files(self, key: SeriesKey) -> dict[str, Path]:
+        """The file of every month that has one, oldest first."""
+        return {_name_of(path): path for path in self._months(key)}
 
     def series(self) -> list[SeriesKey]:
         """The keys of all series that have candles, in order."""
@@ -114,24 +138,67 @@ class Lake:
         with self._locks[key].hold(f"writing {key}"):
             yield
 
-    def _merge_month(self, key: SeriesKey, month: str, rows: pl.DataFrame, source: Source) -> tuple[int, int]:
+    def _merge_month(
+        self, key: SeriesKey, month: str, pieces: list[tuple[pl.DataFrame, Source]]
+    ) -> tuple[int, int, int]:
+        """Candles added, changed and given."""
         path = series_folder(self._root, key) / f"{_MONTH}{month}" / _FILE
         remove_leftovers(path.parent)
-        stored = _collect(lambda scan: scan, [path]) if path.exists() else pl.DataFrame(schema=CANDLE_SCHEMA)
+        rows = pieces[0][0]
+        if len(pieces) > 1:
+            rows = pl.concat([part for part, _ in pieces]).unique("open_time", keep="last").sort("open_time")
+        if not path.exists():
+            self._write_month(key, month, rows, pieces)
+            return len(rows), 0, len(rows)
+        stored = _collect(lambda scan: scan, [path])
         added = rows.join(stored, on="open_time", how="anti")
         before = stored.join(rows, on="open_time", how="semi").sort("open_time")
         after = rows.join(stored, on="open_time", how="semi").sort("open_time")
         changed = after.filter(_differ(before, after))
-        news = pl.concat([added, changed]).sort("open_time")["open_time"].dt.epoch("ms").to_list()
-        if news:
+        news = pl.concat([added, changed]).select("open_time")
+        if not news.is_empty():
             merged = pl.concat([stored.join(rows, on="open_time", how="anti"), rows]).sort("open_time")
-            # The ledger first: after a crash in between the rows are still new and are recorded again.
-            self._ledger.record(key, Part(source, news[0], news[-1], self._now_ms()))
-            write_parquet(merged, path)
-        return len(added), len(changed)
+            fresh = [(part.join(news, on="open_time", how="semi"), source) for part, source in pieces]
+            self._write_month(key, month, merged, fresh)
+        return len(added), len(changed), len(rows)
+
+    def _write_month(
+        self, key: SeriesKey, month: str, candles: pl.DataFrame, news: list[tuple[pl.DataFrame, Source]]
+    ) -> None:
+        """Write a month, after the ledger has noted which news came from where.
+
+        The ledger first: after a crash in between the rows are still new and are recorded again.
+        """
+        content = parquet_bytes(candles)
+        times = ((rows["open_time"].dt.epoch("ms").sort(), source) for rows, source in news if len(rows))
+        parts = [Part(source, ms[0], ms[-1], self._now_ms()) for ms, source in times]
+        self._ledger.record(key, *parts, file=(month, hashlib.sha256(content).hexdigest()))
+        with atomic_path(series_folder(self._root, key) / f"{_MONTH}{month}" / _FILE) as temporary:
+            temporary.write_bytes(content)
 
     def _months(self, key: SeriesKey) -> list[Path]:
         return sorted(series_folder(self._root, key).glob(f"{_MONTH}*/{_FILE}"))
+
+
+def _by_month(candles: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Ascending candles by their month."""
+    if candles.is_empty():
+        return
+    opened = candles["open_time"]
+    if _month(opened.dt.epoch("ms")[0]) == _month(opened.dt.epoch("ms")[-1]):
+        yield _month(opened.dt.epoch("ms")[0]), candles
+        return
+    for (month,), rows in candles.group_by(_MONTH_OF_ROW, maintain_order=True):
+        yield str(month), rows
+
+
+def _name_of(path: Path) -> str:
+    return path.parent.name.removeprefix(_MONTH)
+
+
+def _extent(scan: pl.LazyFrame) -> pl.LazyFrame:
+    opened = pl.col("open_time").dt.epoch("ms")
+    return scan.select(opened.min().alias("first"), opened.max().alias("last"), pl.len().alias("rows"))
 
 
 def _key_of(folder: Path) -> SeriesKey:
@@ -149,7 +216,7 @@ def _within(paths: list[Path], start_ms: int | None, end_ms: int | None) -> list
     """The month files that can hold candles that open in [start_ms, end_ms)."""
     first = "" if start_ms is None else _month(start_ms)
     last = "9999-12" if end_ms is None else _month(end_ms - 1)
-    return [path for path in paths if first <= path.parent.name.removeprefix(_MONTH) <= last]
+    return [path for path in paths if first <= _name_of(path) <= last]
 
 
 def _between(scan: pl.LazyFrame, start_ms: int | None, end_ms: int | None) -> pl.LazyFrame:

@@ -60,6 +60,11 @@ class Home:
         return self.root / "forecasts"
 
     @property
+    def reports(self) -> Path:
+        """What each ingest brought, as JSON and as a picture."""
+        return self.root / "reports"
+
+    @property
     def hub(self) -> Path:
         """Published repositories as folders, where nothing is uploaded."""
         return self.root / "hub"

@@ -1,8 +1,11 @@
-"""The ledger: where every stretch of a series came from, and what is known of every hole in it."""
+"""The ledger: where every stretch of a series came from, what failed on the way, what is known of its holes.
+
+It also holds the sha256 of every month's file as it was written, which is how a later damage is noticed.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +17,9 @@ from storage.interval import Interval
 from storage.layout import series_folder
 from storage.schema import SeriesKey, next_open, off_grid, utc_text
 
-__all__ = ["Hole", "HoleStatus", "Ledger", "Part", "Source", "find_holes"]
+__all__ = ["Failure", "Hole", "HoleStatus", "Ledger", "Part", "Source", "find_holes"]
 
-HoleStatus = Literal["outage", "repaired", "open"]
+HoleStatus = Literal["outage", "repaired", "open", "stale"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,20 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A part of the archive that could not be used as it was, and why; other sources stood in for it."""
+
+    part: str
+    reason: str
+    recorded_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hole:
-    """Missing candles inside a series: they would open from `start_ms` up to, not at, `end_ms`."""
+    """Missing candles of a series: they would open from `start_ms` up to, not at, `end_ms`.
+
+    `stale` is the one at the end of a series that the exchange has stopped to continue.
+    """
 
     start_ms: int
     end_ms: int
@@ -71,28 +86,50 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def record(self, key: SeriesKey, part: Part) -> None:
-        """Add a part. One that its source already covers changes nothing; neighbours of one source merge."""
+    def record(self, key: SeriesKey, *parts: Part, file: tuple[str, str] | None = None) -> None:
+        """Add parts, and the sha256 that their month's file now has: `("2024-06", "...")`.
+
+        A part that its source already covers changes nothing; neighbours of one source merge.
+        """
         content = self._load(key)
-        same = [known for known in content.parts if known.source == part.source]
-        if any(known.first_ms <= part.first_ms and part.last_ms <= known.last_ms for known in same):
-            return
-        merged = part
-        for known in same:
-            if _touch(merged, known, key.interval):
-                first, last = min(merged.first_ms, known.first_ms), max(merged.last_ms, known.last_ms)
-                merged = replace(merged, first_ms=first, last_ms=last)
-        kept = [
-            known
-            for known in content.parts
-            if known.source != part.source or not (merged.first_ms <= known.first_ms <= merged.last_ms)
-        ]
-        parts = sorted([*kept, merged], key=lambda one: (one.first_ms, one.last_ms, one.recorded_ms))
-        self._save(key, replace(content, parts=tuple(parts)))
+        taken = {part.source.detail for part in parts}
+        after = replace(content, failures=tuple(one for one in content.failures if one.part not in taken))
+        for part in parts:
+            after = replace(after, parts=_merged(after.parts, part, key.interval))
+        if file is not None:
+            after = replace(after, files=dict(sorted({**content.files, file[0]: file[1]}.items())))
+        if after != content:
+            self._save(key, after)
 
     def parts(self, key: SeriesKey) -> list[Part]:
         """All parts, oldest candles first; where parts overlap the one recorded last tells the source."""
         return list(self._load(key).parts)
+
+    def files(self, key: SeriesKey) -> Mapping[str, str]:
+        """The sha256 of each month's file as it was last written; of older ledgers some may be missing."""
+        return self._load(key).files
+
+    def fail(self, key: SeriesKey, failure: Failure) -> None:
+        """Remember why a part was not used as it was; the last word on it counts."""
+        content = self._load(key)
+        others = [known for known in content.failures if known.part != failure.part]
+        failures = sorted([*others, failure], key=lambda one: one.part)
+        self._save(key, replace(content, failures=tuple(failures)))
+
+    def failures(self, key: SeriesKey) -> list[Failure]:
+        """The parts that could not be used as they were, by name."""
+        return list(self._load(key).failures)
+
+    def tail(self, key: SeriesKey) -> Hole | None:
+        """The stale hole after the last candle, if the exchange had nothing there when it was last asked."""
+        return self._load(key).tail
+
+    def set_tail(self, key: SeriesKey, hole: Hole | None) -> None:
+        """Remember that the exchange has no candles at the end of the series, or has some again."""
+        content = self._load(key)
+        tail = hole and replace(hole, status="stale")
+        if tail != content.tail:
+            self._save(key, replace(content, tail=tail))
 
     def holes(self, key: SeriesKey, candles: pl.DataFrame) -> list[Hole]:
         """The holes inside `candles`, each `outage` if a marked outage covers it, else `open`."""
@@ -126,31 +163,57 @@ class Ledger:
     def _load(self, key: SeriesKey) -> "_Content":
         path = self._path(key)
         if not path.exists():
-            return _Content((), ())
+            return _Content()
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            return _Content(_parts(stored["parts"]), tuple(Hole(**mark) for mark in stored["holes"]))
-        except (ValueError, KeyError, TypeError) as error:
+            return _content(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LakeError(
                 f"expected a ledger of version 1 in {path}, found something unreadable ({error}); "
                 "delete that file, the candles stay"
             ) from error
 
     def _save(self, key: SeriesKey, content: "_Content") -> None:
-        parts = [asdict(part) for part in content.parts]
-        write_json(
-            self._path(key), {"version": 1, "parts": parts, "holes": [asdict(mark) for mark in content.marks]}
-        )
+        stored = {"version": 1, **asdict(content)}
+        stored["holes"] = stored.pop("marks")
+        write_json(self._path(key), stored)
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    parts: tuple[Part, ...]
-    marks: tuple[Hole, ...]
+    parts: tuple[Part, ...] = ()
+    marks: tuple[Hole, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    tail: Hole | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
-def _parts(stored: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
-    return tuple(Part(**{**part, "source": Source(**part["source"])}) for part in stored)
+def _content(stored: Mapping[str, Any]) -> _Content:
+    tail = stored.get("tail")
+    return _Content(
+        parts=tuple(Part(**{**part, "source": Source(**part["source"])}) for part in stored["parts"]),
+        marks=tuple(Hole(**mark) for mark in stored["holes"]),
+        failures=tuple(Failure(**failure) for failure in stored.get("failures", [])),
+        tail=Hole(**tail) if tail else None,
+        files=dict(stored.get("files", {})),
+    )
+
+
+def _merged(parts: Sequence[Part], part: Part, interval: Interval) -> tuple[Part, ...]:
+    """The parts with one more."""
+    same = [known for known in parts if known.source == part.source]
+    if any(known.first_ms <= part.first_ms and part.last_ms <= known.last_ms for known in same):
+        return tuple(parts)
+    merged = part
+    for known in same:
+        if _touch(merged, known, interval):
+            first, last = min(merged.first_ms, known.first_ms), max(merged.last_ms, known.last_ms)
+            merged = replace(merged, first_ms=first, last_ms=last)
+    kept = [
+        known
+        for known in parts
+        if known.source != part.source or not (merged.first_ms <= known.first_ms <= merged.last_ms)
+    ]
+    return tuple(sorted([*kept, merged], key=lambda one: (one.first_ms, one.last_ms, one.recorded_ms)))
 
 
 def _touch(one: Part, other: Part, interval: Interval) -> bool:

@@ -8,20 +8,26 @@ import polars as pl
 
 from storage.atomic import atomic_path
 
-__all__ = ["PARQUET_ERRORS", "read_parquet", "read_parquets", "write_parquet"]
+__all__ = ["PARQUET_ERRORS", "parquet_bytes", "read_parquet", "read_parquets", "write_parquet"]
 
 # A damaged file can also end in a panic of the reader, which is no PolarsError.
 PARQUET_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    """Write `frame` atomically; equal frames give equal bytes, however they were put together."""
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """What a file of `frame` holds; equal frames give equal bytes, however they were put together."""
     buffer = io.BytesIO()  # polars tells a full disk only in words, Python by errno
     frame.write_parquet(
         buffer, compression="zstd", compression_level=3, statistics=True, row_group_size=262_144
     )
+    return buffer.getvalue()
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write `frame` atomically."""
+    content = parquet_bytes(frame)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(content)
 
 
 def read_parquet(path: Path) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.dates as mdates
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from kronos_model.evaluation.scores import Scores
 from storage.atomic import atomic_path
 
-__all__ = ["draw_fans", "draw_forecast", "draw_losses", "draw_skill"]
+__all__ = ["draw_fans", "draw_forecast", "draw_ingest", "draw_losses", "draw_skill"]
 
 # Okabe and Ito's palette: distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#6B7280", "#D55E00"
@@ -118,6 +119,46 @@ def draw_skill(scores: Scores, target: Path, *, reference: str = "last_value") -
     axis.set(xlabel=f"step ({scores.interval} candles ahead)", ylabel="skill (1 - CRPS / CRPS of reference)")
     axis.legend(frameon=False)
     return _save(figure, target)
+
+
+def draw_ingest(
+    latest: Mapping[str, pl.DataFrame], coverage: Mapping[str, Mapping[str, float]], target: Path
+) -> Path:
+    """The latest candles of some series, and of all how complete each month is, from 0 to 1."""
+    columns = min(len(latest), 2)
+    rows = -(-len(latest) // columns)
+    height = 0.6 + 0.28 * len(coverage)
+    figure = Figure(figsize=(11, 3 * rows + height + 1), dpi=120, layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[3.0] * rows, height])
+    for place, (name, candles) in enumerate(latest.items()):
+        _candlesticks(figure.add_subplot(grid[place // columns, place % columns]), name, candles)
+    _coverage_map(figure, figure.add_subplot(grid[rows, :]), coverage)
+    return _save(figure, target)
+
+
+def _candlesticks(axis: Axes, name: str, candles: pl.DataFrame) -> None:
+    times = _dates(candles["open_time"].dt.epoch("ms").to_numpy())
+    opened, high, low, close = (candles[one].to_numpy() for one in ("open", "high", "low", "close"))
+    colours = np.where(close >= opened, GREEN, VERMILION)
+    width = 0.7 * (np.diff(times).min() if len(times) > 1 else 1.0)
+    axis.vlines(times, low, high, color=colours, linewidth=0.7)
+    axis.bar(times, np.abs(close - opened), width=width, bottom=np.minimum(opened, close), color=colours)
+    axis.set(title=name, ylabel="price (quote currency)", ylim=(low.min(), high.max()))
+    axis.xaxis.axis_date("UTC")
+    axis.tick_params(axis="x", labelsize=8, rotation=30)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _coverage_map(figure: Figure, axis: Axes, coverage: Mapping[str, Mapping[str, float]]) -> None:
+    months = sorted({month for shares in coverage.values() for month in shares})
+    table = [[shares.get(month, np.nan) for month in months] for shares in coverage.values()]
+    picture = axis.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    step = max(1, len(months) // 12)
+    axis.set_xticks(range(0, len(months), step), months[::step], fontsize=8)
+    axis.set_yticks(range(len(coverage)), list(coverage), fontsize=8)
+    axis.set_title("share of each month's candles that the lake has", fontsize=10)
+    figure.colorbar(picture, ax=axis, pad=0.01)
 
 
 def _fan(axis: Axes, times: NDArray[np.float64], quantiles: NDArray[np.floating[Any]]) -> None:

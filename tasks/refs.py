@@ -9,7 +9,9 @@ from storage.dataset import BuiltDataset
 
 __all__ = [
     "BuiltDataset",
+    "FailureRef",
     "ForecastRef",
+    "IngestRef",
     "PairRef",
     "PublishedRef",
     "RunRef",
@@ -32,6 +34,26 @@ class SeriesRef:
     added: int
     requests: int
     holes: int
+    zips: int = 0
+    failed_parts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureRef:
+    """A series that an ingest could not bring up to date, and why."""
+
+    series: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestRef:
+    """What an ingest did. Report and picture are missing where nothing was new."""
+
+    series: tuple[SeriesRef, ...]
+    failures: tuple[FailureRef, ...]
+    report: str | None
+    picture: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

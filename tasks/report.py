@@ -14,11 +14,11 @@ from prefect.artifacts import (
 )
 
 from storage.schema import utc_text
-from tasks.refs import PublishedRef, RunRef, SeriesRef, VerdictRef
+from tasks.refs import IngestRef, PublishedRef, RunRef, VerdictRef
 
 __all__ = [
     "leaderboard_markdown",
-    "show_candles",
+    "show_ingest",
     "show_leaderboard",
     "show_links",
     "show_picture",
@@ -38,9 +38,9 @@ _COLUMNS = {
 }
 
 
-def show_candles(series: Sequence[SeriesRef]) -> None:
-    """Table of what the lake holds after the ingest."""
-    rows = [
+def show_ingest(ingested: IngestRef) -> None:
+    """Table of what the lake holds after the ingest, what failed, and the picture of what was new."""
+    rows: list[dict[str, Any]] = [
         {
             "series": one.series,
             "interval": one.interval,
@@ -49,11 +49,15 @@ def show_candles(series: Sequence[SeriesRef]) -> None:
             "to (UTC)": utc_text(one.last_ms),
             "new": one.added,
             "requests": one.requests,
+            "zips": one.zips,
             "holes": one.holes,
         }
-        for one in series
+        for one in ingested.series
     ]
+    rows += [{"series": one.series, "failed": one.reason} for one in ingested.failures]
     create_table_artifact(table=rows, key="candles", description="Candles in the lake after this ingest")
+    if ingested.picture:
+        show_picture(Path(ingested.picture), "ingest", "The latest candles, and how complete each month is")
 
 
 def show_leaderboard(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> None:

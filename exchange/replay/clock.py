@@ -39,6 +39,11 @@ class ReplayClock:
             return self._now()
 
     @property
+    def speed(self) -> float:
+        """Market seconds per real second; 0 if it stands still."""
+        return self._speed
+
+    @property
     def limits_ms(self) -> int:
         """The time by which request weights, waits and bans are counted."""
         with self._lock:

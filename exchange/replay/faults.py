@@ -22,6 +22,12 @@ FaultKind = Literal[
     "slow",
     "duplicate",
     "missing",
+    "ws-refuse",
+    "ws-silent",
+    "ws-disconnect",
+    "ws-duplicate",
+    "ws-unclosed",
+    "ws-shutdown",
 ]
 
 
@@ -33,9 +39,13 @@ class Fault:
     """429, 418, 451, 500, 503: that status with Binance's JSON body. html403: the firewall's HTML page.
     reset: the connection is reset (TCP RST) in the middle of the body. truncated: the JSON is cut and
     Content-Length agrees with the cut. short: Content-Length promises more bytes than come. slow: the answer
-    waits `delay_s`. duplicate: a row of the page comes twice. missing: a row of the page is left out."""
+    waits `delay_s`. duplicate: a row of the page comes twice. missing: a row of the page is left out.
+    Of streams, ws-refuse: the handshake is answered with 503. ws-silent: everything is acknowledged and no
+    candle follows. ws-disconnect: the connection drops instead of a message. ws-duplicate: a message comes
+    twice. ws-unclosed: the message that closes a candle is lost. ws-shutdown: serverShutdown comes first."""
     path: str = "*"
-    """Shell pattern of the paths it hits, e.g. "*/klines" or "/fapi/*"."""
+    """Shell pattern of the paths it hits, e.g. "*/klines" or "/fapi/*"; of stream names such as
+    btcusdt@kline_1m where it hits messages (the ws- kinds but ws-refuse and ws-silent)."""
     _: KW_ONLY
     on: tuple[int, ...] = ()
     """Numbers of the matching requests that it hits, counted from 1."""

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler
 
 from exchange.errors import ExchangeError
 from exchange.replay.answers import Answer
+from exchange.replay.stream import is_stream
 
 __all__ = ["LoopbackServer"]
 
@@ -30,8 +31,15 @@ class LoopbackServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, respond: Callable[[str], Answer], *, port: int = 0) -> None:
+    def __init__(
+        self,
+        respond: Callable[[str], Answer],
+        *,
+        port: int = 0,
+        stream: Callable[[socket.socket], object] | None = None,
+    ) -> None:
         self.respond = respond
+        self.stream = stream
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -77,6 +85,13 @@ class LoopbackServer(socketserver.ThreadingTCPServer):
         with self._lock:
             self._connections.add(request)
         super().process_request(request, client_address)
+
+    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """Serve one connection: a stream or HTTP requests, whichever it begins with."""
+        if self.stream is not None and is_stream(request):
+            self.stream(request)
+        else:
+            super().finish_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
         """End a connection in order, unless it is to be reset: then an orderly FIN would come first."""

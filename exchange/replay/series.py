@@ -84,7 +84,7 @@ class ReplaySeries:
         self.open_ms: NDArray[np.int64] = self.candles["open_time"].dt.epoch("ms").to_numpy()
         self.close_ms: NDArray[np.int64] = self.candles["close_time"].dt.epoch("ms").to_numpy()
         self.precision = precision_of(self.candles)
-        self._padding = self.precision if market == "um" else dict.fromkeys(self.precision, MOST_DECIMALS)
+        self.padding = self.precision if market == "um" else dict.fromkeys(self.precision, MOST_DECIMALS)
         self._finer = finer
         self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._encode)
 
@@ -166,14 +166,14 @@ class ReplaySeries:
 
     def _encode(self, block: int) -> tuple[bytes, list[int]]:
         """JSON rows of one block joined by commas, and where each of them ends."""
-        rows = json_rows(self.candles.slice(block * BLOCK_ROWS, BLOCK_ROWS), self._padding)
+        rows = json_rows(self.candles.slice(block * BLOCK_ROWS, BLOCK_ROWS), self.padding)
         sizes = rows.str.len_bytes().to_numpy().astype(np.int64)
         return ",".join(rows.to_list()).encode(), (np.cumsum(sizes + 1) - 1).tolist()
 
     def _encode_bar(self, row: int, bar: Bar) -> bytes:
         values = {name: pl.lit(value, CANDLE_SCHEMA[name]) for name, value in bar._asdict().items()}
         frame = self.candles.slice(row, 1).with_columns(**values)
-        return bytes(json_rows(frame, self._padding)[0].encode())
+        return bytes(json_rows(frame, self.padding)[0].encode())
 
     def _bars(self, first: int, last: int) -> list[Bar]:
         return [Bar(*row) for row in self.candles[first:last].select(Bar._fields).iter_rows()]

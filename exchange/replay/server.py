@@ -10,19 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import polars as pl
 
+from exchange.archive import ArchiveConfig
 from exchange.errors import ExchangeError
 from exchange.replay.answers import Answer, commit, error_answer, refusal_answer
 from exchange.replay.api import RequestError, answer_for, parse_query, route
+from exchange.replay.archive import ReplayArchive
+from exchange.replay.archive_style import ArchiveStyle
+from exchange.replay.bucket import Bucket, FolderBucket, bucket_answer, is_for_bucket
 from exchange.replay.clock import ReplayClock
 from exchange.replay.faults import Fault, FaultPlan
 from exchange.replay.limits import WEIGHT_LIMITS, WeightLimiter, request_weight
 from exchange.replay.loopback import LoopbackServer
 from exchange.replay.market import ReplayMarket
+from exchange.replay.stream import StreamFaults, StreamServer
 from exchange.rest import ExchangeConfig
+from exchange.stream import StreamConfig
 from storage.schema import CANDLE_SCHEMA, Market, SeriesKey
 
 __all__ = ["ReplayExchange", "ReplayRequest"]
@@ -50,8 +56,8 @@ class ReplayExchange:
 
     `candles` come from `storage.files.read_folder` or `synthetic_market`; nothing beyond `clock` is shown. A
     longer interval than the stored one is aggregated from it. `weight_limits` replaces the weight per minute
-    of a market. See exchange.replay.api for what is answered and exchange.replay.series for what is filled in
-    where the data has nulls.
+    of a market, `archive` says how the bulk archive is written. See exchange.replay.api for what is answered
+    and exchange.replay.series for what is filled in where the data has nulls.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class ReplayExchange:
         faults: Sequence[Fault] = (),
         port: int = 0,
         weight_limits: Mapping[Market, int] | None = None,
+        archive: ArchiveStyle | None = None,
     ) -> None:
         _check(candles)
         limits = {**WEIGHT_LIMITS, **(weight_limits or {})}
@@ -70,9 +77,16 @@ class ReplayExchange:
             name: ReplayMarket(name, candles, weight_limit=limit) for name, limit in limits.items()
         }
         self._limiters = {name: WeightLimiter(limit, clock=clock) for name, limit in limits.items()}
-        self._plan = FaultPlan(faults)
+        self._archive = ReplayArchive(self._markets, clock=clock, style=archive or ArchiveStyle())
+        self.faults = faults
         self._log: deque[ReplayRequest] = deque(maxlen=LOG_LENGTH)
-        self._server = LoopbackServer(self._respond, port=port)
+        streams = StreamServer(
+            lambda name, symbol, interval: self._markets[name].series(symbol, interval),
+            clock=clock,
+            faults=lambda: self._stream_faults,
+            note=self._note_stream,
+        )
+        self._server = LoopbackServer(self._respond, port=port, stream=streams.serve)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -92,21 +106,39 @@ class ReplayExchange:
     @property
     def config(self) -> ExchangeConfig:
         """The configuration that points a client here."""
-        return ExchangeConfig(spot_url=self.url, um_url=self.url)
+        return ExchangeConfig(spot_url=self.url, um_url=self.url, spot_fallback_url="")
+
+    @property
+    def archive_config(self) -> ArchiveConfig:
+        """The configuration that points a client of the bulk archive here."""
+        return ArchiveConfig(archive_url=self.url, listing_url=self.url)
+
+    @property
+    def archive(self) -> ReplayArchive:
+        """The archive built from the candles; its style, faults included, may be replaced."""
+        return self._archive
+
+    @property
+    def stream_config(self) -> StreamConfig:
+        """The configuration that points a stream here."""
+        address = self.url.replace("http://", "ws://")
+        return StreamConfig(spot_stream_url=address, um_stream_url=f"{address}/market")
 
     @property
     def requests(self) -> list[ReplayRequest]:
-        """The latest requests, oldest first, at most 100,000."""
+        """The latest requests, oldest first, at most 100,000; a stream's handshake has status 101."""
         return list(self._log)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
         """The faults in force. Assigning others counts requests from 1 again."""
-        return self._plan.faults
+        return self._faults
 
     @faults.setter
     def faults(self, faults: Sequence[Fault]) -> None:
-        self._plan = FaultPlan(faults)
+        self._faults = tuple(faults)
+        self._plan = FaultPlan([fault for fault in faults if not fault.kind.startswith("ws-")])
+        self._stream_faults = StreamFaults(faults)
 
     def forget_requests(self) -> None:
         """Empty the log."""
@@ -128,6 +160,9 @@ class ReplayExchange:
 
     def _respond(self, target: str) -> Answer:
         parts = urlsplit(target)
+        asked = dict(parse_qsl(parts.query))
+        if is_for_bucket(parts.path, asked):
+            return self._archived(parts.path, asked)
         routed = route(parts.path)
         if routed is None:
             self._note(parts.path, {}, missing := Answer(404, b""), weight=0, fault=None)
@@ -153,11 +188,24 @@ class ReplayExchange:
         counted = (("X-MBX-USED-WEIGHT", str(used)), ("X-MBX-USED-WEIGHT-1M", str(used)))
         return replace(answer, headers=(*answer.headers, *counted))
 
+    def _archived(self, path: str, params: Mapping[str, str]) -> Answer:
+        style = self._archive.style
+        bucket: Bucket = self._archive if style.folder is None else FolderBucket(style.folder)
+        answer = bucket_answer(bucket, path, params, page_size=style.page_size)
+        fault = self._plan.strike(path)
+        if fault is not None:
+            answer = commit(fault, answer, limit=0, now_ms=self.clock.now_ms)
+        self._note(path, params, answer, weight=0, fault=fault)
+        return answer
+
     def _answer(self, market: Market, endpoint: str, params: Mapping[str, str]) -> Answer:
         try:
             return answer_for(self._markets[market], endpoint, params, self.clock)
         except RequestError as error:
             return error_answer(400, error.code, str(error))
+
+    def _note_stream(self, path: str, params: Mapping[str, str], status: int, fault: Fault | None) -> None:
+        self._note(path, params, Answer(status, b""), weight=0, fault=fault)
 
     def _note(
         self,

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import polars as pl
@@ -27,6 +29,7 @@ from exchange.errors import (
 )
 from exchange.klines import klines_weight
 from exchange.replay import Fault, ReplayClock, ReplayExchange, synthetic_market
+from exchange.replay.answers import Answer
 from exchange.replay.limits import request_weight
 from exchange.rest import ExchangeConfig, RestClient
 from storage.schema import Market, SeriesKey
@@ -357,11 +360,70 @@ def test_a_host_without_a_name_is_unreachable_too(patience: Patience) -> None:
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
         {"attempts": 0},
+        {"workers": 0},
+        {"spot_fallback_url": "data-api.binance.vision"},
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Expected exchange.{next(iter(wrong))}"):
         ExchangeConfig(**wrong)
+
+
+def meddle(exchange: ReplayExchange, answer: Callable[[str, Callable[[str], Answer]], Answer]) -> None:
+    """Let `answer(target, respond)` stand before the exchange."""
+    respond = exchange._server.respond
+    exchange._server.respond = lambda target: answer(target, respond)  # type: ignore[method-assign]
+
+
+def test_pages_are_asked_for_side_by_side_and_come_in_order(
+    exchange: ReplayExchange, patience: Patience
+) -> None:
+    together, first = Barrier(4), f"startTime={START}&"
+
+    def answer(target: str, respond: Callable[[str], Answer]) -> Answer:
+        if "/klines" in target and first not in target:
+            together.wait(timeout=20)  # broken, and so an error, unless all four are under way
+        return respond(target)
+
+    meddle(exchange, answer)
+    config = replace(exchange.config, workers=4, attempts=1)
+    found = rows_of(patience.client(config).pages(UM, START, START + 5 * 499 * HOUR))
+    assert_frame_equal(found, DATA[UM][: 5 * 499], check_exact=True)
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize(("first", "last"), [(100, 1_800), (499, 1_500), (20, 25), (998, 2_499)])
+def test_a_hole_of_any_length_is_passed_without_asking_through_it(
+    patience: Patience, workers: int, first: int, last: int
+) -> None:
+    hourly = DATA[UM][:COUNT]
+    holed = pl.concat([hourly[:first], hourly[last:]])
+    with ReplayExchange({UM: holed}, clock=ReplayClock(NOW)) as exchange:
+        client = patience.client(replace(exchange.config, workers=workers))
+        found = rows_of(client.pages(UM, START - 10_000 * HOUR, server_ms=NOW))
+    assert_frame_equal(found, holed, check_exact=True)
+    assert client.requests <= -(-COUNT // 499) + 4  # a hole costs a few requests, however long it is
+
+
+def test_an_exchange_that_gives_shorter_pages_than_asked_for_loses_nothing(
+    exchange: ReplayExchange, patience: Patience
+) -> None:
+    meddle(exchange, lambda target, respond: respond(re.sub(r"limit=\d+", "limit=100", target)))
+    found = rows_of(patience.client(exchange.config).pages(UM, START, server_ms=NOW))
+    assert_frame_equal(found, DATA[UM][:COUNT], check_exact=True)
+
+
+def test_an_error_ahead_is_raised_in_its_turn_and_the_pages_before_it_have_come(
+    exchange: ReplayExchange, patience: Patience
+) -> None:
+    third = f"startTime={START + 2 * 499 * HOUR}&"
+    broken = Answer(503, b"")
+    meddle(exchange, lambda target, respond: broken if third in target else respond(target))
+    pages = patience.client(exchange.config).pages(UM, START)
+    assert [len(next(pages)) for _ in range(2)] == [499, 499]
+    with pytest.raises(Unreachable, match="HTTP 503"):
+        next(pages)
+    assert len(patience.slept) >= exchange.config.attempts - 1
 
 
 class Scripted:

@@ -83,6 +83,10 @@ def test_the_mlflow_run_has_settings_losses_of_every_step_figures_and_model_file
     for part in ("tokenizer", "predictor"):
         files = {item.path for item in client.list_artifacts(run.info.run_id, f"model/{part}")}
         assert f"model/{part}/model.safetensors" in files
+    assert {item.path.rpartition(".")[2] for item in client.list_artifacts(run.info.run_id, "ingest")} == {
+        "json",
+        "png",
+    }
     assert run.inputs.dataset_inputs[0].dataset.digest == night.summary["dataset"]["digest"][:36]
 
 

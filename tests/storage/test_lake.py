@@ -345,7 +345,7 @@ def test_readers_see_whole_files_while_a_writer_replaces_them(tmp_path):
     filled(tmp_path, full_candles(600).with_columns(volume=pl.lit(0.0)))
     lake, versions = Lake(tmp_path), set()
     with second_process(REWRITE, tmp_path):
-        for _ in range(2000):
+        for _ in range(5000):
             candles = lake.read(BTC)
             assert candles.height == 600
             seen = candles["volume"].unique().to_list()

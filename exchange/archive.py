@@ -1,0 +1,354 @@
+"""Binance's bulk archive: which parts there are, and their candles, never used before their checksum fits.
+
+Files there appear late, vanish, break and are replaced without notice. A part that fails is tried again a few
+times, since a replacement may be under way, and then becomes an error of its own; the other parts go on.
+"""
+
+import hashlib
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+import polars as pl
+import requests
+from requests.adapters import HTTPAdapter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    wait_exponential_jitter,
+)
+
+from exchange.archive_csv import candles_of, day_counts, unzip
+from exchange.archive_parts import (
+    DAY_MS,
+    ArchivePart,
+    ListingPage,
+    PartKind,
+    folder_of,
+    kinds_of,
+    parse_listing,
+    parts_among,
+    stem_of,
+)
+from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
+from exchange.transport import cause_of, log_retry
+from storage.ledger import Source
+from storage.schema import Market, SeriesKey
+
+__all__ = ["ArchiveClient", "ArchiveConfig", "ArchivePart", "FetchedPart"]
+
+DAMAGED_ATTEMPTS = 3  # a replacement takes seconds; what stays damaged stays so for days (public-data #469)
+CHUNK_BYTES = 1 << 18
+BYTES_UNDER_WAY = 32 << 20  # of zips; their candles take three times as much. Months of 1s weigh 100 MB each
+PASSING = (403, 408, 429)  # besides 5xx: the content network's refusals under load
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveConfig:
+    """Where Binance's bulk archive is, and how it is downloaded."""
+
+    enabled: bool = True
+    """Whether the archive is used at all, which it is where it spares requests; false asks REST alone."""
+    archive_url: str = "https://data.binance.vision"
+    """Base URL of the archive's files."""
+    listing_url: str = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
+    """URL of the storage bucket that lists the archive's files."""
+    threads: int = 8
+    """Files downloaded at once. Binance states no limit; more than 10 have been seen to be blocked."""
+    timeout_s: float = 30.0
+    """Longest wait for a connection and for each piece of an answer, in seconds."""
+    attempts: int = 5
+    """How often one file is asked for in all, before its error is raised."""
+
+    def __post_init__(self) -> None:
+        for name, url in (("archive_url", self.archive_url), ("listing_url", self.listing_url)):
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"Expected archive.{name} to be a URL such as https://data.binance.vision, "
+                    f"found {url!r}; write the scheme and the host."
+                )
+        if not 1 <= self.threads <= 64:
+            raise ValueError(
+                f"Expected archive.threads from 1 to 64, found {self.threads}; 8 is a good value."
+            )
+        if not self.timeout_s > 0:
+            raise ValueError(
+                f"Expected archive.timeout_s above 0 seconds, found {self.timeout_s}; 30 is a good value."
+            )
+        if self.attempts < 1:
+            raise ValueError(
+                f"Expected archive.attempts of at least 1, found {self.attempts}; 5 is a good value."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedPart:
+    """The candles of a part, and what proves them."""
+
+    part: ArchivePart
+    candles: pl.DataFrame
+    """Validated, closed, of the part's period alone."""
+    sha256: str
+    """Of the zip, as its CHECKSUM states it."""
+    day_counts: Mapping[str, int]
+    """Candles per UTC day that has any."""
+
+    @property
+    def source(self) -> Source:
+        """What the ledger says of these candles."""
+        return Source("archive", self.part.name, sha256=self.sha256)
+
+    @property
+    def short_days(self) -> tuple[str, ...]:
+        """Days of the period with fewer candles than fit into a day; days without any are among them."""
+        length = self.part.key.interval.milliseconds
+        if length is None or length > DAY_MS:
+            return ()
+        opens = range(self.part.first_ms, self.part.last_ms + 1, DAY_MS)
+        days = (datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in opens)
+        return tuple(day for day in days if self.day_counts.get(day, 0) < DAY_MS // length)
+
+
+class ArchiveClient:
+    """One market of the archive; may be shared between threads."""
+
+    def __init__(
+        self,
+        market: Market,
+        config: ArchiveConfig | None = None,
+        *,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        self.market: Market = market
+        self.config = config or ArchiveConfig()
+        self.requests = 0
+        self.bytes = 0
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = "kronos-nightly"
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.config.threads))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._session.close()
+
+    def list_parts(
+        self, key: SeriesKey, *, kinds: Iterable[PartKind] | None = None, start_ms: int | None = None
+    ) -> list[ArchivePart]:
+        """The parts that the archive has of a series, by period, a month before its days.
+
+        `start_ms` leaves out the periods before the one that holds it, and the requests that they would cost.
+        """
+        self._check_market(key)
+        parts: list[ArchivePart] = []
+        for kind in kinds_of(key.interval):
+            if kinds is None or kind in kinds:
+                parts += self._list(key, kind, start_ms)
+        return sorted(parts, key=lambda part: part.order)
+
+    def part(self, key: SeriesKey, kind: PartKind, period: str) -> ArchivePart:
+        """The part of a period such as `2024-06` or `2024-06-01`, without asking whether it exists."""
+        self._check_market(key)
+        return ArchivePart.of(key, kind, period, archive_url=self.config.archive_url)
+
+    def checksum(self, part: ArchivePart) -> str:
+        """The sha256 that the archive states for a part now, without downloading the part."""
+        return self._patiently(partial(self._stated, part))
+
+    def fetch(self, part: ArchivePart) -> FetchedPart:
+        """Download a part, verify it and parse it."""
+        return self._patiently(partial(self._download, part))
+
+    def fetch_many(
+        self,
+        parts: Iterable[ArchivePart],
+        *,
+        on_part: Callable[[ArchivePart, FetchedPart | ExchangeError], object],
+        threads: int | None = None,
+    ) -> None:
+        """Fetch parts side by side and hand each to `on_part`, by period and in this thread.
+
+        A part that fails is handed over as its error. At most `threads` + 1 parts are in memory, fewer where
+        they are large. An exception out of `on_part` ends the downloads.
+        """
+        most = threads or self.config.threads
+        stop = threading.Event()
+        with ThreadPoolExecutor(most, thread_name_prefix="archive") as pool:
+            try:
+                for part, outcome in self._in_order(parts, pool, most, stop):
+                    on_part(part, outcome)
+            finally:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _in_order(
+        self, parts: Iterable[ArchivePart], pool: ThreadPoolExecutor, most: int, stop: threading.Event
+    ) -> Iterator[tuple[ArchivePart, FetchedPart | ExchangeError]]:
+        waiting = deque(sorted(parts, key=lambda part: part.order))
+        running: deque[tuple[ArchivePart, Future[FetchedPart | ExchangeError]]] = deque()
+        while waiting or running:
+            while waiting and len(running) < most and _fits(waiting[0], (part for part, _ in running)):
+                part = waiting.popleft()
+                running.append((part, pool.submit(self._outcome, part, stop)))
+            part, future = running.popleft()
+            yield part, future.result()
+
+    def _outcome(self, part: ArchivePart, stop: threading.Event) -> FetchedPart | ExchangeError:
+        try:
+            return self._patiently(partial(self._download, part), stop)
+        except ExchangeError as error:
+            return error
+
+    def _download(self, part: ArchivePart, stop: threading.Event) -> FetchedPart:
+        content = self._get(part.url, stop=stop)
+        stated, found = self._stated(part, stop), hashlib.sha256(content).hexdigest()
+        if found != stated:
+            raise ArchiveError(
+                f"{part.name}: expected the sha256 {stated} of its CHECKSUM, found {found}; "
+                "it is not used. The exchange may be replacing the file, try again later."
+            )
+        candles = candles_of(unzip(content, part), part)
+        return FetchedPart(part=part, candles=candles, sha256=found, day_counts=day_counts(candles))
+
+    def _stated(self, part: ArchivePart, stop: threading.Event) -> str:
+        try:
+            text = self._get(f"{part.url}.CHECKSUM", stop=stop).decode("utf-8", errors="replace")
+        except NotYetPublished as error:
+            raise ArchiveError(
+                f"{part.name}: expected a CHECKSUM beside it, found none; it is not used without one. "
+                "Its candles have to come from the REST API, or from here once it has one."
+            ) from error
+        stated = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(\S+)\s*", text)
+        if stated is None or stated[2] != part.name:
+            raise ArchiveError(
+                f"{part.name}: expected its sha256 and name in its CHECKSUM, found {text[:100]!r}; "
+                "it is not used. Try again later."
+            )
+        return stated[1].lower()
+
+    def _list(self, key: SeriesKey, kind: PartKind, start_ms: int | None) -> list[ArchivePart]:
+        params = {"delimiter": "/", "prefix": folder_of(key, kind)}
+        marker = None if start_ms is None else stem_of(key, kind, start_ms)
+        parts: list[ArchivePart] = []
+        while True:
+            asked = params if marker is None else {**params, "marker": marker}
+            page = self._patiently(partial(self._page, asked))
+            parts += parts_among(page.listed, key, kind, archive_url=self.config.archive_url)
+            if page.marker is None:
+                return parts
+            marker = page.marker
+
+    def _page(self, params: Mapping[str, str], stop: threading.Event) -> ListingPage:
+        url = self.config.listing_url
+        try:
+            page = parse_listing(self._get(url, params, stop=stop))
+            if page.marker is not None and page.marker <= params.get("marker", ""):
+                raise ValueError("a listing that does not go on")
+        except ValueError as error:
+            raise Malformed(
+                f"Expected a listing of the archive from {url}, found {error}; "
+                "check archive.listing_url, or try again later."
+            ) from error
+        except NotYetPublished as error:
+            raise BadRequest(
+                f"Expected a listing of the archive from {url}, found HTTP 404; check archive.listing_url."
+            ) from error
+        return page
+
+    def _get(self, url: str, params: Mapping[str, str] | None = None, *, stop: threading.Event) -> bytes:
+        try:
+            with self._session.get(
+                url, params=params, timeout=self.config.timeout_s, stream=True
+            ) as response:
+                chunks: list[bytes] = []
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    if stop.is_set():
+                        raise _Stopped
+                    chunks.append(chunk)
+        except requests.RequestException as error:
+            raise Unreachable(
+                f"Expected an answer from {url}, found {cause_of(error)}; "
+                "check the network and the archive's URLs."
+            ) from error
+        body = b"".join(chunks)
+        with self._lock:
+            self.requests += 1
+            self.bytes += len(body)
+        if response.status_code != 200:
+            raise _refusal(response.status_code, url)
+        return body
+
+    def _patiently(self, ask: Callable[[threading.Event], T], stop: threading.Event | None = None) -> T:
+        stop = stop or threading.Event()
+        retrying = Retrying(
+            sleep=self._sleep or sleep_using_event(stop),
+            stop=self._is_enough,
+            wait=wait_exponential_jitter(initial=0.5, max=10.0),
+            retry=retry_if_exception(_worth_another_try),
+            before_sleep=log_retry,
+            reraise=True,
+        )
+        answer: T = retrying(ask, stop)
+        return answer
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        most = self.config.attempts
+        return state.attempt_number >= (
+            min(most, DAMAGED_ATTEMPTS) if isinstance(error, ArchiveError) else most
+        )
+
+    def _check_market(self, key: SeriesKey) -> None:
+        if key.market != self.market:
+            raise ValueError(
+                f"Expected a series of market {self.market}, found {key}; "
+                f"make an ArchiveClient({key.market!r}) for it."
+            )
+
+
+class _Stopped(Exception):  # noqa: N818  # nobody sees it: the pool that ran the download is gone
+    pass
+
+
+def _refusal(status: int, url: str) -> ExchangeError:
+    if status == 404:
+        return NotYetPublished(
+            f"Expected {url.rpartition('/')[2]} in the archive, found that it is not there; days appear on "
+            "the next day, months in the first days of the next one, and the REST API has the candles before."
+        )
+    found = f"Expected an answer from {url}, found HTTP {status}"
+    if status in PASSING or status >= 500:
+        return Unreachable(f"{found}; the archive has trouble, try again later.")
+    return BadRequest(f"{found}; check the archive's URLs.")
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, ArchiveError | Malformed | Unreachable) and not isinstance(
+        error, NotYetPublished
+    )
+
+
+def _fits(part: ArchivePart, running: Iterable[ArchivePart]) -> bool:
+    sizes = [one.size or 0 for one in running]
+    return not sizes or sum(sizes) + (part.size or 0) <= BYTES_UNDER_WAY
