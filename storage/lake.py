@@ -28,6 +28,7 @@ __all__ = ["Lake", "Span", "Upsert"]
 
 _FILE = "candles.parquet"
 _MONTH = "month="
+_PATIENCE_S = 2.0  # a monitor that appends a candle is done sooner; an ingest is not
 _MONTH_OF_ROW = pl.col("open_time").dt.strftime("%Y-%m")
 
 
@@ -135,7 +136,7 @@ class Lake:
             self._locks[key] = ProcessLock(
                 series_folder(self._root, key) / ".lock", guarded=f"the series {key}"
             )
-        with self._locks[key].hold(f"writing {key}"):
+        with self._locks[key].hold(f"writing {key}", wait_s=_PATIENCE_S):
             yield
 
     def _merge_month(

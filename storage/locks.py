@@ -28,13 +28,13 @@ class ProcessLock:
         self._lock = FileLock(path)
 
     @contextmanager
-    def hold(self, purpose: str) -> Iterator[None]:
-        """Hold the lock for the block; LockedError that names the holder when it is taken."""
+    def hold(self, purpose: str, *, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the lock for the block; LockedError that names the holder when it stays taken for `wait_s`."""
         again = self._lock.is_locked
         with storage_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=wait_s)
             except Timeout as error:
                 raise LockedError(self._refusal()) from error
         try:
