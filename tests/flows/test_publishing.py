@@ -51,6 +51,19 @@ def test_each_repository_has_one_commit_with_the_local_files_and_the_nights_tag(
         assert {path: hub.content(name, path) for path in repository.commits[repository.head]} == files
 
 
+def test_the_terminal_shows_the_whole_night(published: PublishedNight) -> None:
+    for shown in (
+        "Candles",
+        "Windows:",
+        "Validation loss",
+        "Leaderboard",
+        "Gate: promote",
+        "Forecast",
+        "Run time",
+    ):
+        assert shown in published.outcome.out
+
+
 def test_the_champion_and_the_terminal_name_the_revisions(
     published: PublishedNight, hub: LoopbackHub
 ) -> None:
