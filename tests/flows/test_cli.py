@@ -89,10 +89,6 @@ def test_what_is_mistyped_is_answered_in_one_sentence(
         assert word.lower() in complaint.lower()
 
 
-def test_a_bare_command_shows_help(terminal: Terminal) -> None:
-    assert "ingest" in terminal("--help").out
-
-
 # files that people bring
 
 
