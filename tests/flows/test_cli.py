@@ -2,23 +2,24 @@
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from exchange.replay import ReplayClock, ReplayExchange
-from flows.nightly import nightly
+from flows import doctor
+from flows import nightly as nightly_module
 from kronos_model.config import PRESETS
 from kronos_model.hub import scratch_pair
 from storage.lake import Lake
-from storage.layout import Home
 from storage.schema import SeriesKey
 from tests.support.candles import second_process
-from tests.support.nights import CANDLES, SERIES, START_MS, quick_settings, write_klines
-from tests.support.terminal import Terminal, closed_url, finish, start
+from tests.support.nights import CANDLES, SERIES, START_MS, write_klines
+from tests.support.publishing import PublishedNight
+from tests.support.terminal import Terminal, closed_url, finish, holdings, start
 
 HOUR_MS = 3_600_000
 NEXT_MS = START_MS + CANDLES * HOUR_MS  # the first candle that the finished night does not have
@@ -32,41 +33,19 @@ with Home.at(sys.argv[1]).exclusive("nightly demo"):
 """
 
 
-@dataclass(frozen=True)
-class Night:
-    """A finished night: candles, a champion, an MLflow run."""
-
-    home: Home
-    klines: Path
-
-    def settings(self, **others: object) -> list[str]:
-        """Its settings as --set options."""
-        return [f"--set={name}={value}" for name, value in quick_settings(self.klines, **others).items()]
-
-
-@pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory, prefect_api: None) -> Iterator[Night]:
-    root = tmp_path_factory.mktemp("night")
-    write_klines(root / "klines")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("KRONOS_HOME", str(root / "home"))
-        nightly("demo", settings=quick_settings(root / "klines"))
-        yield Night(Home(root / "home"), root / "klines")
-
-
 @pytest.fixture
-def finished(night: Night, terminal: Terminal) -> Terminal:
-    """`kronos` over the home of the finished night."""
-    terminal.home = night.home.root
+def finished(published: PublishedNight, terminal: Terminal, prefect_api: None) -> Terminal:
+    """`kronos` over the home of a finished night, which no refusal may change."""
+    terminal.home = published.home.root
     return terminal
 
 
 @pytest.fixture
-def copied(night: Night, terminal: Terminal) -> Terminal:
+def copied(published: PublishedNight, terminal: Terminal, prefect_api: None) -> Terminal:
     """`kronos` over a copy of that home, which may be damaged."""
     for name in ("lake", "models"):
-        shutil.copytree(night.home.root / name, terminal.home / name)
-    shutil.copyfile(night.home.root / "mlflow.db", terminal.home / "mlflow.db")
+        shutil.copytree(published.home.root / name, terminal.home / name)
+    shutil.copyfile(published.home.root / "mlflow.db", terminal.home / "mlflow.db")
     return terminal
 
 
@@ -108,10 +87,6 @@ def test_what_is_mistyped_is_answered_in_one_sentence(
     complaint = finished.refused(*typed.split())
     for word in words:
         assert word.lower() in complaint.lower()
-
-
-def test_a_bare_command_shows_help(terminal: Terminal) -> None:
-    assert "ingest" in terminal("--help").out
 
 
 # files that people bring
@@ -184,16 +159,16 @@ def test_a_damaged_parquet_file_is_refused(finished: Terminal, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_in_one_sentence(
-    command: str, words: list[str], night: Night, finished: Terminal
+    command: str, words: list[str], published: PublishedNight, finished: Terminal
 ) -> None:
     name, *options = command.split()
-    complaint = finished.refused(name, *night.settings(), *options)
+    complaint = finished.refused(name, *published.options(), *options)
     for word in words:
         assert word in complaint
 
 
-def _market(night: Night) -> ReplayExchange:
-    return ReplayExchange(write_klines(night.klines), clock=ReplayClock(NEXT_MS + HOUR_MS // 2))
+def _market(published: PublishedNight) -> ReplayExchange:
+    return ReplayExchange(write_klines(published.klines), clock=ReplayClock(NEXT_MS + HOUR_MS // 2))
 
 
 @pytest.mark.parametrize(
@@ -204,18 +179,18 @@ def _market(night: Night) -> ReplayExchange:
     ],
 )
 def test_what_the_exchange_does_not_know_is_refused_in_one_sentence(
-    options: str, words: list[str], night: Night, finished: Terminal
+    options: str, words: list[str], published: PublishedNight, finished: Terminal
 ) -> None:
-    with _market(night) as market:
+    with _market(published) as market:
         urls = {"replay": "", "exchange.spot_url": market.url, "exchange.um_url": market.url}
-        complaint = finished.refused("ingest", *night.settings(**urls), *options.split())
+        complaint = finished.refused("ingest", *published.options(**urls), *options.split())
     for word in words:
         assert word in complaint
 
 
-def test_an_exchange_that_does_not_answer_is_named(night: Night, finished: Terminal) -> None:
+def test_an_exchange_that_does_not_answer_is_named(published: PublishedNight, finished: Terminal) -> None:
     urls = {"replay": "", "exchange.spot_url": closed_url(), "exchange.attempts": 1}
-    complaint = finished.refused("ingest", *night.settings(**urls))
+    complaint = finished.refused("ingest", *published.options(**urls))
     assert (
         f"an answer from {urls['exchange.spot_url']}, found connection refused; check the network"
         in complaint
@@ -223,18 +198,20 @@ def test_an_exchange_that_does_not_answer_is_named(night: Night, finished: Termi
 
 
 def test_a_predictor_of_another_tokenizer_is_refused(
-    night: Night, finished: Terminal, tmp_path: Path
+    published: PublishedNight, finished: Terminal, tmp_path: Path
 ) -> None:
-    (trained,) = night.home.jobs.glob("predictor-*/best")
+    (trained,) = published.home.jobs.glob("predictor-*/best")
     shutil.copytree(trained, tmp_path / "predictor")
     shutil.copytree(scratch_pair(PRESETS["tiny"], tmp_path / "other", 9).tokenizer, tmp_path / "tokenizer")
-    complaint = finished.refused("run", *night.settings(), f"--set=model.weights={tmp_path}")
+    complaint = finished.refused("run", *published.options(), f"--set=model.weights={tmp_path}")
     assert f"{tmp_path / 'predictor'} was trained with tokenizer" in complaint
     assert "give the tokenizer that it was trained with" in complaint
 
 
-def test_a_forecast_without_a_champion_says_how_to_get_one(night: Night, terminal: Terminal) -> None:
-    complaint = terminal.refused("forecast", *night.settings())
+def test_a_forecast_without_a_champion_says_how_to_get_one(
+    published: PublishedNight, terminal: Terminal, prefect_api: None
+) -> None:
+    complaint = terminal.refused("forecast", *published.options())
     assert "a champion of recipe demo" in complaint
     assert "`kronos run --recipe demo` trains, judges and promotes one" in complaint
     assert Lake(terminal.home / "lake").series() == []
@@ -245,7 +222,11 @@ def test_a_forecast_without_a_champion_says_how_to_get_one(night: Night, termina
 
 @pytest.mark.parametrize("command", ["import", "ingest", "run", "export"])
 def test_a_full_disk_leaves_everything_as_it_was(
-    command: str, night: Night, finished: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    published: PublishedNight,
+    finished: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -256,7 +237,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
         *{
             "import": ("import", tmp_path / "klines" / "um_DOGEUSDT_1h.parquet", "--series", "um:DOGEUSDT"),
             "ingest": ("ingest", "--klines", tmp_path / "klines"),
-            "run": ("run", *night.settings(**{"dataset.lookback": 25})),
+            "run": ("run", *published.options(**{"dataset.lookback": 25})),
             "export": ("export", tmp_path / "candles.csv", "--series", "um:DOGEUSDT"),
         }[command]
     )
@@ -288,7 +269,7 @@ def test_a_home_where_a_file_is_is_refused(finished: Terminal, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["ingest", "finetune", "export"])
 def test_a_damaged_month_is_named_and_comes_back_with_the_next_ingest(
-    command: str, night: Night, copied: Terminal, tmp_path: Path
+    command: str, published: PublishedNight, copied: Terminal, tmp_path: Path
 ) -> None:
     key = SeriesKey.parse(SERIES[1], "1h")
     (month,) = (copied.home / "lake" / "market=um").rglob("candles.parquet")
@@ -297,59 +278,96 @@ def test_a_damaged_month_is_named_and_comes_back_with_the_next_ingest(
     if command == "export":
         complaint = copied.refused("export", tmp_path / "candles.csv", "--series", key.name)
     else:
-        complaint = copied.refused(command, *night.settings())
+        complaint = copied.refused(command, *published.options())
     assert f"expected candles in {month}, found a damaged file; delete it, the next ingest" in complaint
     month.unlink()
-    assert copied("ingest", *night.settings()).code == 0
+    assert copied("ingest", *published.options()).code == 0
     assert Lake(copied.home / "lake").read(key).equals(candles)
 
 
 @pytest.mark.parametrize("command", ["run", "finetune", "evaluate"])
 def test_a_second_run_on_a_home_is_refused_and_says_who_holds_it(
-    command: str, night: Night, finished: Terminal
+    command: str, published: PublishedNight, finished: Terminal
 ) -> None:
     with second_process(HOLD, finished.home) as holder:
-        complaint = finished.refused(command, *night.settings())
+        complaint = finished.refused(command, *published.options())
     assert f"expected the home {finished.home} to be free" in complaint
     assert f"process {holder.pid} (nightly demo) at work since" in complaint
     assert "wait until it ends or stop it" in complaint
 
 
-def test_a_damaged_champion_is_named(copied: Terminal, night: Night) -> None:
+def test_a_damaged_champion_is_named(copied: Terminal, published: PublishedNight) -> None:
     record = copied.home / "models" / "demo" / "champion.json"
     record.write_text(record.read_text()[:50])
-    assert f"a champion record in {record}" in copied.refused("forecast", *night.settings())
+    assert f"a champion record in {record}" in copied.refused("forecast", *published.options())
 
 
 def test_a_tracking_server_that_does_not_answer_ends_a_run_before_it_trains(
-    night: Night, copied: Terminal, monkeypatch: pytest.MonkeyPatch
+    published: PublishedNight, copied: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_url())
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    shutil.copytree(night.home.datasets, copied.home / "datasets")
-    complaint = copied.refused("finetune", *night.settings())
+    shutil.copytree(published.home.datasets, copied.home / "datasets")
+    complaint = copied.refused("finetune", *published.options())
     assert "Expected MLflow to answer" in complaint
     assert "check MLFLOW_TRACKING_URI" in complaint
     assert list((copied.home / "jobs").glob("*")) == []
+
+
+def test_a_night_that_is_stopped_says_so_and_leaves_its_run_as_killed(
+    published: PublishedNight, copied: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = holdings(copied.home)
+    monkeypatch.setattr(nightly_module, "train_challenger", stop)
+    outcome = copied("run", *published.options(**{"dataset.lookback": 25}))
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "Stopped; the same command resumes where it was."
+    assert "Traceback" not in outcome.out + outcome.err
+    after = holdings(copied.home)
+    assert {name: after.get(name) for name in before} == before
+    new_runs = [name for name in after.keys() - before.keys() if "/" not in name]
+    assert [after[run] for run in new_runs] == ["KILLED"]
+
+
+def test_the_doctor_names_a_damaged_month_in_full_and_fails(
+    published: PublishedNight, copied: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _market(published) as market:
+        monkeypatch.setattr(doctor, "ExchangeConfig", lambda **_: market.config)
+        healthy = copied("doctor")
+        assert (healthy.code, healthy.err) == (0, "")
+        assert "champion of demo" in healthy.out
+        assert f"{2 * CANDLES:,} candles" in healthy.out
+        (month,) = (copied.home / "lake" / "market=um").rglob("candles.parquet")
+        month.write_bytes(b"PAR1")
+        ill = copied("doctor")
+    assert ill.code == 1
+    assert "missing" in ill.out
+    assert str(month) in "".join(re.split(r"[│\s]+", ill.out)), "a path is for copying"
 
 
 # real processes: nothing of Prefect's own logging may reach the terminal
 
 
 @pytest.fixture(scope="module")
-def processes(night: Night, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, str]]:
+def processes(
+    published: PublishedNight, prefect_api: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, str, str]]:
     """Home, complaint and output of three commands that fail in three places, side by side."""
-    root = tmp_path_factory.mktemp("processes")
-    shutil.copytree(night.home.lake, root / "lake" / "lake")
+    root, away = tmp_path_factory.mktemp("processes"), closed_url()
+    shutil.copytree(published.home.lake, root / "lake" / "lake")
     for path in (root / "lake").rglob("candles.parquet"):
         path.write_bytes(b"PAR1")
-    away, nowhere = closed_url(), {"HF_HOME": str(root / "hub")}
+    server = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    hub = {"HF_ENDPOINT": away, "HF_HOME": str(root / "hub")}
+    base = ("run", "--recipe", "doge_1h", "--klines", published.klines)
     running = {
-        "lake": start(root / "lake", "run", *night.settings()),
-        "base": start(
-            root / "base", "run", "-r", "doge_1h", "--klines", night.klines, HF_ENDPOINT=away, **nowhere
-        ),
-        "prefect": start(root / "prefect", "ingest", *night.settings(), PREFECT_API_URL=f"{away}/api"),
+        "lake": start(root / "lake", "run", *published.options(), **server),
+        "base": start(root / "base", *base, **server, **hub),
+        "prefect": start(root / "prefect", "ingest", *published.options(), PREFECT_API_URL=f"{away}/api"),
     }
     ended = {name: finish(process) for name, process in running.items()}
     return {name: (root / name, one.complaint(), one.out + one.err) for name, one in ended.items()}

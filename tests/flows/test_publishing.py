@@ -1,64 +1,32 @@
 """A promoted model on its way to a Hub, here a loopback one: one commit per repository, and no trace of the token."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 
 from flows import nightly as nightly_module
-from storage.layout import Home
-from storage.registry import read_champion
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.nights import quick_settings, write_klines
-from tests.support.terminal import Outcome, Terminal, finish, start
+from tests.support.publishing import PublishedNight
+from tests.support.terminal import Terminal
 
 REPOSITORIES = ("tester/demo-kronos-tokenizer", "tester/demo-kronos-predictor")
 WRONG = "hf_mistyped_secret"
 
 
-@dataclass(frozen=True)
-class Night:
-    """A night that published to the Hub, as a process of its own."""
-
-    home: Home
-    arguments: list[str]
-    outcome: Outcome
-
-    @property
-    def identity(self) -> str:
-        champion = read_champion(self.home, "demo")
-        assert champion is not None
-        return champion.night
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub(organisations=("quants",)) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def night(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Night:
-    root = tmp_path_factory.mktemp("publishing")
-    write_klines(root / "klines")
-    settings = quick_settings(root / "klines", **{"publish.namespace": "tester"})
-    arguments = ["run", *(f"--set={name}={value}" for name, value in settings.items())]
-    outcome = finish(start(root / "home", *arguments, **hub.environment(root / "hub")))
-    assert outcome.code == 0, outcome.err
-    return Night(Home(root / "home"), arguments, outcome)
-
-
 @pytest.fixture
 def again(
-    night: Night, hub: LoopbackHub, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, prefect_api: None
+    published: PublishedNight,
+    hub: LoopbackHub,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    prefect_api: None,
 ) -> Terminal:
     """`kronos` over the home that has published, with the Hub and its token in the environment."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    terminal.home = night.home.root
+    terminal.home = published.home.root
     return terminal
 
 
@@ -69,27 +37,40 @@ def _writes(hub: LoopbackHub) -> int:
 
 
 def test_each_repository_has_one_commit_with_the_local_files_and_the_nights_tag(
-    night: Night, hub: LoopbackHub
+    published: PublishedNight, hub: LoopbackHub
 ) -> None:
     assert sorted(hub.repositories) == sorted(REPOSITORIES)
     for name in REPOSITORIES:
         repository = hub.repositories[name]
         assert repository.private
-        assert repository.messages == ["initial commit", f"Night {night.identity}"]
-        assert repository.tags == {f"night-{night.identity}": repository.head}
-        local = night.home.hub / name.partition("/")[2]
+        assert repository.messages == ["initial commit", f"Night {published.champion.night}"]
+        assert repository.tags == {f"night-{published.champion.night}": repository.head}
+        local = published.home.hub / name.partition("/")[2]
         files = {path.name: path.read_bytes() for path in local.iterdir()}
         assert {"README.md", "config.json", "model.safetensors", "kronos_nightly.json"} < set(files)
         assert {path: hub.content(name, path) for path in repository.commits[repository.head]} == files
 
 
-def test_the_champion_and_the_terminal_name_the_revisions(night: Night, hub: LoopbackHub) -> None:
-    champion = read_champion(night.home, "demo")
-    assert champion is not None
-    for name, published in zip(REPOSITORIES, champion.published, strict=True):
+def test_the_terminal_shows_the_whole_night(published: PublishedNight) -> None:
+    for shown in (
+        "Candles",
+        "Windows:",
+        "Validation loss",
+        "Leaderboard",
+        "Gate: promote",
+        "Forecast",
+        "Run time",
+    ):
+        assert shown in published.outcome.out
+
+
+def test_the_champion_and_the_terminal_name_the_revisions(
+    published: PublishedNight, hub: LoopbackHub
+) -> None:
+    for name, one in zip(REPOSITORIES, published.champion.published, strict=True):
         head = hub.repositories[name].head
-        assert (published["revision"], published["uploaded"]) == (head, True)
-        assert f"{hub.url}/{name}/tree/{head}" in night.outcome.out
+        assert (one["revision"], one["uploaded"]) == (head, True)
+        assert f"{hub.url}/{name}/tree/{head}" in published.outcome.out
 
 
 def test_the_cards_name_each_other_on_the_hub(hub: LoopbackHub) -> None:
@@ -98,28 +79,30 @@ def test_the_cards_name_each_other_on_the_hub(hub: LoopbackHub) -> None:
         assert all(repository in card for repository in REPOSITORIES)
 
 
-def test_the_same_night_again_uploads_nothing(night: Night, hub: LoopbackHub, again: Terminal) -> None:
+def test_the_same_night_again_uploads_nothing(
+    published: PublishedNight, hub: LoopbackHub, again: Terminal
+) -> None:
     before = _writes(hub)
-    outcome = again(*night.arguments)
+    outcome = again(*published.arguments)
     assert outcome.code == 0, outcome.err
     assert "Nothing new" in outcome.out
     assert _writes(hub) == before
 
 
 def test_a_night_cut_off_after_publishing_publishes_the_same_without_a_commit(
-    night: Night, hub: LoopbackHub, again: Terminal
+    published: PublishedNight, hub: LoopbackHub, again: Terminal
 ) -> None:
-    shutil.rmtree(night.home.models / "demo" / "nights")
+    shutil.rmtree(published.home.models / "demo" / "nights")
     heads = {name: hub.repositories[name].head for name in REPOSITORIES}
     uploads = hub.count("PUT", "/_lfs/")
-    outcome = again(*night.arguments)
+    outcome = again(*published.arguments)
     assert outcome.code == 0, outcome.err
     assert "Nothing new" not in outcome.out
     assert {name: hub.repositories[name].head for name in REPOSITORIES} == heads
     assert [len(hub.repositories[name].messages) for name in REPOSITORIES] == [2, 2]
     assert hub.count("PUT", "/_lfs/") == uploads
     assert [hub.repositories[name].tags for name in REPOSITORIES] == [
-        {f"night-{night.identity}": head} for head in heads.values()
+        {f"night-{published.champion.night}": head} for head in heads.values()
     ]
 
 
@@ -143,7 +126,7 @@ def test_a_token_that_cannot_publish_ends_the_night_before_anything_is_fetched_o
     namespace: str,
     role: str,
     words: list[str],
-    night: Night,
+    published: PublishedNight,
     hub: LoopbackHub,
     again: Terminal,
     tmp_path: Path,
@@ -153,7 +136,7 @@ def test_a_token_that_cannot_publish_ends_the_night_before_anything_is_fetched_o
     secret = hub.token if token == "right" else token
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.setattr(hub, "role", role)
-    complaint = again.refused(*night.arguments, f"--set=publish.namespace={namespace}")
+    complaint = again.refused(*published.arguments, f"--set=publish.namespace={namespace}")
     for word in words:
         assert word in complaint
     assert not secret or secret not in complaint
@@ -161,39 +144,41 @@ def test_a_token_that_cannot_publish_ends_the_night_before_anything_is_fetched_o
 
 
 def test_a_wrong_token_does_not_matter_where_nothing_is_to_be_published(
-    night: Night, again: Terminal, monkeypatch: pytest.MonkeyPatch
+    published: PublishedNight, again: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", WRONG)
     monkeypatch.setattr(nightly_module, "base_model", _reached)
     with pytest.raises(AssertionError, match="the check has passed"):
-        again(*night.arguments, "--set=publish.policy=never")
+        again(*published.arguments, "--set=publish.policy=never")
 
 
 def _reached(*_: object, **__: object) -> None:
     raise AssertionError("the check has passed")
 
 
-def test_the_token_is_in_no_file_of_the_home_nor_in_what_was_said(night: Night, hub: LoopbackHub) -> None:
+def test_the_token_is_in_no_file_of_the_home_nor_in_what_was_said(
+    published: PublishedNight, hub: LoopbackHub
+) -> None:
     token = hub.token.encode()
-    files = [path for path in night.home.root.rglob("*") if path.is_file()]
-    database = b"".join(path.read_bytes() for path in night.home.prefect.glob("prefect.db*"))
+    files = [path for path in published.home.root.rglob("*") if path.is_file()]
+    database = b"".join(path.read_bytes() for path in published.home.prefect.glob("prefect.db*"))
     assert b'"publish.namespace"' in database, "the parameters of the flow run are in there"
     assert b"published tester/demo-kronos-predictor at" in database, "its log is in there, too"
-    assert night.home.root / "mlflow.db" in files
+    assert published.home.root / "mlflow.db" in files
     assert [path for path in files if token in path.read_bytes()] == []
-    assert hub.token not in night.outcome.out + night.outcome.err
+    assert hub.token not in published.outcome.out + published.outcome.err
 
 
 def test_the_token_is_in_no_parameter_log_or_artifact_of_prefect(
-    night: Night,
+    published: PublishedNight,
     hub: LoopbackHub,
     again: Terminal,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    outcomes = [again(*night.arguments)]
+    outcomes = [again(*published.arguments)]
     monkeypatch.setenv("HF_TOKEN", WRONG)
-    outcomes.append(again(*night.arguments))
+    outcomes.append(again(*published.arguments))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs()
         artifacts = client.read_artifacts()
