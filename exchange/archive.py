@@ -121,7 +121,7 @@ class FetchedPart:
 
 
 class ArchiveClient:
-    """One market of the archive; share one between threads, and they download `threads` files at once in all."""
+    """One market of the archive; threads that share one download `threads` files at once in all."""
 
     def __init__(
         self,
