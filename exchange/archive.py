@@ -121,7 +121,7 @@ class FetchedPart:
 
 
 class ArchiveClient:
-    """One market of the archive; may be shared between threads."""
+    """One market of the archive; threads that share one download `threads` files at once in all."""
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class ArchiveClient:
         self.bytes = 0
         self._sleep = sleep
         self._lock = threading.Lock()
+        self._under_way = threading.BoundedSemaphore(self.config.threads)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "kronos-nightly"
         for scheme in ("http://", "https://"):
@@ -278,9 +279,10 @@ class ArchiveClient:
 
     def _get(self, url: str, params: Mapping[str, str] | None = None, *, stop: threading.Event) -> bytes:
         try:
-            with self._session.get(
-                url, params=params, timeout=self.config.timeout_s, stream=True
-            ) as response:
+            with (
+                self._under_way,
+                self._session.get(url, params=params, timeout=self.config.timeout_s, stream=True) as response,
+            ):
                 chunks: list[bytes] = []
                 for chunk in response.iter_content(CHUNK_BYTES):
                     if stop.is_set():

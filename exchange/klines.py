@@ -9,7 +9,7 @@ import polars as pl
 
 from storage.schema import Market, SeriesKey, validate_candles
 
-__all__ = ["PAGE_LIMITS", "Page", "klines_weight", "parse_page"]
+__all__ = ["PAGE_LIMITS", "Page", "klines_weight", "parse_first", "parse_page"]
 
 # Most candles per weight: spot 1000 for 2, um 499 for 2 (500 would weigh 5).
 PAGE_LIMITS: dict[Market, int] = {"spot": 1000, "um": 499}
@@ -79,3 +79,8 @@ def _on_grid(candles: pl.DataFrame, key: SeriesKey) -> pl.DataFrame:
     if dropped := len(candles) - len(kept):
         logger.warning("%s: left out %d candles that do not open on the %s grid", key, dropped, key.interval)
     return kept
+
+
+def parse_first(answer: Any) -> list[int]:
+    """Open time of the one row that was asked for, if there is any; more rows answer another question."""
+    return [int(row[0]) for row, _ in zip(answer, range(min(len(answer), 1)), strict=True)]

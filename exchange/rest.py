@@ -31,7 +31,7 @@ from exchange.errors import (
     Unreachable,
     error_of,
 )
-from exchange.klines import PAGE_LIMITS, Page, klines_weight, parse_page
+from exchange.klines import PAGE_LIMITS, Page, klines_weight, parse_first, parse_page
 from exchange.transport import cause_of, first_line, log_retry
 from exchange.weights import Asked
 from storage.errors import CandleError
@@ -137,7 +137,7 @@ class RestClient:
     def first_open_ms(self, key: SeriesKey) -> int:
         """Open time of the first candle there is: the listing."""
         self._check_market(key)
-        rows = self._klines(key, {"startTime": 0, "limit": 1}, lambda answer: [int(row[0]) for row in answer])
+        rows = self._klines(key, {"startTime": 0, "limit": 1}, parse_first)
         if not rows:
             raise NoCandles(
                 f"Expected a first candle of {key}, found that Binance lists the symbol but has none yet; "

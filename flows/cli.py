@@ -295,8 +295,9 @@ def replay(klines: str | None, series: str, interval: str, port: int, speed: flo
     server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed)
     served = f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url}"
     urls = f"--set exchange.spot_url={server.url} --set exchange.um_url={server.url}"
+    archive = f"--set archive.archive_url={server.url} --set archive.listing_url={server.url}"
     _screen().print(f"{served} (Ctrl-C stops it)")
-    _screen().print(f"kronos run --recipe demo --set replay= {urls}")
+    _screen().print(f"kronos run --recipe demo --set replay= {urls} {archive}")
     server.serve_forever()
 
 
@@ -407,8 +408,20 @@ def _start(obj: dict[str, Any]) -> Home:
     return home
 
 
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr now: a progress view stands in for it while it is shown."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        """There is no other."""
+
+
 def _log_to_terminal() -> None:
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     for name in ("flows", "tasks", "exchange", "storage", "kronos_model"):
         logger = logging.getLogger(name)

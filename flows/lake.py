@@ -48,19 +48,19 @@ def list_candles(home: Home, names: Sequence[str], interval: str | None) -> None
     lake, ledger, screen = Lake(home.lake), Ledger(home.lake), _screen()
     now_ms = time.time_ns() // 1_000_000
     held = [take_inventory(lake, ledger, key, now_ms=now_ms) for key in _chosen(lake, home, names, interval)]
-    table = Table(
-        "series", "candles", "from (UTC)", "to (UTC)", "outage", "open", "repaired", "behind", "last source",
-        "MB", title="The lake",
-    )  # fmt: skip
+    table = Table(title="The lake")
+    for name in ("series", "candles", "from (UTC)", "to (UTC)", "holes", "behind", "last source", "MB"):
+        table.add_column(name, no_wrap=True)
     for one in held:
+        counts = ((one.count(status), status) for status in ("outage", "open", "repaired", "stale"))
         table.add_row(
             str(one.key),
             f"{one.rows:,}",
             utc_text(one.first_ms)[:16],
             utc_text(one.last_ms)[:16],
-            *(str(one.count(status) or "") for status in ("outage", "open", "repaired")),
-            f"{one.behind:,}{' stale' if one.tail else ''}" if one.behind or one.tail else "",
-            one.last_source,
+            ", ".join(f"{count} {status}" for count, status in counts if count),
+            f"{one.behind:,}",
+            one.last_source.replace("https://", "").replace("http://", ""),
             f"{one.bytes / 1e6:,.1f}",
         )
     screen.print(table)

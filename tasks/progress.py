@@ -77,6 +77,7 @@ class IngestProgress:
         self._weight = weight
         self._lock = threading.Lock()
         self._under_way: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, int] = {}
         self._finished = 0
         self._rows = 0
         self._began = time.monotonic()
@@ -109,9 +110,11 @@ class IngestProgress:
         """`3 of 50 series, 1,234,567 candles, 210,000 candles/s, weight um 240 of 2,400, 4 min left`."""
         with self._lock:
             seconds = max(time.monotonic() - self._began, 1e-3)
-            shares = [done / total for done, total in self._under_way.values() if total]
-            share = (self._finished + sum(shares)) / max(self._total, 1)
-            finished, rows = self._finished, self._rows
+            finished, rows, sizes = self._finished, self._rows, list(self._sizes.values())
+            empty = finished + len(self._under_way) - len(sizes)
+        # Those that have not begun are taken to be as long as the others.
+        expected = sum(sizes) / len(sizes) * (self._total - empty) if sizes else 0
+        share = rows / expected if expected else 0.0
         left = f", {_duration(seconds / share - seconds)} left" if 0.02 < share < 1 else ""
         weight = f", weight {used}" if (used := self._weight()) else ""
         speed = f"{rows / seconds:,.0f} candles/s"
@@ -121,6 +124,8 @@ class IngestProgress:
         with self._lock:
             self._rows += max(0, done - self._under_way.get(label, (0, 0))[0])
             self._under_way[label] = (done, total)
+            if total:
+                self._sizes[label] = total
         self._show()
 
     def _show(self) -> None:

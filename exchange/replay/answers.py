@@ -31,7 +31,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
     page: Page | None = None
     content_type: str = "application/json;charset=UTF-8"
-    delivery: Literal["whole", "short", "reset"] = "whole"
+    delivery: Literal["whole", "short", "reset", "drip"] = "whole"
     delay_s: float = 0.0
 
 
@@ -70,14 +70,16 @@ def commit(fault: Fault, answer: Answer, *, limit: int, now_ms: int) -> Answer:
             return Answer(403, FIREWALL_PAGE, content_type="text/html")
         case "slow":
             return replace(answer, delay_s=fault.delay_s)
+        case "drip":
+            return replace(answer, delivery="drip", delay_s=fault.delay_s)
         case "short" | "reset":
             return replace(answer, delivery=fault.kind)
         case "truncated":
             return replace(answer, body=answer.body[: len(answer.body) // 2])
-        case "duplicate" | "missing":
+        case "duplicate" | "missing" | "unordered":
             return _with_rows_changed(fault, answer)
         case _:
-            return answer  # the ws- kinds strike streams
+            return answer  # the ws- kinds strike streams; stale is the server's, which knows the page before
 
 
 def _with_rows_changed(fault: Fault, answer: Answer) -> Answer:
@@ -85,7 +87,10 @@ def _with_rows_changed(fault: Fault, answer: Answer) -> Answer:
         return answer
     rows = answer.page.rows
     middle = len(rows) // 2
-    again = 2 if fault.kind == "duplicate" else 0
-    changed = [*rows[:middle], *[rows[middle]] * again, *rows[middle + 1 :]]
+    if fault.kind == "unordered":
+        changed = [*rows[middle:], *rows[:middle]]
+    else:
+        again = 2 if fault.kind == "duplicate" else 0
+        changed = [*rows[:middle], *[rows[middle]] * again, *rows[middle + 1 :]]
     page = Page(b",".join(changed), len(changed))
     return replace(answer, body=page.body, page=page)

@@ -249,6 +249,8 @@ def _with_faults(place: _Place) -> pl.DataFrame:
         )
         if fault.kind == "lacks-day":
             candles = candles.filter(~hit)
+        elif fault.kind == "unordered":
+            candles = candles.reverse()
         elif fault.kind == "altered":
             amounts = pl.col("volume", "quote_volume")
             candles = candles.with_columns(

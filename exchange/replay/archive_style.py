@@ -9,7 +9,9 @@ from storage.schema import Market
 
 __all__ = ["ArchiveStyle", "PartFault", "PartFaultKind"]
 
-PartFaultKind = Literal["absent", "no-checksum", "wrong-checksum", "broken-zip", "lacks-day", "altered"]
+PartFaultKind = Literal[
+    "absent", "no-checksum", "wrong-checksum", "broken-zip", "lacks-day", "altered", "unordered"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class PartFault:
     kind: PartFaultKind
     """absent: neither zip nor CHECKSUM. no-checksum: the zip alone. wrong-checksum: that of other bytes.
     broken-zip: half a zip, with a CHECKSUM that fits. lacks-day: no candles of `day`. altered: volumes
-    2750 times too low, on `day` or throughout."""
+    2750 times too low, on `day` or throughout. unordered: the newest row first."""
     part: str = "*"
     """Shell pattern of the paths it hits, e.g. "*/BTCUSDT-1m-2024-06.zip" or "*/monthly/*"."""
     day: str | None = None

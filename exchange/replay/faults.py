@@ -20,8 +20,11 @@ FaultKind = Literal[
     "truncated",
     "short",
     "slow",
+    "drip",
     "duplicate",
     "missing",
+    "unordered",
+    "stale",
     "ws-refuse",
     "ws-silent",
     "ws-disconnect",
@@ -39,7 +42,9 @@ class Fault:
     """429, 418, 451, 500, 503: that status with Binance's JSON body. html403: the firewall's HTML page.
     reset: the connection is reset (TCP RST) in the middle of the body. truncated: the JSON is cut and
     Content-Length agrees with the cut. short: Content-Length promises more bytes than come. slow: the answer
-    waits `delay_s`. duplicate: a row of the page comes twice. missing: a row of the page is left out.
+    waits `delay_s`. drip: half the body comes at once, the rest `delay_s` later. duplicate: a row of the page
+    comes twice. missing: a row of the page is left out. unordered: the halves of the page change places.
+    stale: the page that was served before comes again.
     Of streams, ws-refuse: the handshake is answered with 503. ws-silent: everything is acknowledged and no
     candle follows. ws-disconnect: the connection drops instead of a message. ws-duplicate: a message comes
     twice. ws-unclosed: the message that closes a candle is lost. ws-shutdown: serverShutdown comes first."""
@@ -58,7 +63,7 @@ class Fault:
     times: int | None = None
     """Most hits in all; none means no end."""
     delay_s: float = 1.0
-    """Seconds that a slow answer waits."""
+    """Seconds that a slow answer waits, or the second half of a dripping one."""
     retry_after_s: int = 1
     """Seconds in Retry-After of 429; 418 lasts as long, but at least the 120 s of a first ban."""
 

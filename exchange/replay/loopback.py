@@ -122,12 +122,15 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug(format, *args)
 
     def _send(self, answer: Answer) -> None:
-        if answer.delay_s:
-            self.server.stopping.wait(answer.delay_s)
         cut = len(answer.body) // 2
+        if answer.delay_s and answer.delivery != "drip":
+            self.server.stopping.wait(answer.delay_s)
         body = answer.body if answer.delivery == "whole" else answer.body[:cut]
         self.wfile.write(self._head(answer) + body)
-        if answer.delivery != "whole":
+        if answer.delivery == "drip":
+            self.server.stopping.wait(answer.delay_s)
+            self.wfile.write(answer.body[cut:])
+        elif answer.delivery != "whole":
             self.close_connection = True
         if answer.delivery == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -88,6 +88,7 @@ class ReplayExchange:
         )
         self._server = LoopbackServer(self._respond, port=port, stream=streams.serve)
         self._thread: threading.Thread | None = None
+        self._page_before: Answer | None = None
 
     def __enter__(self) -> Self:
         self._thread = self._server.start()
@@ -182,8 +183,12 @@ class ReplayExchange:
         else:
             answer = self._answer(market, endpoint, params)
         fault = self._plan.strike(parts.path)
-        if fault is not None:
+        if fault is not None and fault.kind == "stale":
+            answer = self._page_before or answer
+        elif fault is not None:
             answer = commit(fault, answer, limit=limiter.limit, now_ms=self.clock.now_ms)
+        if answer.page is not None:
+            self._page_before = answer
         self._note(parts.path, params, answer, weight=weight, fault=fault)
         counted = (("X-MBX-USED-WEIGHT", str(used)), ("X-MBX-USED-WEIGHT-1M", str(used)))
         return replace(answer, headers=(*answer.headers, *counted))

@@ -227,7 +227,7 @@ def test_connections_are_replaced_in_time_without_a_loss(watch: Watch) -> None:
     stream = replace(watch.exchange.stream_config, lifetime_s=0.3)
     state = watch.run(until=lambda state: state.connects >= 5, stream=stream)
     assert_exact(watch)
-    assert watch.handshakes() == state.connects
+    assert watch.handshakes() - state.connects in (0, 1)  # one may stand that was not told yet
 
 
 @pytest.mark.parametrize("fault", ["ws-refuse", "ws-silent"])

@@ -96,6 +96,13 @@ def test_a_slow_answer_is_right_but_late(market: dict[SeriesKey, pl.DataFrame]) 
             requests.get(exchange.url + KLINES, timeout=0.1)
 
 
+def test_a_dripping_body_comes_whole_in_two_pieces(market: dict[SeriesKey, pl.DataFrame]) -> None:
+    with exchange_with(market, Fault("drip", delay_s=0.2, on=(2,))) as exchange:
+        right, begun = ask(exchange).json(), time.monotonic()
+        assert ask(exchange).json() == right
+        assert time.monotonic() - begun >= 0.2
+
+
 def test_a_slow_answer_does_not_hold_up_the_end(market: dict[SeriesKey, pl.DataFrame]) -> None:
     with exchange_with(market, Fault("slow", delay_s=60)) as exchange:
         with pytest.raises(requests.ReadTimeout):
@@ -112,6 +119,13 @@ def test_rows_are_doubled_or_left_out(market: dict[SeriesKey, pl.DataFrame]) -> 
         assert len(missing) == 49
         assert set(missing) < set(right)
         assert [request.rows for request in exchange.requests] == [50, 51, 49]
+
+
+def test_rows_change_places_and_pages_come_again(market: dict[SeriesKey, pl.DataFrame]) -> None:
+    with exchange_with(market, Fault("unordered", on=(2,)), Fault("stale", on=(3, 4))) as exchange:
+        right, unordered, stale = (ask(exchange).json() for _ in range(3))
+        assert unordered == right[25:] + right[:25]
+        assert stale == unordered
 
 
 def test_faults_strike_the_requests_they_are_told_to(market: dict[SeriesKey, pl.DataFrame]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from exchange.errors import Banned
 from exchange.replay import synthetic_market
 from flows.cli import cli
 from flows.ingest import ingest
-from storage.files import write_candles
+from storage.files import read_candles, write_candles
 from storage.lake import Lake
 from storage.schema import SeriesKey
 from tasks import download as download_module
@@ -176,3 +177,17 @@ def test_verify_finds_what_the_exchange_has_otherwise(kronos: Kronos, klines: Pa
     result = kronos("verify", "--klines", other)
     assert result.exit_code == 1
     assert "with other values" in result.output
+
+
+def test_the_majors_arrive_as_their_files_have_them(kronos: Kronos, home: Path, shared_data: Path) -> None:
+    result = kronos("ingest", "--recipe", "majors_1h", "--start", "2023-09-01", "--klines", shared_data)
+    assert result.exit_code == 0, result.output
+    lake = Lake(home / "lake")
+    assert len(lake.series()) == 8
+    exact = ["open_time", "open", "high", "low", "close", "volume", "close_time"]
+    for key in lake.series():
+        stored = lake.read(key).select(exact)
+        theirs = read_candles(shared_data / f"um_{key.symbol}_1h.parquet", key.interval).select(exact)
+        assert stored.height > 6_000
+        assert stored.equals(theirs.filter(pl.col("open_time") >= stored["open_time"][0]))
+        assert stored["open_time"][0] == datetime(2023, 9, 1, tzinfo=UTC)

@@ -29,7 +29,7 @@ def test_the_line_counts_series_candles_speed_weight_and_what_is_left(
         report(1_000, 2_000)
         now[0] += 10
         assert progress.line == (
-            "1 of 4 series, 2,000 candles, 200 candles/s, weight um 240 of 2,400, 17 s left"
+            "1 of 4 series, 2,000 candles, 200 candles/s, weight um 240 of 2,400, 20 s left"
         )
 
 
