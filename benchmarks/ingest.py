@@ -348,8 +348,9 @@ def markdown(report: dict) -> list[str]:
         f"# Downloading candles on {report['hardware']}",
         "",
         f"{versions}; loopback, a process per run and one for the exchange on the same cores, whose load "
-        f"was {report['load']} at the start; median of {report['runs']} runs (of rest_weight_efficiency one). Archive cases end in the lake: "
-        "listed, downloaded, checked, unzipped, parsed, validated, written. Peak memory is the client's.",
+        f"was {report['load']} at the start; median of {report['runs']} runs (of rest_weight_efficiency "
+        "one). Archive cases end in the lake: listed, downloaded, checked, unzipped, "
+        "parsed, validated, written. Peak memory is the client's.",
         "",
         "| case | ours | peer | unit | ratio | peak MB ours | peak MB peer | what it took |",
         "|---|---:|---:|---|---:|---:|---:|---|",
