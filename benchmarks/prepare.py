@@ -10,19 +10,18 @@ and the increase is over the resident set after the imports. The full peer takes
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-# The parent stays on the standard library: a child's peak memory starts at its parent's.
-ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.harness import machine, peak_mb, run_json, write_results
+
 CASES = {"build_45k_seconds": ("seconds", "s"), "build_45k_disk": ("disk_mb", "MB")}
 FULL_ROWS, QUICK_ROWS = 45_149, 2_000
 LOOKBACK, HORIZON = 400, 120
@@ -57,9 +56,7 @@ def compare(cases: list[str], rows: int) -> dict:
     """Both sides in turn, medians of each."""
     runs: dict[str, list[dict]] = {"ours": [], "peer": []}
     for side in ORDER:
-        command = [sys.executable, "-m", "benchmarks.prepare", "--side", side, "--rows", str(rows)]
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-        runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+        runs[side].append(run_json("benchmarks.prepare", "--side", side, "--rows", str(rows)))
         print(side, runs[side][-1], file=sys.stderr)
     if any(run["windows"] != runs["peer"][0]["windows"] for run in runs["ours"]):
         raise SystemExit("the two sides made different windows; the comparison means nothing")
@@ -73,8 +70,7 @@ def compare(cases: list[str], rows: int) -> dict:
     )
     return {
         "theme": "prepare",
-        "hardware": f"{os.cpu_count()}cpu",
-        "processor": platform.processor() or platform.machine(),
+        **machine(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("numpy", "polars", "pandas")},
         "rows": rows,
@@ -105,12 +101,12 @@ def run_side(side: str, rows: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="prepare-") as name:
         folder = Path(name)
         windows, imports_mb, seconds = (run_ours if side == "ours" else run_peer)(rows, folder)
-        peak_mb = peak()  # before the disk is walked
+        peak = peak_mb()  # before the disk is walked
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return {
         "seconds": seconds,
         "disk_mb": size / 1e6,
-        "peak_mb": peak_mb,
+        "peak_mb": peak,
         "imports_mb": imports_mb,
         "windows": windows,
     }
@@ -123,7 +119,7 @@ def run_ours(rows: int, folder: Path) -> tuple[list[int], float, float]:
     from storage.dataset import DatasetConfig, build_dataset
     from storage.schema import SeriesKey
 
-    imports_mb = peak()
+    imports_mb = peak_mb()
     columns = synthetic(rows)
     frame = pl.DataFrame(columns).with_columns(
         pl.col("open_time").cast(pl.Datetime("ms", "UTC")),
@@ -146,7 +142,7 @@ def run_peer(rows: int, folder: Path) -> tuple[list[int], float, float]:
 
     from benchmarks.peers.pandas_pickle import prepare
 
-    imports_mb = peak()
+    imports_mb = peak_mb()
     columns = synthetic(rows)
     frame = pd.DataFrame({"timestamps": pd.to_datetime(columns.pop("open_time"), unit="ms"), **columns})
     began = time.perf_counter()
@@ -171,17 +167,8 @@ def synthetic(rows: int) -> dict:
     }
 
 
-def peak() -> float:
-    """Highest resident set of this process so far, in MB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
 def save(report: dict) -> None:
     """The report as JSON and as a table, named by theme, hardware and month."""
-    name = f"{report['theme']}_{report['hardware']}_{datetime.now(UTC):%Y%m}"
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     train, validation, test = report["windows"]
     lines = [
@@ -200,7 +187,7 @@ def save(report: dict) -> None:
             f"| {case['ours_peak_mb']:,} ({case['ours_peak_increase_mb']:,}) "
             f"| {case['peer_peak_mb']:,} ({case['peer_peak_increase_mb']:,}) |"
         )
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results(report, lines)
 
 
 if __name__ == "__main__":

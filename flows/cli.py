@@ -6,7 +6,6 @@ prepared before Prefect and MLflow read it.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
-from flows.environment import open_home, prepare_environment
-from storage.layout import Home
+from flows.lake_commands import candles, verify
+from flows.terminal import names as _names
+from flows.terminal import start as _start
 
 __all__ = ["main"]
 
@@ -116,43 +116,8 @@ def ingest(context: click.Context, /, **options: Any) -> None:
         raise
 
 
-@cli.command()
-@SERIES
-@click.option("--interval", help="Only series of this candle interval.")
-@click.pass_obj
-def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> None:
-    """Say what the lake has: range, holes and why, freshness, sources, bytes."""
-    home = _start(obj)
-    from flows.lake import list_candles
-
-    list_candles(home, _names(series or ""), interval)
-
-
-@cli.command()
-@SERIES
-@click.option("--interval", help="Only series of this candle interval.")
-@click.option(
-    "--sample",
-    default=3,
-    show_default=True,
-    help="Pages and zips per series to compare with the exchange; 0 asks it nothing.",
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
-@KLINES
-@SET
-@click.pass_obj
-def verify(obj: dict[str, Any], /, **options: Any) -> None:
-    """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong."""
-    home = _start(obj)
-    from flows.config import parse_assignments
-    from flows.lake import verify_lake
-
-    settings: dict[str, Any] = {"replay": "", **parse_assignments(options.pop("assignments"))}
-    if klines := options.pop("klines"):
-        settings["replay"] = str(Path(klines).resolve())
-    names = _names(options.pop("series") or "")
-    if not verify_lake(home, names, settings=settings, **options):
-        sys.exit(1)
+cli.add_command(candles)
+cli.add_command(verify)
 
 
 @cli.command()
@@ -399,36 +364,6 @@ def _screen() -> Console:
     return Console(soft_wrap=True, markup=False, emoji=False)
 
 
-def _start(obj: dict[str, Any]) -> Home:
-    """Open the home and prepare the environment, before anything imports Prefect."""
-    home = open_home(obj["home"])
-    prepare_environment(home, verbose=obj["verbose"])
-    if not obj["verbose"]:
-        _log_to_terminal()
-    return home
-
-
-class _Stderr(logging.StreamHandler[Any]):
-    """Writes to what is stderr now: a progress view stands in for it while it is shown."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, stream: Any) -> None:
-        """There is no other."""
-
-
-def _log_to_terminal() -> None:
-    handler = _Stderr()
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    for name in ("flows", "tasks", "exchange", "storage", "kronos_model"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-
-
 def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call a flow with what was given on the command line; a typing mistake is told before anything starts."""
     from flows.config import parse_assignments
@@ -449,10 +384,6 @@ def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     configure(options["recipe"], **{name: value for name, value in parameters.items() if name in asked})
     del parameters["recipe"]
     return flow(options["recipe"], **parameters)
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.replace(",", " ").split() if name]
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def test_candles_tells_range_rows_holes_and_source(
     text = kronos("candles").output
     line = next(one for one in text.splitlines() if "um:AAAUSDT:1h" in one)
     assert "290" in line
-    assert "rest http" in line
+    assert "rest 127.0.0.1" in line
+    assert "1 outage" in line
     assert "um:BBBUSDT:1h" in text
     assert "um:BBBUSDT:1h" not in kronos("candles", "--series", "um:AAAUSDT").output
     assert "Expected um:ZZZUSDT in" in str(kronos("candles", "--series", "um:ZZZUSDT").exception)

@@ -1,0 +1,42 @@
+"""What the benchmarks share: peak memory, runs in processes of their own, results on disk."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+__all__ = ["ROOT", "machine", "peak_mb", "run_json", "write_results"]
+
+# A parent of measured processes stays on the standard library: a child's peak memory starts at its own.
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def peak_mb() -> float:
+    """Highest resident set of this process so far, in MB (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def run_json(module: str, *arguments: str) -> dict:
+    """Run a module in a process of its own; the JSON object that it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict:
+    """The hardware of a report."""
+    return {"hardware": f"{os.cpu_count()}cpu", "processor": platform.processor() or platform.machine()}
+
+
+def write_results(report: dict, lines: list[str]) -> None:
+    """The report as JSON and as markdown, named by theme, hardware and month."""
+    name = f"{report['theme']}_{report['hardware']}_{datetime.now(UTC):%Y%m}"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
