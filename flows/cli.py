@@ -6,12 +6,13 @@ prepared before Prefect and MLflow read it.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -331,6 +332,7 @@ def main() -> None:
     """Entry point: a user's mistake, a full disk or a dead network is one sentence and exit code 1."""
     from flows.failures import explain
 
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         cli.main(prog_name="kronos", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -343,14 +345,19 @@ def main() -> None:
         _complain(f"{error.format_message().rstrip('.')}; `{command} --help` says what is possible.")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        Console(stderr=True).print("Stopped; the same command resumes where it was.")
-        sys.exit(130)
+        _stopped(signal.SIGINT)
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
         _complain(sentence)
         sys.exit(1)
+
+
+def _stopped(number: int, frame: object = None) -> NoReturn:
+    """Leave in order also on SIGTERM, whose default would leave the embedded Prefect server behind."""
+    Console(stderr=True).print("Stopped; the same command resumes where it was.")
+    sys.exit(128 + number)
 
 
 def _complain(sentence: str) -> None:

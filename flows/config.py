@@ -60,6 +60,10 @@ class ModelChoice:
     threads: int | None = None
     """CPU threads of a training process; empty leaves the choice to torch."""
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: expected 1 or more, or empty, found {self.threads}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -101,6 +105,8 @@ class RunConfig:
     """How the live forecast is sampled."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, found {self.seed}")
         if not self.series:
             raise ConfigError(
                 "Expected at least one series such as um:DOGEUSDT, found none; set series=market:SYMBOL."
@@ -237,7 +243,8 @@ def _replace(config: Any, parsed: Mapping[str, Any], prefix: str = "") -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{prefix or ''}{error}") from error
+        sentence = str(error)
+        raise ConfigError(sentence if prefix in sentence else prefix + sentence) from error
 
 
 def _unknown(path: str, known: list[str]) -> str:

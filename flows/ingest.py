@@ -68,7 +68,7 @@ def ingest_series(
     """Every series of `config`, or those that `ranked` asks for, from one exchange; a replay of a folder serves
     these alone, or the whole folder.
 
-    Raises the error of a series that fails, IncompleteIngest after the others where there are any.
+    Raises IncompleteIngest, after the others are done, where some series failed; the first one's error where all did.
     """
     keys = config.keys()
     places = (config.exchange, config.archive)
@@ -81,7 +81,7 @@ def ingest_series(
     failures = tuple(FailureRef(series=str(key), reason=str(error)) for key, error in failed)
     ingested = report_ingest(home, done, failures)
     show_ingest(ingested)
-    if failed and len(keys) == 1:
+    if failed and len(failed) == len(keys):
         raise failed[0][1]
     if failed:
         raise IncompleteIngest(_failure(keys, failures), ingested)

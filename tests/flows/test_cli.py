@@ -11,7 +11,6 @@ from prefect.settings import PREFECT_API_URL
 
 from exchange.replay import ReplayClock, ReplayExchange
 from flows import doctor
-from flows import nightly as nightly_module
 from kronos_model.config import PRESETS
 from kronos_model.hub import scratch_pair
 from storage.lake import Lake
@@ -19,7 +18,7 @@ from storage.schema import SeriesKey
 from tests.support.candles import second_process
 from tests.support.nights import CANDLES, SERIES, START_MS, write_klines
 from tests.support.publishing import PublishedNight
-from tests.support.terminal import Terminal, closed_url, finish, holdings, start
+from tests.support.terminal import Terminal, closed_url, finish, start
 
 HOUR_MS = 3_600_000
 NEXT_MS = START_MS + CANDLES * HOUR_MS  # the first candle that the finished night does not have
@@ -312,24 +311,6 @@ def test_a_tracking_server_that_does_not_answer_ends_a_run_before_it_trains(
     assert "Expected MLflow to answer" in complaint
     assert "check MLFLOW_TRACKING_URI" in complaint
     assert list((copied.home / "jobs").glob("*")) == []
-
-
-def test_a_night_that_is_stopped_says_so_and_leaves_its_run_as_killed(
-    published: PublishedNight, copied: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    before = holdings(copied.home)
-    monkeypatch.setattr(nightly_module, "train_challenger", stop)
-    outcome = copied("run", *published.options(**{"dataset.lookback": 25}))
-    assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == "Stopped; the same command resumes where it was."
-    assert "Traceback" not in outcome.out + outcome.err
-    after = holdings(copied.home)
-    assert {name: after.get(name) for name in before} == before
-    new_runs = [name for name in after.keys() - before.keys() if "/" not in name]
-    assert [after[run] for run in new_runs] == ["KILLED"]
 
 
 def test_the_doctor_names_a_damaged_month_in_full_and_fails(

@@ -66,6 +66,9 @@ def test_a_value_that_is_not_given_stays_as_in_the_recipe() -> None:
         ({"series": ""}, "Expected at least one series"),
         ({"series": "um:BTCUSDT um:BTCUSDT"}, "Expected each series once"),
         ({"start": "2024-02-01", "end": "2024-01-01"}, "Expected start before end"),
+        ({"seed": "-1"}, "seed: expected 0 or more, found -1"),
+        ({"model.threads": "0"}, "model.threads: expected 1 or more"),
+        ({"exchange.attempts": "0"}, "^Expected exchange.attempts"),
         ({"start": "yesterday"}, "start: expected date or empty, found 'yesterday'"),
     ],
 )

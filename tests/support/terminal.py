@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -127,7 +128,7 @@ def _runs(database: Path) -> dict[str, str]:
 @contextmanager
 def _as_found() -> Iterator[None]:
     """Undo what the program does to its process, and mute Prefect's console as `prepare_environment` would."""
-    environment = dict(os.environ)
+    environment, on_term = dict(os.environ), signal.getsignal(signal.SIGTERM)
     ours = [logging.getLogger(name) for name in PACKAGES]
     levels, handlers = [one.level for one in ours], [list(one.handlers) for one in ours]
     consoles = [(handler, handler.level) for handler in _consoles()]
@@ -136,6 +137,7 @@ def _as_found() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, on_term)
         os.environ.clear()
         os.environ.update(environment)
         for handler, level in consoles:
