@@ -101,7 +101,7 @@ def holdings(home: Path) -> dict[str, str]:
     kept = {
         str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if not path.name.startswith(".lock")
+        if not any(part.startswith(".") for part in path.relative_to(home).parts)  # locks, the weight budget
     }
     return kept | _runs(home / "mlflow.db")
 
