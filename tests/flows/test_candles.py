@@ -101,7 +101,7 @@ def test_a_ban_ends_every_series_and_is_told(
         raise Banned("banned until noon", until_ms=0, seconds=60)
 
     monkeypatch.setattr(download_module, "sync_series", banned)
-    with pytest.raises(IncompleteIngest, match="2 of 2 series failed"):
+    with pytest.raises(Banned, match="banned until noon"):
         ingest("demo", symbols=["AAAUSDT", "BBBUSDT"], settings={"replay": str(klines)})
 
 

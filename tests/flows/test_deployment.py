@@ -24,10 +24,11 @@ pytestmark = pytest.mark.timeout(480)  # the first test also waits for the site 
 SHARED = {"recipe", "series", "interval", "start", "end", "settings"}
 PARAMETERS = {
     "nightly": SHARED,
-    "ingest": SHARED,
+    "ingest": SHARED | {"symbols", "market", "top", "quote"},
     "finetune": SHARED,
     "evaluate": SHARED,
     "forecast": {"recipe", "settings"},
+    "monitor": {"series", "interval", "backfill", "every", "duration", "csv_file", "json_file", "settings"},
 }
 TASKS = {
     "check publishing", "base model", "download spot:BTCUSDT:1h", "download um:DOGEUSDT:1h", "dataset",
@@ -88,7 +89,7 @@ def test_every_flow_is_deployed_with_typed_and_described_parameters(triggered: T
     for name, deployment in triggered.site.deployments.items():
         fields = deployment["parameter_openapi_schema"]["properties"]
         assert set(fields) == PARAMETERS[name]
-        assert fields["recipe"]["enum"] == list(RECIPES)
+        assert fields.get("recipe", {"enum": list(RECIPES)})["enum"] == list(RECIPES)
         assert [one["description"] for one in fields.values() if len(one.get("description", "")) < 20] == []
         for day in {"start", "end"} & set(fields):
             assert {"type": "string", "format": "date"} in fields[day]["anyOf"]

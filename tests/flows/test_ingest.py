@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, prefect_ap
     root = tmp_path_factory.mktemp("ingest") / "home"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("KRONOS_HOME", str(root))
-        found = ingest("demo", settings={"replay": str(shared_data)})
+        found = ingest("demo", settings={"replay": str(shared_data)}).series
     assert [(one.series, one.added, one.holes) for one in found] == [
         (BTC.name, 17_520, 0),
         (DOGE.name, 34_492, 0),
