@@ -1,7 +1,7 @@
 """One run's configuration: the owners' dataclasses composed once, and the single way to override them.
 
-Each knob is defined where it is read (its owner's frozen dataclass, with the text under the field). The CLI help,
-the recipe tables and the checks of a Prefect form are derived here from those definitions, never typed again.
+Each knob is defined where it is read (its owner's frozen dataclass, with the text under the field). `kronos
+recipes` and the parsing and checking of every override, from the CLI or a form, are derived here from those.
 """
 
 from __future__ import annotations
