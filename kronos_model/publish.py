@@ -11,24 +11,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import Literal, Protocol
 
 from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
 from kronos_model.files import MODEL_FILES, replace_directory
-from kronos_model.remote import FileDigest, Remote, file_digests, folder_revision
+from kronos_model.local_hub import LocalRepository
+from kronos_model.remote import FileDigest, Remote, file_digests
 
 __all__ = [
+    "CHAMPION",
+    "ChampionTags",
     "PublishConfig",
     "Published",
+    "TaggedRepository",
     "assemble_repository",
+    "champion_tags",
     "check_token",
     "publish_local",
     "publish_to_hub",
     "repository_names",
+    "tag_champion",
 ]
 
+CHAMPION = "champion"
 CARD_FILE = "README.md"
 METADATA_FILE = "kronos_nightly.json"  # also kronos_model.pretrained's, which would cost an import of torch
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
@@ -120,16 +127,15 @@ def assemble_repository(
     return destination
 
 
-def publish_local(folder: Path, hub_root: Path, name: str) -> Published:
+def publish_local(folder: Path, hub_root: Path, name: str, *, tag: str | None = None) -> Published:
     """Put a repository under the local hub, from where upstream's classes load it; nothing is uploaded."""
-    digests = _digests_of(folder)
-    target = hub_root / name
-    if not target.is_dir() or file_digests(target) != digests:
-        with replace_directory(target) as copy:
-            shutil.copytree(folder, copy, dirs_exist_ok=True)
-        logger.info("wrote %s; nothing was uploaded", target)
+    repository = LocalRepository(hub_root, name)
+    revision = repository.write(folder, _digests_of(folder))
+    if tag is not None:
+        repository.set_tag(tag, revision)
+    logger.info("%s holds revision %s; nothing was uploaded", repository.folder, revision)
     return Published(
-        repo_id=name, revision=folder_revision(digests), url=target.resolve().as_uri(), uploaded=False
+        repo_id=name, revision=revision, url=repository.folder.resolve().as_uri(), uploaded=False
     )
 
 
@@ -160,7 +166,7 @@ def publish_to_hub(
             f"{repo_id} does not hold what was uploaded at revision {revision}; do not use it, publish again"
         )
     if tag is not None:
-        remote.tag(tag, revision)
+        remote.set_tag(tag, revision)
     logger.info("%s at %s", "published " + repo_id if uploaded else repo_id + " is up to date", revision)
     return Published(repo_id=repo_id, revision=revision, url=remote.url(revision), uploaded=uploaded)
 
@@ -185,6 +191,82 @@ def _commit(
         return str(made.oid)
 
     return remote.attempt(once)
+
+
+class TaggedRepository(Protocol):
+    """What tagging asks of a repository: `Remote` on the Hub, `LocalRepository` in the local hub."""
+
+    repo_id: str
+
+    def check_revision(self, revision: str) -> None: ...
+    def tags(self) -> dict[str, str]: ...
+    def set_tag(self, tag: str, revision: str | None) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChampionTags:
+    """The revisions of a tokenizer's and a predictor's repository that are tagged `champion`; None is no tag."""
+
+    tokenizer: str | None
+    predictor: str | None
+
+    def __str__(self) -> str:
+        return " and ".join(
+            f"{part} {'without one' if revision is None else 'at ' + revision[:12]}"
+            for part, revision in (("tokenizer", self.tokenizer), ("predictor", self.predictor))
+        )
+
+
+def champion_tags(tokenizer: TaggedRepository, predictor: TaggedRepository) -> ChampionTags:
+    """Where the tag `champion` is now.
+
+    Compare it with where it should be; where it is not, as after a crash between two moves, `tag_champion` with
+    that is the repair.
+    """
+    return ChampionTags(tokenizer=tokenizer.tags().get(CHAMPION), predictor=predictor.tags().get(CHAMPION))
+
+
+def tag_champion(tokenizer: TaggedRepository, predictor: TaggedRepository, revisions: ChampionTags) -> None:
+    """Move the tag `champion` to `revisions` of both repositories, or of neither.
+
+    Two Nones take it off both. May be repeated safely: what is right already is left alone, whatever an earlier,
+    interrupted move left. On a ModelError the tags are back where they were, or its sentence says where they are.
+    """
+    if (revisions.tokenizer is None) != (revisions.predictor is None):
+        raise ValueError(f"expected a revision for both repositories or for neither, found {revisions}")
+    before = champion_tags(tokenizer, predictor)
+    if before == revisions:
+        return
+    repositories = (tokenizer, predictor)
+    wanted = (revisions.tokenizer, revisions.predictor)
+    for repository, revision in zip(repositories, wanted, strict=True):
+        if revision is not None:
+            repository.check_revision(revision)
+    try:
+        for repository, revision in zip(repositories, wanted, strict=True):
+            repository.set_tag(CHAMPION, revision)
+    except ModelError as error:
+        raise ModelError(f"{error}; {_put_back(tokenizer, predictor, before)}") from None
+    except BaseException:  # Ctrl-C, a cancelled run
+        logger.warning("the champion's tag was not moved: %s", _put_back(tokenizer, predictor, before))
+        raise
+    logger.info("tagged %s: %s of %s and %s", CHAMPION, revisions, tokenizer.repo_id, predictor.repo_id)
+
+
+def _put_back(tokenizer: TaggedRepository, predictor: TaggedRepository, before: ChampionTags) -> str:
+    """Undo a move; what became of it, in words."""
+    failed = []
+    for repository, revision in ((predictor, before.predictor), (tokenizer, before.tokenizer)):
+        try:
+            repository.set_tag(CHAMPION, revision)
+        except ModelError as error:
+            failed.append(str(error))
+    if failed:
+        return (
+            f"the tag {CHAMPION} could not be put back either ({'; '.join(failed)}), it was before: {before}; "
+            "`kronos doctor --repair` or the next night puts it right"
+        )
+    return f"the tag {CHAMPION} stays where it was: {before}"
 
 
 def check_token(token: str, endpoint: str | None = None, *, namespace: str = "") -> str:

@@ -134,15 +134,35 @@ class Remote:
             for name, entry in files.items()
         )
 
-    def tag(self, tag: str, revision: str) -> None:
-        """Make the tag point at the revision; one that points elsewhere is moved."""
-        refs = self.attempt(lambda: self.api.list_repo_refs(self.repo_id))
-        target = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
-        if target == revision:
-            return
-        if target is not None:
-            self.attempt(lambda: self.api.delete_tag(self.repo_id, tag=tag))
-        self.attempt(lambda: self.api.create_tag(self.repo_id, tag=tag, revision=revision, exist_ok=True))
+    def check_revision(self, revision: str) -> None:
+        """ModelError where there is no such revision."""
+        self.attempt(lambda: self.api.model_info(self.repo_id, revision=revision))
+
+    def tags(self) -> dict[str, str]:
+        """Revisions by tag."""
+        return self.attempt(self._tags_now)
+
+    def set_tag(self, tag: str, revision: str | None) -> None:
+        """Make the tag point at the revision, or remove it.
+
+        The Hub cannot move a tag: one that points elsewhere is deleted first. Each attempt looks anew, so an
+        answer that was lost does not matter.
+        """
+
+        def once() -> None:
+            target = self._tags_now().get(tag)
+            if target == revision:
+                return
+            if target is not None:
+                self.api.delete_tag(self.repo_id, tag=tag)
+            if revision is not None:
+                self.api.create_tag(self.repo_id, tag=tag, revision=revision)
+
+        self.attempt(once)
+
+    def _tags_now(self) -> dict[str, str]:
+        refs = self.api.list_repo_refs(self.repo_id)
+        return {ref.name: ref.target_commit for ref in refs.tags}
 
     def attempt(self, call: Callable[[], T]) -> T:
         """The answer of `call`, asked again while the Hub is busy or away; ModelError if it stays so."""

@@ -30,8 +30,9 @@ _DATE = "2026-01-01T00:00:00.000Z"
 class Fault:
     """What happens instead of the next requests that match; all faults are looked at in order."""
 
-    method: str
-    path: str  # regular expression, searched in the unquoted path
+    method: str = ""  # any
+    path: str = ""  # regular expression, searched in the unquoted path
+    skip: int = 0  # let so many matching requests pass first
     status: int | None = None  # answer with this status
     message: str = "ordered by the test"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -121,10 +122,13 @@ class LoopbackHub:
         return sum(one.method == method and re.search(path, one.path) is not None for one in self.requests)
 
     def fault_for(self, method: str, path: str) -> Fault | None:
-        """The first fault left that matches, used up by one."""
+        """The first fault left whose turn it is, used up by one."""
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
+                if fault.times > 0 and fault.method in ("", method) and re.search(fault.path, path):
+                    if fault.skip > 0:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     return fault
         return None
