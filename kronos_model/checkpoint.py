@@ -20,7 +20,7 @@ from kronos_model.files import read_json, replace_directory, settle_directory, w
 
 __all__ = ["Progress", "TrainState", "restore_checkpoint", "save_checkpoint"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,12 +1,15 @@
 """Building blocks shared by the tokenizer and the predictor.
 
 B batch, T positions, Q query positions, M heads, D width, d width of a head.
-Attribute names are upstream's, because they are the keys of its checkpoints.
+Attribute names are upstream's, because they are the keys of its checkpoints; projections of one input are
+one matrix here and are saved and loaded as the separate ones that they are there.
 A mask depends on arguments alone: training and evaluation attend to the same positions.
 """
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ __all__ = [
     "CalendarEmbedding",
     "DependencyLayer",
     "DualHead",
+    "FusedLinear",
     "RMSNorm",
     "TokenEmbedding",
     "TransformerBlock",
@@ -43,18 +47,65 @@ class RMSNorm(nn.Module):
         return (wide * scale).type_as(x) * self.weight
 
 
+class FusedLinear(nn.Linear):
+    """Projections of one input as one product; the rows of its weight are theirs, one after the other."""
+
+    def __init__(self, in_features: int, out_features: int, parts: Sequence[str], *, bias: bool) -> None:
+        self.part_names = tuple(parts)
+        super().__init__(in_features, out_features * len(parts), bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Draw each part as a projection of its own, so that a seed means the same weights."""
+        biases = [None] * len(self.part_names) if self.bias is None else self.split(self.bias.detach())
+        for weight, bias in zip(self.split(self.weight.detach()), biases, strict=True):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            if bias is not None:
+                nn.init.uniform_(bias, -(self.in_features**-0.5), self.in_features**-0.5)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The parts of something with one row per output: the weight, the bias."""
+        return rows.chunk(len(self.part_names))
+
+
+def _save_apart(name: str, module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """After state_dict: put the parts of a fused projection in its place."""
+    fused = cast(FusedLinear, module.get_submodule(name))
+    for kind, _parameter in fused.named_parameters():
+        rows = tensors.pop(f"{prefix}{name}.{kind}")
+        tensors |= {
+            f"{prefix}{part}.{kind}": of_part
+            for part, of_part in zip(fused.part_names, fused.split(rows), strict=True)
+        }
+
+
+def _load_fused(name: str, module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before load_state_dict: join the parts of a fused projection; where one is missing, torch complains."""
+    fused = cast(FusedLinear, module.get_submodule(name))
+    for kind, _parameter in fused.named_parameters():
+        keys = [f"{prefix}{part}.{kind}" for part in fused.part_names]
+        if all(key in tensors for key in keys):
+            tensors[f"{prefix}{name}.{kind}"] = torch.cat([tensors.pop(key) for key in keys])
+
+
+def _saved_as_parts(module: nn.Module, name: str) -> None:
+    """Let a module save and load its fused projection `name` under the keys of the parts."""
+    module.register_state_dict_post_hook(partial(_save_apart, name))  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(partial(_load_fused, name))  # type: ignore[no-untyped-call]
+
+
 class FeedForward(nn.Module):
     """SwiGLU."""
 
     def __init__(self, d_model: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
-        self.w1 = nn.Linear(d_model, ff_dim, bias=False)
-        self.w3 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w13 = FusedLinear(d_model, ff_dim, ("w1", "w3"), bias=False)
+        _saved_as_parts(self, "w13")
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
         self.ffn_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x))))
+        gate, up = self.w13(x).chunk(2, dim=-1)
+        return cast(Tensor, self.ffn_dropout(self.w2(F.silu(gate) * up)))
 
 
 class Rotary(nn.Module):
@@ -97,9 +148,8 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
+        self.qkv_proj = FusedLinear(d_model, d_model, ("q_proj", "k_proj", "v_proj"), bias=True)
+        _saved_as_parts(self, "qkv_proj")
         self.out_proj = nn.Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout
@@ -119,11 +169,7 @@ class Attention(nn.Module):
         `angles` covers the T positions; None leaves positions out. `padding` (B, T) is true where a
         position holds nothing; no other position attends to it.
         """
-        q, k, v = (
-            self._split(self.q_proj(query)),
-            self._split(self.k_proj(memory)),
-            self._split(self.v_proj(memory)),
-        )
+        q, k, v = self.project(query, memory)
         if angles is not None:
             tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
             q, k = _rotate(q, tail), _rotate(k, angles)
@@ -132,10 +178,25 @@ class Attention(nn.Module):
         mask = None if implied else _mask(q, k, causal=causal, padding=padding)
         dropout = self.attn_dropout_p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=implied)
-        return cast(Tensor, self.resid_dropout(self.out_proj(out.transpose(1, 2).flatten(2))))
+        return self.merge(out)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)  # (B, M, T, d)
+    def project(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, M, Q, d), keys and values (B, M, T, d); one product where `query` is `memory`."""
+        if query is memory:
+            q, k, v = self._heads(self.qkv_proj(memory), 3)
+            return q, k, v
+        weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
+        width = memory.shape[-1]
+        (q,) = self._heads(F.linear(query, weight[:width], bias[:width]), 1)
+        k, v = self._heads(F.linear(memory, weight[width:], bias[width:]), 2)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """What attention found, (B, M, Q, d), projected to (B, Q, D)."""
+        return cast(Tensor, self.resid_dropout(self.out_proj(heads.transpose(1, 2).flatten(2))))
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.view(*x.shape[:2], parts, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tensor | None:
@@ -266,7 +327,9 @@ def initialise(model: nn.Module, *, embedding_std: float) -> None:
     """Xavier-normal projections, zero biases, normal embeddings; what is frozen stays as built."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight)
+            parts = module.split(module.weight) if isinstance(module, FusedLinear) else (module.weight,)
+            for part in parts:
+                nn.init.xavier_normal_(part.detach())
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding) and module.weight.requires_grad:

@@ -6,7 +6,6 @@ import model as upstream
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from kronos_model.objective import PredictorObjective, TokenizerObjective
@@ -14,6 +13,7 @@ from kronos_model.predictor import Kronos
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.tokens import normalised, token_source
 from kronos_model.windows import WindowDataset
+from tests.support.gradients import named_gradients
 from tests.support.training import Ground, make_ground
 
 CPU = torch.device("cpu")
@@ -70,12 +70,6 @@ def theirs(model: KronosTokenizer | Kronos) -> Any:
     return twin.train()
 
 
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {
-        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-
-
 def test_stage_one_minimises_upstreams_loss_with_upstreams_gradients(
     dataset: WindowDataset, tokenizer: KronosTokenizer
 ) -> None:
@@ -89,8 +83,8 @@ def test_stage_one_minimises_upstreams_loss_with_upstreams_gradients(
     losses["loss"].backward()
     torch.testing.assert_close(losses["loss"], expected)
     torch.testing.assert_close(losses["quantizer_loss"], quantizer)
-    ours = gradients(tokenizer)
-    for name, gradient in gradients(twin).items():
+    ours = named_gradients(tokenizer)
+    for name, gradient in named_gradients(twin).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6)
 
 
@@ -100,8 +94,9 @@ def test_stage_one_gives_every_parameter_a_gradient(
     TokenizerObjective(dataset=dataset, device=CPU).losses(tokenizer.train(), INDICES, seeded())[
         "loss"
     ].backward()
-    found = gradients(tokenizer)
-    assert set(found) == {name for name, _ in tokenizer.named_parameters()}
+    found = named_gradients(tokenizer)
+    buffers = {name for name, _ in tokenizer.named_buffers()}
+    assert set(found) == tokenizer.state_dict().keys() - buffers
     assert [name for name, gradient in found.items() if not gradient.any()] == []
     assert {"embed.weight", "encoder.0.self_attn.q_proj.weight", "quant_embed.weight"} <= set(found)
 
@@ -120,8 +115,8 @@ def test_stage_two_minimises_upstreams_loss_with_upstreams_gradients(
     losses = stage_two.losses(predictor.train(), INDICES, seeded(5))
     losses["loss"].backward()
     torch.testing.assert_close(losses, {"loss": expected, "s1_loss": s1, "s2_loss": s2})
-    ours = gradients(predictor)
-    for name, gradient in gradients(twin).items():
+    ours = named_gradients(predictor)
+    for name, gradient in named_gradients(twin).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6)
 
 

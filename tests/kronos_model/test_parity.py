@@ -14,6 +14,7 @@ from kronos_model.config import PRESETS
 from kronos_model.predictor import Kronos
 from kronos_model.sampling import SamplingConfig, sample_paths
 from kronos_model.tokenizer import KronosTokenizer
+from tests.support.gradients import named_gradients
 
 NAMES = ("tiny", "mini", "small")
 LENGTH = {"tiny": 64, "mini": 32, "small": 16}
@@ -75,6 +76,23 @@ def test_weights_load_both_ways_under_the_same_keys(sides: Sides) -> None:
     Kronos(preset.predictor).load_state_dict(sides.their_predictor.state_dict(), strict=True)
 
 
+def test_a_fused_projection_is_what_its_parts_are_together(sides: Sides) -> None:
+    own, told = sides.predictor.transformer[0], sides.predictor.state_dict()
+    parts = [told[f"transformer.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(own.self_attn.qkv_proj.weight, torch.cat(parts))
+    gates = [told[f"transformer.0.ffn.{part}.weight"] for part in ("w1", "w3")]
+    assert torch.equal(own.ffn.w13.weight, torch.cat(gates))
+    assert not [name for name in told if "qkv" in name or "w13" in name]
+
+
+def test_a_missing_part_of_a_fused_projection_is_named() -> None:
+    predictor = Kronos(PRESETS["tiny"].predictor)
+    told = predictor.state_dict()
+    del told["transformer.1.self_attn.k_proj.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*transformer\.1\.self_attn\.qkv_proj\.weight"):
+        predictor.load_state_dict(told)
+
+
 def test_encode_gives_the_same_tokens(sides: Sides) -> None:
     x = bars(sides)
     for ours, theirs in zip(
@@ -111,9 +129,9 @@ def test_the_tokenizer_learns_through_the_same_gradients(sides: Sides) -> None:
     for tokenizer in (sides.tokenizer, sides.their_tokenizer):
         (coarse, full), quantiser_loss, *_ = tokenizer(x)
         loss = (coarse - x).square().mean() + (full - x).square().mean() + quantiser_loss
-        parameters = dict(tokenizer.named_parameters())
-        found = torch.autograd.grad(loss, list(parameters.values()))
-        gradients.append(dict(zip(parameters, found, strict=True)))
+        tokenizer.zero_grad()
+        loss.backward()
+        gradients.append(named_gradients(tokenizer))
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
     assert gradients[0]["embed.weight"].abs().max() > 0  # reached through the codes
