@@ -24,6 +24,7 @@ __all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_
 Split = Literal["train", "validation", "test"]
 
 _VERSION = 1
+_CLOSE = FEATURES.index("close")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +87,14 @@ class WindowDataset:
         """(N, 2): index into series, and start row, of each window of a split, in order of start time."""
         return self._windows[split]
 
+    def start_ms(self, split: Split) -> NDArray[np.int64]:
+        """(N,): open time of the first candle of each window of a split, ms since the epoch, UTC."""
+        starts = np.empty(len(self._windows[split]), np.int64)
+        for index, source in enumerate(self._series):
+            own = self._windows[split][:, 0] == index
+            starts[own] = source.open_time[self._windows[split][own, 1]]
+        return starts
+
     def batch(self, split: Split, indices: Sequence[int] | NDArray[np.integer]) -> Windows:
         """The windows of a split at these indices, copied out of the maps."""
         chosen = self._windows[split][np.asarray(indices, dtype=np.int64)]  # (B, 2)
@@ -104,6 +113,30 @@ class WindowDataset:
             series=[self.series[index] for index in chosen[:, 0].tolist()],
             open_time=open_time,
         )
+
+    def rows(self, series: int, split: Split) -> NDArray[np.float32]:
+        """Candles (T, F) of one series from the first to the last that a window of the split touches; a view."""
+        starts = self._windows[split][self._windows[split][:, 0] == series, 1]
+        if len(starts) == 0:
+            return self._series[series].features[:0]
+        return self._series[series].features[int(starts.min()) : int(starts.max()) + self.length]
+
+    def known_closes(
+        self, split: Split, indices: Sequence[int] | NDArray[np.integer], bars: int
+    ) -> NDArray[np.float64]:
+        """Closes (B, bars) up to each window's last known candle, also of candles before its lookback.
+
+        One per interval: a hole keeps the close before it, and NaN stands before a series' first candle.
+        """
+        chosen = self._windows[split][np.asarray(indices, dtype=np.int64)]
+        back = self.interval_ms * np.arange(bars - 1, -1, -1, dtype=np.int64)
+        closes = np.full((len(chosen), bars), np.nan)
+        for row, (index, start) in enumerate(chosen.tolist()):
+            source, origin = self._series[index], start + self.lookback - 1
+            known = source.open_time[: origin + 1]
+            at = np.searchsorted(known, known[-1] - back, side="right") - 1
+            closes[row, at >= 0] = source.features[at[at >= 0], _CLOSE]
+        return closes
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What is compared: anything that turns the past of a window into sample paths.
 
-Shapes: B origins, C bars of lookback, H steps, S sample paths, F=6 features.
+Shapes: B origins, C bars of lookback, K >= C bars of history, H steps, S sample paths, F=6 features.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.forecaster import Forecast, Forecaster
 from kronos_model.sampling import SamplingConfig
 
-__all__ = ["Competitor", "Context", "LastValue", "ModelCompetitor"]
+__all__ = ["Competitor", "Context", "LastValue", "ModelCompetitor", "history_bars"]
+
+_WEEK_MS = 7 * 24 * 3_600_000
+_MOST_HISTORY = 20_000  # a week of 1m is 10,080 bars; a week of 1s would not fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,7 @@ class Context:
     open_time: NDArray[np.int64]  # (B, C) ms
     future_open_time: NDArray[np.int64]  # (B, H) ms
     series: list[str]  # B names such as um:DOGEUSDT
+    history: NDArray[np.float64]  # (B, K) closes up to the origin, one per interval, further back than C
 
 
 class Competitor(Protocol):
@@ -77,3 +81,9 @@ class LastValue:
         last[:, :3] = last[:, 3:4]  # open, high and low of a market that stays at its close
         paths = np.broadcast_to(last[:, None, None], (batch, 2, horizon, last.shape[-1]))
         return Forecast(paths=np.ascontiguousarray(paths), violation_rate=0.0)
+
+
+def history_bars(lookback: int, interval_ms: int) -> int:
+    """How many closes a context reaches back: a week, where that is not too many, and at least the lookback."""
+    week = _WEEK_MS // interval_ms
+    return max(lookback, week if week <= _MOST_HISTORY else 0)

@@ -15,6 +15,8 @@ class EvaluationConfig:
 
     origins: int = 100
     """Forecast origins per series at most, evenly spaced over the test range."""
+    stride: int | None = None
+    """Forecast every so many bars instead, whatever `origins` says. Empty: `origins` decides."""
     samples: int = 32
     """Sample paths per origin (at least 2: the CRPS needs a spread)."""
     temperature: float = 1.0
@@ -25,13 +27,14 @@ class EvaluationConfig:
     """Sample within this cumulative probability; below 1 narrows the fan."""
     batch_origins: int = 16
     """Origins forecast at once; memory grows with batch_origins x samples."""
+    keep_paths: bool = False
+    """Keep every sampled close beside the quantiles (samples x 4 bytes per origin, step and model)."""
 
     def __post_init__(self) -> None:
-        for name in ("origins", "batch_origins"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, found {getattr(self, name)}; set {name}=1 or more"
-                )
+        for name in ("origins", "batch_origins", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}; set {name}=1 or more")
         if self.samples < 2:
             raise ValueError(
                 f"samples must be at least 2 for the CRPS, found {self.samples}; set samples=2 or more"

@@ -59,9 +59,9 @@ def _row(
         "crps_bps": crps * _BPS,
         "skill": metrics.skill(crps, base),
         **_direction(scores, at, chosen),
-        "coverage_50": float(scores.covered_50[at][chosen].mean()),
-        "coverage_90": float(scores.covered_90[at][chosen].mean()),
-        "width_90_bps": float(scores.width_90[at][chosen].mean()) * _BPS,
+        "coverage_50": float(scores.covered[scores.level(0.5), at][chosen].mean()),
+        "coverage_90": float(scores.covered[scores.level(0.9), at][chosen].mean()),
+        "width_90_bps": float(scores.width[scores.level(0.9), at][chosen].mean()) * _BPS,
         "mae_price": None if series == ALL_SERIES else float(scores.price_error[at][chosen].mean()),
         "violation_rate": float(scores.violation_rate[at][chosen].mean()),
     }
@@ -69,7 +69,7 @@ def _row(
 
 def _direction(scores: Scores, at: int, chosen: NDArray[np.bool_]) -> dict[str, float | None]:
     """Hit rate and its interval, narrowed only by trials that are independent."""
-    hits = scores.direction_hit[at][chosen]
+    hits = scores.direction_hit()[at, chosen, -1]
     moved = ~np.isnan(hits)
     if not moved.any():
         return {"direction": None, "direction_low": None, "direction_high": None}

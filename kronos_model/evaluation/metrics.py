@@ -1,27 +1,37 @@
 """Scores of sample paths against what happened: pure functions on arrays.
 
 Everything is measured on r(h) = ln(close(h) / last known close), a pure number; x 10,000 gives basis points.
-Shapes: B origins, S sample paths, H steps. `samples` is (B, S, H), `realised` is (B, H).
+Shapes: B origins, S sample paths, H steps, Q quantile levels, F price fields. `samples` is (B, S, H),
+`realised` is (B, H).
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 import scoringrules
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+from scipy.stats import rankdata
 
 __all__ = [
-    "absolute_error",
-    "central_interval",
+    "correlation",
     "covered",
     "crps",
-    "direction_hit",
+    "energy_score",
     "independent_count",
     "log_returns",
+    "ordered",
+    "pinball",
+    "pit",
+    "probability_up",
+    "quantiles",
+    "rank_correlation",
     "skill",
-    "squared_error",
+    "variance",
     "wilson_interval",
+    "winkler",
 ]
 
 Floats = NDArray[np.float64]
@@ -33,17 +43,23 @@ def log_returns(close: NDArray[np.floating], last_close: NDArray[np.floating]) -
     return np.asarray(np.log(close.astype(np.float64) / scale), dtype=np.float64)
 
 
-def absolute_error(samples: Floats, realised: Floats) -> Floats:
-    """|median over S - realised|, (B, H), lower is better. The median is the point that minimises it."""
-    return np.asarray(np.abs(np.median(samples, axis=1) - realised))
+def ordered(samples: Floats) -> Floats:
+    """The paths' values of every step from lowest to highest, (B, S, H): sorted once, used by many metrics."""
+    return np.sort(samples, axis=1)
 
 
-def squared_error(samples: Floats, realised: Floats) -> Floats:
-    """(mean over S - realised)^2, (B, H), lower is better. The mean is the point that minimises it."""
-    return np.asarray((samples.mean(axis=1) - realised) ** 2)
+def quantiles(ordered_samples: Floats, levels: Sequence[float]) -> Floats:
+    """Linear quantiles (Q, B, H) of ordered samples (numpy's default, type 7)."""
+    last = ordered_samples.shape[1] - 1
+    at = np.asarray(levels) * last
+    below = np.minimum(np.floor(at).astype(np.int64), max(last - 1, 0))
+    above = np.minimum(below + 1, last)
+    share = (at - below)[:, None, None]
+    low, high = (np.moveaxis(ordered_samples[:, rows], 1, 0) for rows in (below, above))
+    return np.asarray(low + share * (high - low))
 
 
-def crps(samples: Floats, realised: Floats) -> Floats:
+def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> Floats:
     """Continuous ranked probability score, (B, H), in units of r, lower is better.
 
     E|X - y| - E|X - X'| / 2, with the second mean over the S(S-1) pairs of different paths: the fair
@@ -55,14 +71,26 @@ def crps(samples: Floats, realised: Floats) -> Floats:
         )
     # "pwm" is the fair estimator in O(S log S); "fair" gives the same value in O(S^2).
     return np.asarray(
-        scoringrules.crps_ensemble(realised, samples, m_axis=1, estimator="pwm", backend="numpy")
+        scoringrules.crps_ensemble(
+            realised, samples, m_axis=1, estimator="pwm", sorted_ensemble=sorted_samples, backend="numpy"
+        )
     )
 
 
-def central_interval(samples: Floats, share: float) -> tuple[Floats, Floats]:
-    """Ends, each (B, H), of the central interval that holds `share` of the paths (linear quantiles)."""
-    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2], axis=1)
-    return low, high
+def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats:
+    """Quantile loss (B, H), the mean over levels of max(a (y - q), (a - 1) (y - q)) for quantiles (Q, B, H).
+
+    In units of r, lower is better; twice the mean over all levels is the CRPS.
+    """
+    level = np.asarray(levels)[:, None, None]
+    miss = realised - values
+    return np.asarray(np.maximum(level * miss, (level - 1) * miss).mean(axis=0))
+
+
+def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:
+    """Interval score (B, H): width + 2 / (1 - share) x how far outside; units of r, lower is better."""
+    outside = np.maximum(low - realised, 0) + np.maximum(realised - high, 0)
+    return np.asarray(high - low + 2 / (1 - share) * outside)
 
 
 def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:
@@ -70,10 +98,48 @@ def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:
     return np.asarray((low <= realised) & (realised <= high))
 
 
-def direction_hit(samples: Floats, realised: Floats) -> Floats:
-    """Is the median's sign at the last step right? (B,): 1 yes, 0 no, NaN where either side does not move."""
-    called, moved = np.sign(np.median(samples[:, :, -1], axis=1)), np.sign(realised[:, -1])
-    return np.where((called == 0) | (moved == 0), np.nan, (called == moved).astype(np.float64))
+def pit(samples: Floats, realised: Floats, uniforms: Floats) -> Floats:
+    """Probability integral transform (B, H): uniform on [0, 1] where the paths are calibrated.
+
+    (paths below y + u (1 + paths equal to y)) / (S + 1) with u (B, H) uniform: the rank of y among S + 1
+    exchangeable values, its step of 1 / (S + 1) filled at random.
+    """
+    truth = realised[:, None, :]
+    below, equal = (samples < truth).sum(axis=1), (samples == truth).sum(axis=1)
+    return np.asarray((below + uniforms * (1 + equal)) / (samples.shape[1] + 1))
+
+
+def probability_up(samples: Floats) -> Floats:
+    """P(r > 0) as the share of paths above 0, (B, H); paths that do not move count half."""
+    return np.asarray((samples > 0).mean(axis=1) + (samples == 0).mean(axis=1) / 2)
+
+
+def energy_score(samples: Floats, realised: Floats) -> Floats:
+    """Energy score of whole paths, (B,): E||X - y|| - E||X - X'|| / 2 in H dimensions, fair like the CRPS.
+
+    In units of r, lower is better. Unlike the CRPS it sees whether the steps of a path belong together.
+    """
+    miss = np.sqrt(((samples - realised[:, None]) ** 2).sum(axis=-1)).mean(axis=1)
+    return np.asarray(miss - np.array([pdist(paths).mean() for paths in samples]) / 2)
+
+
+def variance(path: Floats) -> Floats:
+    """Realised variance (...) of r (..., H) over the horizon: the sum of squared one-bar log returns."""
+    return np.asarray((np.diff(path, axis=-1, prepend=0.0) ** 2).sum(axis=-1))
+
+
+def correlation(left: Floats, right: Floats) -> Floats:
+    """Pearson's correlation along the last axis; NaN where one side does not vary."""
+    a, b = left - left.mean(axis=-1, keepdims=True), right - right.mean(axis=-1, keepdims=True)
+    varies = (np.ptp(left, axis=-1) > 0) & (np.ptp(right, axis=-1) > 0)
+    scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    varies &= scale > 0
+    return np.where(varies, (a * b).sum(axis=-1) / np.where(varies, scale, 1.0), np.nan)
+
+
+def rank_correlation(left: Floats, right: Floats) -> Floats:
+    """Spearman's correlation along the last axis, ties by their mean rank; NaN where one side does not vary."""
+    return correlation(rankdata(left, axis=-1), rankdata(right, axis=-1))
 
 
 def skill(score: float, reference: float) -> float | None:

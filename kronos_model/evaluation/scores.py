@@ -1,6 +1,7 @@
 """Scores of several models at the same origins, as arrays with names; one folder on disk.
 
-Shapes: M models, N origins of all series, H steps, G series, Q quantiles of a fan, C bars of lookback.
+Shapes: M models, N origins of all series, H steps, G series, L levels of central intervals, Q quantiles of a
+fan, C bars of lookback.
 """
 
 import json
@@ -16,10 +17,14 @@ from kronos_model.errors import ModelError
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 from kronos_model.files import replace_directory, write_json
 
-__all__ = ["FAN_QUANTILES", "Fans", "Scores"]
+__all__ = ["FAN_QUANTILES", "LEVELS", "QUANTILES", "Fans", "Scores"]
 
 FAN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_VERSION = 1
+QUANTILES = (0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975)
+"""Levels at which forecasts are kept."""
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Shares of the central intervals that are scored."""
+_VERSION = 2
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +41,11 @@ class Fans:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scores:
-    """Scores per model, origin and step, of r = ln(close / last known close) where no unit is given."""
+    """Scores per model, origin and step, of r = ln(close / last known close) where no unit is given.
+
+    Origins are sorted by series, then time. All series are forecast at the same times, as far as they have
+    candles there. What can be derived from these fields is a property or lives in `summary`.
+    """
 
     models: tuple[str, ...]
     series: tuple[str, ...]
@@ -44,18 +53,33 @@ class Scores:
     interval_ms: int
     horizon: int
     dataset_digest: str
+    notes: tuple[str, ...]  # what whoever reads these numbers must know, in sentences
+
     series_index: NDArray[np.int32]  # (N,) into series
     origin_ms: NDArray[np.int64]  # (N,) open time of the last known candle; ascending within a series
     last_close: Floats  # (N,) quote currency
-    absolute_error: Floats  # (M, N, H) of the median
-    squared_error: Floats  # (M, N, H) of the mean
+    next_open: Floats  # (N,) quote currency: the first price at which one could have traded
+    realised: Floats  # (N, H) what r became
+    realised_variance: Floats  # (N,) sum of the squared one-bar log returns over the horizon
+    price_scale: Floats  # (G,) mean |one-bar change of the close| over the training rows, quote currency
+    return_scale: Floats  # (G,) the same of ln close
+
+    median: Floats  # (M, N, H) the point forecast that absolute errors are taken of
+    mean: Floats  # (M, N, H) the point forecast that squared errors are taken of
+    mean_ratio: Floats  # (M, N, H) mean of close / last known close
     crps: Floats  # (M, N, H)
-    price_error: Floats  # (M, N, H) |median close - close|, quote currency
-    covered_50: NDArray[np.bool_]  # (M, N, H)
-    covered_90: NDArray[np.bool_]  # (M, N, H)
-    width_50: Floats  # (M, N, H)
-    width_90: Floats  # (M, N, H)
-    direction_hit: Floats  # (M, N) at the last step: 1, 0, NaN where nothing moves
+    pinball: Floats  # (M, N, H) mean over 0.05, 0.1, ... 0.95
+    pit: Floats  # (M, N, H)
+    probability_up: Floats  # (M, N, H) share of paths with r > 0
+    covered: NDArray[np.bool_]  # (L, M, N, H) inside the central interval, at LEVELS
+    width: Floats  # (L, M, N, H) of that interval
+    winkler: Floats  # (L, M, N, H) its interval score
+    energy: Floats  # (M, N) energy score of the whole path
+    variance: Floats  # (M, N) expected realised_variance
+    price_ic: (
+        Floats  # (M, N) correlation over the steps of mean path and truth, mean of open, high, low, close
+    )
+    price_rank_ic: Floats  # (M, N) the same of ranks
     violation_rate: Floats  # (M, N) share of sampled bars that had to be made consistent
     fans: Fans
 
@@ -68,6 +92,40 @@ class Scores:
     def overlaps_pretraining(self) -> bool:
         """Whether any scored bar is older than the end of Kronos's pre-training data."""
         return bool(self.origin_ms.min() < PRETRAINING_END_MS)
+
+    @property
+    def absolute_error(self) -> Floats:
+        """|median - realised|, (M, N, H), lower is better."""
+        return np.abs(self.median - self.realised)
+
+    @property
+    def squared_error(self) -> Floats:
+        """(mean - realised)^2, (M, N, H), lower is better."""
+        return (self.mean - self.realised) ** 2
+
+    @property
+    def price_error(self) -> Floats:
+        """|median close - close|, (M, N, H), quote currency."""
+        return np.asarray(self.last_close[:, None] * np.abs(np.exp(self.median) - np.exp(self.realised)))
+
+    @property
+    def squared_price_error(self) -> Floats:
+        """(mean close - close)^2, (M, N, H), quote currency squared."""
+        return (self.last_close[:, None] * (self.mean_ratio - np.exp(self.realised))) ** 2
+
+    def direction_hit(self, *, band: float = 0.0) -> Floats:
+        """Is the median's sign right? (M, N, H): 1 yes, 0 no, NaN where it calls none or |realised| <= band."""
+        called, moved = np.sign(self.median), np.sign(self.realised)
+        silent = (called == 0) | (np.abs(self.realised) <= band)
+        return np.where(silent, np.nan, (called == moved).astype(np.float64))
+
+    def level(self, share: float) -> int:
+        """Row of a central interval's share in covered, width and winkler; ValueError if it was not scored."""
+        if share not in LEVELS:
+            raise ValueError(
+                f"expected one of the scored intervals {', '.join(map(str, LEVELS))}, found {share}"
+            )
+        return LEVELS.index(share)
 
     def index(self, model: str) -> int:
         """Row of a model; ValueError if it was not scored."""
@@ -97,7 +155,7 @@ class Scores:
             ) from error
         if described.pop("version", None) != _VERSION:
             raise ModelError(f"expected scores of version {_VERSION} in {folder}; evaluate again")
-        described |= {"models": tuple(described["models"]), "series": tuple(described["series"])}
+        described |= {name: tuple(described[name]) for name in ("models", "series", "notes")}
         return cls(**described, **arrays, fans=fans)
 
 

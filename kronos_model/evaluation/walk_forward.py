@@ -1,44 +1,72 @@
 """Walk forward over the test range: every competitor forecasts from the same origins, then the truth arrives.
 
-Shapes: B origins, S sample paths, C bars of lookback, H steps, L = C + H, M models, N origins, F=6 features.
+Shapes: B origins, S sample paths, C bars of lookback, K bars of history, H steps, L = C + H, M models,
+N origins, Q quantile levels, F=6 features.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation import metrics
-from kronos_model.evaluation.competitors import Competitor, Context
+from kronos_model.evaluation.competitors import Competitor, Context, history_bars
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.scores import FAN_QUANTILES, Fans, Scores
+from kronos_model.evaluation.metrics import variance
+from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
+from kronos_model.evaluation.scoring import CLOSE, PRICES, Truth, score_paths
 from kronos_model.features import FEATURES
+from kronos_model.files import replace_file
 from kronos_model.forecaster import Forecast
-from kronos_model.windows import WindowDataset, Windows
+from kronos_model.windows import Split, WindowDataset, Windows
 
-__all__ = ["choose_origins", "walk_forward"]
+__all__ = ["Forecasts", "choose_origins", "walk_forward"]
 
-CLOSE = FEATURES.index("close")
+_FAN_LEVELS = [QUANTILES.index(level) for level in FAN_QUANTILES]
+_LEVELLED = ("covered", "width", "winkler")  # (L, M, N, H)
+_PER_ORIGIN = ("series", "origin_ms", "last_close", "next_open", "realised", "realised_variance")
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def choose_origins(locations: NDArray[np.int32], *, origins: int) -> NDArray[np.int64]:
-    """Indices of at most `origins` windows per series, evenly spaced from first to last, by series and time.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Forecasts:
+    """What all models said at B origins and what then happened: closes in the quote currency."""
 
-    `locations` is (N, 2): series index and start row of every window.
+    models: tuple[str, ...]
+    series: tuple[str, ...]  # (B,)
+    origin_ms: NDArray[np.int64]  # (B,) open time of the last known candle
+    open_time: NDArray[np.int64]  # (B, H) ms, of the candles forecast
+    quantiles: NDArray[np.float64]  # (M, B, H, Q) at QUANTILES
+    mean: NDArray[np.float64]  # (M, B, H)
+    realised: NDArray[np.float64]  # (B, H)
+    paths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, S, H) by model, on request
+
+
+def choose_origins(
+    locations: NDArray[np.int32],
+    start_ms: NDArray[np.int64],
+    *,
+    origins: int,
+    stride_ms: int | None = None,
+) -> NDArray[np.int64]:
+    """Indices of the windows that start at the chosen times, by series and time.
+
+    The times are at most `origins` ones, evenly spaced from the first to the last that any series has, or one
+    every `stride_ms` from the first. `locations` is (N, 2): series index and start row; `start_ms` (N,).
     """
-    chosen = []
-    for series in np.unique(locations[:, 0]):
-        own = np.flatnonzero(locations[:, 0] == series)
-        own = own[np.argsort(locations[own, 1], kind="stable")]
-        picks = np.linspace(0, len(own) - 1, min(origins, len(own))).round().astype(np.int64)
-        chosen.append(own[picks])
-    return np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+    times = np.unique(start_ms)
+    if stride_ms is None:
+        chosen = times[np.linspace(0, len(times) - 1, min(origins, len(times))).round().astype(np.int64)]
+    else:
+        chosen = times[(times - times[:1]) % stride_ms == 0]
+    picked = np.flatnonzero(np.isin(start_ms, chosen))
+    return picked[np.lexsort((start_ms[picked], locations[picked, 0]))]
 
 
 def walk_forward(
@@ -46,28 +74,62 @@ def walk_forward(
     competitors: Sequence[Competitor],
     config: EvaluationConfig,
     *,
+    split: Split = "test",
+    notes: Sequence[str] = (),
+    work: Path | None = None,
+    keep: Callable[[int, Forecasts], object] = lambda batch, forecasts: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Scores:
-    """Score every competitor at the same origins of the test range; progress counts origins x models."""
+    """Score every competitor at the same origins of the split; progress counts origins x models.
+
+    `keep` gets the forecasts of each batch, by its number. With a folder `work`, finished batches are stored
+    there and not forecast again; what it holds must come from the same arguments.
+    """
     names = [competitor.name for competitor in competitors]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected competitors with different names, found {names}; rename or add some")
-    origins = choose_origins(dataset.locations("test"), origins=config.origins)
-    if len(origins) == 0:
-        raise DataError("expected windows in the test range, found none; give the dataset more candles")
-    fan_rows = _last_of_each(dataset.locations("test")[origins, 0])
+    origins = _origins(dataset, split, config)
+    fan_rows = _last_of_each(dataset.locations(split)[origins, 0])
     parts: list[Arrays] = []
-    fans: list[Arrays] = []
-    for start in range(0, len(origins), config.batch_origins):
-        windows = dataset.batch("test", origins[start : start + config.batch_origins])
+    for batch, start in enumerate(range(0, len(origins), config.batch_origins)):
+        chosen = origins[start : start + config.batch_origins]
         wanted = fan_rows[(fan_rows >= start) & (fan_rows < start + config.batch_origins)] - start
-        scored, fan = _score_batch(windows, competitors, lookback=dataset.lookback, fan_rows=wanted)
-        parts.append(scored)
-        fans.append(fan)
-        done = min(start + config.batch_origins, len(origins)) * len(names)
-        progress(done, len(origins) * len(names))
+        stored = None if work is None else work / f"batch-{batch:05d}.npz"
+        if stored is not None and stored.exists():
+            parts.append(_load(stored))
+        else:
+            scored, forecasts = _score_batch(dataset, split, chosen, competitors, config, fan_rows=wanted)
+            keep(batch, forecasts)
+            if stored is not None:
+                _save(stored, scored)
+            parts.append(scored)
+        progress((start + len(chosen)) * len(names), len(origins) * len(names))
     logger.info("scored %d models at %d origins", len(names), len(origins))
-    return _assemble(dataset, names, parts=parts, fans=fans)
+    notes = [*notes, *_absent(dataset, origins, split)]
+    return _assemble(dataset, names, parts=parts, notes=notes)
+
+
+def _origins(dataset: WindowDataset, split: Split, config: EvaluationConfig) -> NDArray[np.int64]:
+    if dataset.count(split) == 0:
+        raise DataError(f"expected windows in the {split} range, found none; give the dataset more candles")
+    return choose_origins(
+        dataset.locations(split),
+        dataset.start_ms(split),
+        origins=config.origins,
+        stride_ms=None if config.stride is None else config.stride * dataset.interval_ms,
+    )
+
+
+def _absent(dataset: WindowDataset, origins: NDArray[np.int64], split: Split) -> list[str]:
+    """Which series could not be scored, in a sentence."""
+    scored = set(dataset.locations(split)[origins, 0].tolist())
+    absent = [name for index, name in enumerate(dataset.series) if index not in scored]
+    if not absent:
+        return []
+    return [
+        f"{', '.join(absent)} {'has' if len(absent) == 1 else 'have'} no window at the origins of the {split} "
+        "range and could not be scored"
+    ]
 
 
 def _last_of_each(series: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -76,43 +138,84 @@ def _last_of_each(series: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _score_batch(
-    windows: Windows, competitors: Sequence[Competitor], *, lookback: int, fan_rows: NDArray[np.int64]
-) -> tuple[Arrays, Arrays]:
-    """Scores of every competitor at these origins, and the fans of some of them."""
-    close = windows.features[:, :, CLOSE].numpy().astype(np.float64)  # (B, L)
-    last_close, future = close[:, lookback - 1], close[:, lookback:]  # (B,), (B, H)
-    origin_ms = windows.open_time[:, lookback - 1]
-    per_model, quantiles = [], []
+    dataset: WindowDataset,
+    split: Split,
+    origins: NDArray[np.int64],
+    competitors: Sequence[Competitor],
+    config: EvaluationConfig,
+    *,
+    fan_rows: NDArray[np.int64],
+) -> tuple[Arrays, Forecasts]:
+    """Scores of every competitor at these origins with the fans of some of them, and the forecasts."""
+    lookback = dataset.lookback
+    windows = dataset.batch(split, origins)
+    history = dataset.known_closes(split, origins, history_bars(lookback, dataset.interval_ms))
+    truth = _truth(windows, lookback)
+    per_model, quantiles, paths = [], [], {}
     for competitor in competitors:
         # A fresh context each: none can reach another's through an array they share.
-        forecast = competitor.forecast(_context(windows, lookback))
-        paths = _closes(forecast, competitor.name, windows=windows, lookback=lookback)  # (B, S, H)
-        per_model.append(_scores(paths, future, last_close, violation_rate=forecast.violation_rate))
-        quantiles.append(np.quantile(paths[fan_rows], FAN_QUANTILES, axis=1))  # (Q, B', H)
-    scored: Arrays = {name: np.stack([one[name] for one in per_model]) for name in per_model[0]}
-    scored |= {"origin_ms": origin_ms, "last_close": last_close, "series": np.array(windows.series)}
-    fan: Arrays = {
-        "origin_ms": origin_ms[fan_rows],
-        "context": close[fan_rows, :lookback],
-        "realised": future[fan_rows],
-        "quantiles": np.stack(quantiles).transpose(2, 0, 1, 3),  # (B', M, Q, H)
+        forecast = competitor.forecast(_context(windows, lookback, history))
+        _check(forecast, competitor.name, truth)
+        scored, values = score_paths(forecast.paths, truth, violation_rate=forecast.violation_rate)
+        per_model.append(scored)
+        quantiles.append(truth.last_close[:, None] * np.exp(values))
+        if config.keep_paths:
+            paths[competitor.name] = np.asarray(forecast.paths[..., CLOSE], np.float32)
+    joined: Arrays = {
+        name: np.stack([one[name] for one in per_model], axis=1 if name in _LEVELLED else 0)
+        for name in per_model[0]
     }
-    return scored, fan
+    prices = np.stack(quantiles)  # (M, Q, B, H)
+    close = windows.features[:, :lookback, CLOSE].numpy().astype(np.float64)
+    joined |= {
+        "series": np.array(truth.series),
+        "origin_ms": truth.origin_ms,
+        "last_close": truth.last_close,
+        "next_open": truth.bars[:, 0, 0],
+        "realised": truth.realised,
+        "realised_variance": variance(truth.realised),
+        "fan_origin_ms": truth.origin_ms[fan_rows],
+        "fan_context": close[fan_rows],
+        "fan_realised": truth.bars[fan_rows, :, CLOSE],
+        "fan_quantiles": prices[:, _FAN_LEVELS][:, :, fan_rows].transpose(2, 0, 1, 3),  # (B', M, Q', H)
+    }
+    forecasts = Forecasts(
+        models=tuple(competitor.name for competitor in competitors),
+        series=tuple(truth.series),
+        origin_ms=truth.origin_ms,
+        open_time=windows.open_time[:, lookback:],
+        quantiles=prices.transpose(0, 2, 3, 1),
+        mean=truth.last_close[:, None] * joined["mean_ratio"],
+        realised=truth.bars[:, :, CLOSE],
+        paths=paths,
+    )
+    return joined, forecasts
 
 
-def _context(windows: Windows, lookback: int) -> Context:
+def _truth(windows: Windows, lookback: int) -> Truth:
+    prices = windows.features[:, :, :PRICES].numpy().astype(np.float64)
+    return Truth.of(
+        prices[:, lookback - 1, CLOSE],
+        prices[:, lookback:],
+        series=windows.series,
+        origin_ms=windows.open_time[:, lookback - 1],
+    )
+
+
+def _context(windows: Windows, lookback: int, history: NDArray[np.float64]) -> Context:
     return Context(
         features=windows.features[:, :lookback].numpy().copy(),
         open_time=windows.open_time[:, :lookback].copy(),
         future_open_time=windows.open_time[:, lookback:].copy(),
         series=list(windows.series),
+        history=history.copy(),
     )
 
 
-def _closes(forecast: Forecast, model: str, *, windows: Windows, lookback: int) -> NDArray[np.float64]:
-    """The paths of the close (B, S, H) in float64, checked: a model that fails must say where."""
+def _check(forecast: Forecast, model: str, truth: Truth) -> None:
+    """A model that fails must say where."""
     paths = np.asarray(forecast.paths)
-    batch, horizon = len(windows.series), windows.open_time.shape[1] - lookback
+    batch, horizon = truth.realised.shape
     if paths.ndim != 4 or (paths.shape[0], *paths.shape[2:]) != (batch, horizon, len(FEATURES)):
         raise ModelError(
             f"expected paths of shape ({batch}, samples, {horizon}, {len(FEATURES)}) from {model}, "
@@ -121,50 +224,36 @@ def _closes(forecast: Forecast, model: str, *, windows: Windows, lookback: int) 
     good = np.isfinite(paths).all(axis=(1, 2, 3)) & (paths[..., CLOSE] > 0).all(axis=(1, 2))  # (B,)
     if not good.all():
         row = int(np.argmin(good))
-        origin = np.datetime64(int(windows.open_time[row, lookback - 1]), "ms")
+        origin = np.datetime64(int(truth.origin_ms[row]), "ms")
         raise ModelError(
             f"expected finite paths with positive closes from {model}, found others at the origin {origin}Z "
-            f"of {windows.series[row]}; its weights or its normaliser are broken, so train or load it again"
+            f"of {truth.series[row]}; its weights or its normaliser are broken, so train or load it again"
         )
-    return paths[..., CLOSE].astype(np.float64)
 
 
-def _scores(
-    paths: NDArray[np.float64],
-    future: NDArray[np.float64],
-    last_close: NDArray[np.float64],
-    *,
-    violation_rate: float,
-) -> Arrays:
-    """One model's scores at B origins: (B, H) each, (B,) for direction and violations."""
-    samples = metrics.log_returns(paths, last_close)
-    realised = metrics.log_returns(future, last_close)
-    scores: Arrays = {
-        "absolute_error": metrics.absolute_error(samples, realised),
-        "squared_error": metrics.squared_error(samples, realised),
-        "crps": metrics.crps(samples, realised),
-        "price_error": metrics.absolute_error(paths, future),
-        "direction_hit": metrics.direction_hit(samples, realised),
-        "violation_rate": np.full(len(future), violation_rate),
-    }
-    for percent in (50, 90):
-        low, high = metrics.central_interval(samples, percent / 100)
-        scores[f"covered_{percent}"] = metrics.covered(low, high, realised)
-        scores[f"width_{percent}"] = high - low
-    return scores
+def _save(path: Path, arrays: Arrays) -> None:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _load(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def _assemble(
-    dataset: WindowDataset, names: Sequence[str], *, parts: Sequence[Arrays], fans: Sequence[Arrays]
+    dataset: WindowDataset, names: Sequence[str], *, parts: Sequence[Arrays], notes: Sequence[str]
 ) -> Scores:
     """Join the batches along the origins."""
-    per_origin = ("origin_ms", "last_close", "series")
     joined: Arrays = {
-        name: np.concatenate([part[name] for part in parts], axis=0 if name in per_origin else 1)
-        for name in parts[0]
+        name: np.concatenate([part[name] for part in parts], axis=_origin_axis(name)) for name in parts[0]
     }
     named = joined.pop("series")
     series = tuple(dict.fromkeys(named.tolist()))
+    fans = Fans(
+        **{name.removeprefix("fan_"): joined.pop(name) for name in list(joined) if name.startswith("fan_")}
+    )
+    price_scale, return_scale = _scales(dataset, series)
     return Scores(
         models=tuple(names),
         series=series,
@@ -172,7 +261,26 @@ def _assemble(
         interval_ms=dataset.interval_ms,
         horizon=dataset.horizon,
         dataset_digest=str(dataset.manifest["digest"]),
+        notes=tuple(notes),
         series_index=np.array([series.index(name) for name in named.tolist()], np.int32),
-        fans=Fans(**{name: np.concatenate([fan[name] for fan in fans]) for name in fans[0]}),
+        price_scale=price_scale,
+        return_scale=return_scale,
+        fans=fans,
         **joined,
     )
+
+
+def _origin_axis(name: str) -> int:
+    if name in _LEVELLED:
+        return 2
+    return 0 if name in _PER_ORIGIN or name.startswith("fan_") else 1
+
+
+def _scales(dataset: WindowDataset, series: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean absolute one-bar change of close and of ln close over each series' training rows; NaN without any."""
+    prices, returns = [], []
+    for name in series:
+        close = dataset.rows(dataset.series.index(name), "train")[:, CLOSE].astype(np.float64)
+        prices.append(np.abs(np.diff(close)).mean() if len(close) > 1 else np.nan)
+        returns.append(np.abs(np.diff(np.log(close))).mean() if len(close) > 1 else np.nan)
+    return np.array(prices), np.array(returns)

@@ -2,10 +2,11 @@
 
 import math
 from itertools import pairwise, permutations
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import pytest
+import scoringrules
 
 from kronos_model.evaluation import metrics
 
@@ -40,24 +41,14 @@ def test_log_returns_are_taken_from_the_last_known_close_in_double_precision():
                 )
 
 
-def test_absolute_error_is_that_of_the_median(samples, realised):
-    found = metrics.absolute_error(samples, realised)
-    for b, h, paths, truth in each(samples, realised):
-        assert found[b, h] == pytest.approx(abs(median(paths) - truth), abs=1e-9)
-
-
-def test_squared_error_is_that_of_the_mean(samples, realised):
-    found = metrics.squared_error(samples, realised)
-    for b, h, paths, truth in each(samples, realised):
-        assert found[b, h] == pytest.approx((mean(paths) - truth) ** 2, abs=1e-9)
-
-
 def test_crps_is_the_fair_estimator(samples, realised):
     found = metrics.crps(samples, realised)
     for b, h, paths, truth in each(samples, realised):
         distance = mean(abs(x - truth) for x in paths)
         spread = mean(abs(x - y) for x, y in permutations(paths, 2))
         assert found[b, h] == pytest.approx(distance - spread / 2, abs=1e-9)
+    again = metrics.crps(metrics.ordered(samples), realised, sorted_samples=True)
+    np.testing.assert_allclose(again, found, atol=1e-15)
 
 
 def test_crps_of_a_point_forecast_is_its_absolute_error(realised):
@@ -70,35 +61,108 @@ def test_crps_of_one_path_is_refused(samples, realised):
         metrics.crps(samples[:, :1], realised)
 
 
+def quantile_of(values: list[float], level: float) -> float:
+    values, at = sorted(values), level * (len(values) - 1)
+    below = min(int(at), len(values) - 2)
+    return values[below] + (at - below) * (values[below + 1] - values[below])
+
+
+LEVELS = (0.025, 0.05, 0.25, 0.5, 0.9, 0.975)
+
+
+def test_quantiles_are_linear_and_equal_numpys(samples, realised):
+    found = metrics.quantiles(metrics.ordered(samples), LEVELS)
+    np.testing.assert_allclose(found, np.quantile(samples, LEVELS, axis=1), atol=1e-15)
+    for b, h, paths, _ in each(samples, realised):
+        for q, level in enumerate(LEVELS):
+            assert found[q, b, h] == pytest.approx(quantile_of(paths, level), abs=1e-12)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_intervals_are_linear_quantiles_and_cover_what_lies_between_them(samples, realised, share):
-    low, high = metrics.central_interval(samples, share)
-    inside = metrics.covered(low, high, realised)
+def test_intervals_cover_what_lies_between_their_ends_and_winkler_punishes_the_rest(samples, realised, share):
+    low, high = metrics.quantiles(metrics.ordered(samples), [(1 - share) / 2, (1 + share) / 2])
+    inside, scored = metrics.covered(low, high, realised), metrics.winkler(low, high, realised, share)
     for b, h, paths, truth in each(samples, realised):
-        ordered = sorted(paths)
-
-        def quantile(q: float, ordered: list[float] = ordered) -> float:
-            at = q * (S - 1)
-            below = min(int(at), S - 2)
-            return ordered[below] + (at - below) * (ordered[below + 1] - ordered[below])
-
-        assert low[b, h] == pytest.approx(quantile((1 - share) / 2), abs=1e-9)
-        assert high[b, h] == pytest.approx(quantile((1 + share) / 2), abs=1e-9)
-        assert inside[b, h] == (quantile((1 - share) / 2) <= truth <= quantile((1 + share) / 2))
+        ends = [quantile_of(paths, (1 + sign * share) / 2) for sign in (-1, 1)]
+        assert inside[b, h] == (ends[0] <= truth <= ends[1])
+        miss = max(ends[0] - truth, 0) + max(truth - ends[1], 0)
+        assert scored[b, h] == pytest.approx(ends[1] - ends[0] + 2 * miss / (1 - share), abs=1e-12)
     assert 0 < inside.mean() < 1
+    public = scoringrules.interval_score(realised, low, high, 1 - share)
+    np.testing.assert_allclose(scored, public, atol=1e-12)
 
 
-def test_direction_counts_hits_and_leaves_out_what_does_not_move():
-    ends = np.array([0.01, 0.01, -0.01, -0.01, 0.0, 0.01])
-    truth = np.array([0.02, -0.02, -0.02, 0.02, 0.02, 0.0])
-    samples = np.repeat(ends[:, None, None], S, axis=1) * np.array([-5.0, 1.0])
-    found = metrics.direction_hit(samples, np.stack([-truth, truth], axis=1))
-    np.testing.assert_array_equal(found, [1, 0, 1, 0, np.nan, np.nan])
+def test_pinball_is_the_mean_quantile_loss_and_equals_a_public_one(samples, realised):
+    values = metrics.quantiles(metrics.ordered(samples), LEVELS)
+    found = metrics.pinball(values, realised, LEVELS)
+    for b, h, paths, truth in each(samples, realised):
+        losses = []
+        for level in LEVELS:
+            miss = truth - quantile_of(paths, level)
+            losses.append(level * miss if miss >= 0 else (level - 1) * miss)
+        assert found[b, h] == pytest.approx(mean(losses), abs=1e-12)
+    public = [
+        scoringrules.quantile_score(realised, q, level) for q, level in zip(values, LEVELS, strict=True)
+    ]
+    np.testing.assert_allclose(found, np.mean(public, axis=0), atol=1e-12)
 
 
-def test_direction_follows_the_median_and_not_the_mean():
-    samples = np.array([[[0.01], [0.01], [-0.5]]])
-    assert metrics.direction_hit(samples, np.array([[0.02]])) == [1.0]
+def test_pit_is_the_rank_of_the_truth_among_the_paths_filled_at_random(samples, realised):
+    samples[:, 1] = samples[:, 0]
+    realised[:2] = samples[:2, 0]  # ties
+    uniforms = np.random.default_rng(6).random((B, H))
+    found = metrics.pit(samples, realised, uniforms)
+    for b, h, paths, truth in each(samples, realised):
+        below, equal = sum(x < truth for x in paths), sum(x == truth for x in paths)
+        assert found[b, h] == pytest.approx((below + uniforms[b, h] * (1 + equal)) / (S + 1), abs=1e-12)
+
+
+def test_pit_of_calibrated_paths_is_uniform():
+    from scipy.stats import kstest
+
+    rng = np.random.default_rng(7)
+    drawn = rng.normal(size=(2000, 6, 1))
+    found = metrics.pit(drawn[:, 1:], drawn[:, 0], rng.random((2000, 1)))
+    assert kstest(found[:, 0], "uniform").pvalue > 0.05
+
+
+def test_probability_up_counts_paths_above_zero_and_half_of_those_that_stay():
+    samples = np.array([[[0.1], [0.2], [0.0], [-0.1]]])
+    assert metrics.probability_up(samples) == [[0.625]]
+
+
+def test_energy_score_is_a_double_loop_over_whole_paths_and_equals_a_public_one(samples, realised):
+    found = metrics.energy_score(samples, realised)
+    for b in range(B):
+        paths = [[float(v) for v in path] for path in samples[b]]
+        truth = [float(v) for v in realised[b]]
+        spread = mean(math.dist(x, y) for x, y in permutations(paths, 2))
+        assert found[b] == pytest.approx(mean(math.dist(x, truth) for x in paths) - spread / 2, abs=1e-9)
+    public = scoringrules.es_ensemble(realised, samples, m_axis=1, v_axis=2, estimator="fair")
+    np.testing.assert_allclose(found, public, atol=1e-9)
+
+
+def test_variance_sums_the_squared_returns_of_every_bar_the_first_included(samples, realised):
+    found, of_paths = metrics.variance(realised), metrics.variance(samples)
+    for b in range(B):
+        bars = [0.0, *(float(v) for v in realised[b])]
+        assert found[b] == pytest.approx(sum((y - x) ** 2 for x, y in pairwise(bars)), abs=1e-15)
+        bars = [0.0, *(float(v) for v in samples[b, 2])]
+        assert of_paths[b, 2] == pytest.approx(sum((y - x) ** 2 for x, y in pairwise(bars)), abs=1e-15)
+
+
+def test_correlations_equal_scipys_and_are_nan_where_one_side_does_not_vary(samples, realised):
+    from scipy.stats import pearsonr, spearmanr
+
+    samples[:, 0, 1] = samples[:, 0, 0]  # ties
+    for b in range(B):
+        left, right = samples[b, 0], realised[b]
+        found, ranks = metrics.correlation(left, right), metrics.rank_correlation(left, right)
+        assert found == pytest.approx(pearsonr(left, right).statistic, abs=1e-9)
+        assert ranks == pytest.approx(spearmanr(left, right).statistic, abs=1e-9)
+    flat = np.full((2, H), 100.1)
+    assert np.isnan(metrics.correlation(flat, realised[:2])).all()
+    assert np.isnan(metrics.rank_correlation(realised[:2], flat)).all()
 
 
 def test_skill_is_one_minus_the_ratio_and_undefined_without_a_reference():

@@ -1,7 +1,7 @@
 """Walking forward over a real prepared dataset, the leaderboard, and competitors that misbehave."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -16,7 +16,7 @@ from kronos_model.evaluation.competitors import Context, LastValue, ModelCompeti
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.metrics import wilson_interval
-from kronos_model.evaluation.scores import FAN_QUANTILES, Fans, Scores
+from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
 from kronos_model.evaluation.walk_forward import choose_origins, walk_forward
 from kronos_model.forecaster import Forecast, Forecaster
 from kronos_model.hub import scratch_pair
@@ -48,6 +48,10 @@ class Noise:
         return Forecast(paths=np.repeat(close[..., None], 6, axis=-1), violation_rate=self.violation_rate)
 
 
+def origins_of(dataset: WindowDataset) -> np.ndarray:
+    return choose_origins(dataset.locations("test"), dataset.start_ms("test"), origins=SMALL.origins)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> WindowDataset:
     config = DatasetConfig(lookback=LOOKBACK, horizon=HORIZON)
@@ -70,20 +74,36 @@ def forecaster(dataset: WindowDataset, tmp_path_factory: pytest.TempPathFactory)
     return Forecaster.load(pair.tokenizer, pair.predictor, normaliser=dataset.normaliser)
 
 
-def test_origins_are_evenly_spaced_in_each_series_first_and_last_included():
+def test_origins_are_evenly_spaced_times_first_and_last_included():
     locations = np.array([[row % 2, row // 2] for row in range(42)], np.int32)[::-1]
-    chosen = choose_origins(locations, origins=6)
+    start_ms = locations[:, 1] * HOUR_MS
+    chosen = choose_origins(locations, start_ms, origins=6)
     assert locations[chosen, 0].tolist() == [0] * 6 + [1] * 6
     assert locations[chosen, 1].tolist() == [0, 4, 8, 12, 16, 20] * 2
-    assert len(choose_origins(locations, origins=1000)) == 42
+    assert len(choose_origins(locations, start_ms, origins=1000)) == 42
+
+
+def test_series_of_unequal_length_are_forecast_at_the_same_times():
+    locations = np.array([(0, row) for row in range(21)] + [(1, row) for row in range(9)], np.int32)
+    start_ms = np.where(locations[:, 0] == 0, locations[:, 1], locations[:, 1] + 12) * HOUR_MS
+    chosen = choose_origins(locations, start_ms, origins=6)
+    assert (start_ms[chosen] // HOUR_MS).tolist() == [0, 4, 8, 12, 16, 20, 12, 16, 20]
+
+
+def test_a_stride_takes_every_so_many_bars_whatever_the_number_of_origins():
+    locations = np.array([(0, row) for row in range(21) if row != 10], np.int32)
+    start_ms = locations[:, 1] * HOUR_MS
+    chosen = choose_origins(locations, start_ms, origins=2, stride_ms=5 * HOUR_MS)
+    assert (start_ms[chosen] // HOUR_MS).tolist() == [0, 5, 15, 20]  # 10 is a hole
 
 
 def test_every_model_is_scored_at_the_same_origins_of_the_test_range(dataset, scores):
-    assert scores.crps.shape == (2, 14, HORIZON)
-    assert scores.series_index.tolist() == [0] * 7 + [1] * 7
+    assert scores.crps.shape == (2, 11, HORIZON)  # one series has a hole where three origins would be
+    assert scores.series_index.tolist() == [0] * 4 + [1] * 7
     assert sorted(scores.series) == ["um:BTCUSDT", "um:DOGEUSDT"]
     for index in range(2):
         own = scores.origin_ms[scores.series_index == index].tolist()
+        assert set(own) <= set(scores.origin_ms[scores.series_index == 1].tolist())
         assert all(earlier < later for earlier, later in pairwise(own))
     assert scores.origin_ms.min() >= dataset.manifest["test_from_ms"] + (LOOKBACK - 1) * HOUR_MS
     assert scores.horizon_ms == HORIZON * HOUR_MS
@@ -92,7 +112,8 @@ def test_every_model_is_scored_at_the_same_origins_of_the_test_range(dataset, sc
 
 def test_the_scores_equal_loops_over_the_windows(dataset, scores):
     noise = Noise("noise")
-    origins = choose_origins(dataset.locations("test"), origins=SMALL.origins)
+    half, nine = scores.level(0.5), scores.level(0.9)
+    origins = origins_of(dataset)
     for n, origin in enumerate(origins.tolist()):
         window = dataset.batch("test", [origin])
         bars = window.features[0].numpy().astype(np.float64)
@@ -104,6 +125,7 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             open_time=window.open_time[:, :LOOKBACK],
             future_open_time=window.open_time[:, LOOKBACK:],
             series=window.series,
+            history=dataset.known_closes("test", [origin], LOOKBACK),
         )
         paths = noise.forecast(context).paths[0, :, :, 3].astype(np.float64)
         for h in range(HORIZON):
@@ -117,12 +139,30 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             price = abs(median(path[h] for path in paths) - truth[h])
             assert scores.price_error[0, n, h] == pytest.approx(price, abs=1e-9)
             ordered = sorted(x)  # of five, the quartiles are the second and the fourth
-            assert scores.covered_50[0, n, h] == (ordered[1] <= y <= ordered[3])
-            assert scores.width_50[0, n, h] == pytest.approx(ordered[3] - ordered[1], abs=1e-9)
+            assert scores.covered[half, 0, n, h] == (ordered[1] <= y <= ordered[3])
+            assert scores.width[half, 0, n, h] == pytest.approx(ordered[3] - ordered[1], abs=1e-9)
             assert scores.crps[1, n, h] == pytest.approx(abs(y), abs=1e-9)
+            assert scores.realised[n, h] == pytest.approx(y, abs=1e-12)
+            ratio = mean(path[h] / last for path in paths)
+            assert scores.mean_ratio[0, n, h] == pytest.approx(ratio, abs=1e-9)
+            squared = (ratio * last - truth[h]) ** 2
+            assert scores.squared_price_error[0, n, h] == pytest.approx(squared, abs=1e-9)
+            assert scores.probability_up[0, n, h] == mean(v > 0 for v in x)
+            low, high = np.quantile(x, [0.05, 0.95])
+            assert scores.covered[nine, 0, n, h] == (low <= y <= high)
+            winkler = high - low + 20 * (max(low - y, 0) + max(y - high, 0))
+            assert scores.winkler[nine, 0, n, h] == pytest.approx(winkler, abs=1e-9)
+            rank = scores.pit[0, n, h] * (len(x) + 1)
+            assert sum(v < y for v in x) <= rank <= sum(v < y for v in x) + 1
+        moves = np.diff(np.log(np.concatenate([np.full((len(paths), 1), last), paths], axis=1)), axis=1)
+        assert scores.variance[0, n] == pytest.approx((moves**2).sum(axis=1).mean(), abs=1e-12)
+        assert scores.next_open[n] == bars[LOOKBACK, 0]
+        correlations = [np.corrcoef(paths.mean(axis=0), bars[LOOKBACK:, field])[0, 1] for field in range(4)]
+        assert scores.price_ic[0, n] == pytest.approx(mean(correlations), abs=1e-6)
+        assert np.isnan(scores.price_ic[1, n])  # a straight line correlates with nothing
         hit = (median(path[-1] for path in paths) > last) == (truth[-1] > last)
-        assert scores.direction_hit[0, n] == hit
-        assert np.isnan(scores.direction_hit[1, n])
+        assert scores.direction_hit()[0, n, -1] == hit
+        assert np.isnan(scores.direction_hit()[1, n, -1])
 
 
 def test_the_size_of_a_batch_changes_no_score(dataset, scores):
@@ -156,7 +196,7 @@ def test_competitors_see_no_bar_of_the_future_and_cannot_spoil_each_others_conte
 def test_progress_ends_at_all_forecasts(dataset):
     seen: list[tuple[int, int]] = []
     walk_forward(dataset, [LastValue()], SMALL, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 14), (8, 14), (12, 14), (14, 14)]
+    assert seen == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_last_value_stays_at_the_last_close():
@@ -166,6 +206,7 @@ def test_last_value_stays_at_the_last_close():
         open_time=np.zeros((2, 4), np.int64),
         future_open_time=np.zeros((2, 3), np.int64),
         series=["a", "b"],
+        history=features[:, :, 3].astype(np.float64),
     )
     forecast = LastValue().forecast(context)
     assert forecast.paths.shape == (2, 2, 3, 6)
@@ -195,7 +236,7 @@ def test_nan_in_a_models_paths_names_the_model_and_the_origin(dataset):
                 forecast.paths[context.series.index("um:DOGEUSDT"), 1, 2, 4] = np.nan
             return forecast
 
-    origins = choose_origins(dataset.locations("test"), origins=SMALL.origins)
+    origins = origins_of(dataset)
     row = next(i for i, name in enumerate(dataset.batch("test", origins).series) if name == "um:DOGEUSDT")
     origin_ms = int(dataset.batch("test", origins).open_time[row, LOOKBACK - 1])
     moment = datetime.fromtimestamp(origin_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M")
@@ -238,7 +279,7 @@ def test_a_dataset_without_a_test_range_is_refused(dataset):
 def test_a_fan_holds_the_quantiles_and_the_truth_of_the_last_origin_of_each_series(dataset, scores):
     fans = scores.fans
     assert fans.quantiles.shape == (2, 2, len(FAN_QUANTILES), HORIZON)
-    origins = choose_origins(dataset.locations("test"), origins=SMALL.origins)
+    origins = origins_of(dataset)
     for index in range(2):
         n = int(np.flatnonzero(scores.series_index == index)[-1])
         close = dataset.batch("test", [origins[n]]).features[0, :, 3].numpy()
@@ -293,9 +334,9 @@ def test_the_leaderboard_equals_loops_over_the_scores(scores):
             "rmse_bps": 1e4 * math.sqrt(mean(float(scores.squared_error[m, n, h]) for n, h in cells)),
             "crps_bps": 1e4 * crps,
             "skill": 1 - crps / reference,
-            "coverage_50": mean(float(scores.covered_50[m, n, h]) for n, h in cells),
-            "coverage_90": mean(float(scores.covered_90[m, n, h]) for n, h in cells),
-            "width_90_bps": 1e4 * mean(float(scores.width_90[m, n, h]) for n, h in cells),
+            "coverage_50": mean(float(scores.covered[0, m, n, h]) for n, h in cells),
+            "coverage_90": mean(float(scores.covered[2, m, n, h]) for n, h in cells),
+            "width_90_bps": 1e4 * mean(float(scores.width[2, m, n, h]) for n, h in cells),
             "violation_rate": 0.25 if row["model"] == "noise" else 0.0,
         }
         for name, value in expected.items():
@@ -309,9 +350,9 @@ def test_the_leaderboard_equals_loops_over_the_scores(scores):
 
 def test_direction_is_a_share_with_an_interval_and_absent_where_nothing_moves(scores):
     noise, still = sorted(leaderboard(scores)[:2], key=lambda row: row["model"] != "noise")
-    share = mean(scores.direction_hit[0].tolist())
+    share = mean(scores.direction_hit()[0, :, -1].tolist())
     assert noise["direction"] == pytest.approx(share)
-    assert (noise["direction_low"], noise["direction_high"]) == pytest.approx(wilson_interval(share, 14))
+    assert (noise["direction_low"], noise["direction_high"]) == pytest.approx(wilson_interval(share, 11))
     assert still["direction"] is None
     assert still["direction_low"] is None
 
@@ -336,6 +377,94 @@ def test_the_leaderboard_is_sorted_and_has_no_skill_without_its_reference():
 def test_scores_know_whether_they_overlap_the_pre_training(scores):
     assert scores.overlaps_pretraining  # the synthetic candles start in 2020
     assert not planted_scores({"a": np.ones(3)}).overlaps_pretraining
+
+
+def test_directions_inside_the_fee_band_do_not_count():
+    scores = planted_scores({"a": np.full(6, 0.001)})
+    signs = np.sign(scores.median) == np.sign(scores.realised)
+    np.testing.assert_array_equal(scores.direction_hit(), signs)
+    assert np.isnan(scores.direction_hit(band=0.01)).all()  # every move is 1 %
+    assert not np.isnan(scores.direction_hit(band=0.0099)).any()
+
+
+def test_the_scale_of_mase_is_the_random_walks_error_over_the_training_rows(dataset, scores):
+    for index, name in enumerate(scores.series):
+        own = dataset.locations("train")[:, 0] == dataset.series.index(name)
+        windows = dataset.batch("train", np.flatnonzero(own)).features[:, :, 3].numpy().astype(np.float64)
+        close = [*windows[0], *windows[1:, -1]]
+        assert scores.price_scale[index] == pytest.approx(mean(abs(b - a) for a, b in pairwise(close)))
+        steps = mean(abs(math.log(b / a)) for a, b in pairwise(close))
+        assert scores.return_scale[index] == pytest.approx(steps)
+
+
+def test_history_reaches_back_before_the_lookback_and_keeps_the_close_before_a_hole(dataset):
+    origins = origins_of(dataset)
+    windows, history = dataset.batch("test", origins), dataset.known_closes("test", origins, 200)
+    np.testing.assert_array_equal(history[:, -LOOKBACK:], windows.features[:, :LOOKBACK, 3].numpy())
+    bitcoin = dataset.series.index("um:BTCUSDT")
+    source = dataset._series[bitcoin]
+    closes = dict(zip(source.open_time.tolist(), source.features[:, 3].tolist(), strict=True))
+    row = max(n for n, name in enumerate(windows.series) if name == "um:BTCUSDT")
+    last, filled = 0.0, 0
+    for bar, found in enumerate(history[row].tolist()):
+        time = int(windows.open_time[row, LOOKBACK - 1]) - (199 - bar) * HOUR_MS
+        filled += time not in closes
+        last = closes.get(time, last)
+        assert found == last
+    assert filled == 1
+    assert np.isnan(dataset.known_closes("test", origins, 10_000)[:, 0]).all()
+
+
+def test_a_walk_goes_on_after_the_last_finished_batch(dataset, scores, tmp_path):
+    calls: list[int] = []
+
+    class Dying(Noise):
+        def forecast(self, context: Context) -> Forecast:
+            calls.append(len(context.series))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return super().forecast(context)
+
+    kept: list[int] = []
+    told: dict = {"work": tmp_path, "keep": lambda batch, forecasts: kept.append(batch)}
+    competitors = [Dying("noise"), LastValue()]
+    with pytest.raises(KeyboardInterrupt):
+        walk_forward(dataset, competitors, SMALL, **told)
+    seen: list[tuple[int, int]] = []
+    told["progress"] = lambda done, total: seen.append((done, total))
+    assert_same(walk_forward(dataset, competitors, SMALL, **told), scores)
+    assert calls == [4, 4, 3, 3]  # the third is made twice
+    assert kept == [0, 1, 2]
+    assert seen[-1] == (22, 22)
+
+
+def test_forecasts_are_handed_over_in_prices_with_every_path_on_request(dataset, scores):
+    kept = []
+    walk_forward(
+        dataset,
+        [Noise("noise"), LastValue()],
+        replace(SMALL, keep_paths=True),
+        keep=lambda batch, forecasts: kept.append(forecasts),
+    )
+    assert [len(one.series) for one in kept] == [4, 4, 3]
+    first = kept[0]
+    paths = first.paths["noise"].astype(np.float64)
+    ratios = np.log(paths / scores.last_close[:4, None, None])
+    expected = scores.last_close[:4, None] * np.exp(np.quantile(ratios, QUANTILES, axis=1))
+    np.testing.assert_allclose(first.quantiles[0].transpose(2, 0, 1), expected, rtol=1e-9)
+    np.testing.assert_allclose(first.mean[0], paths.mean(axis=1), rtol=1e-9)
+    realised = scores.last_close[:4, None] * np.exp(scores.realised[:4])
+    np.testing.assert_allclose(first.realised, realised, rtol=1e-12)
+    assert (first.open_time[:, 0] == first.origin_ms + HOUR_MS).all()
+
+
+def test_a_series_without_a_window_at_the_origins_is_told_and_the_others_are_scored(dataset):
+    only = dataset.locations("test")[dataset.locations("test")[:, 0] == 1]
+    one = WindowDataset(dataset.manifest, series=dataset._series, windows={**dataset._windows, "test": only})
+    found = walk_forward(one, [LastValue()], SMALL, notes=["told before"])
+    assert found.series == (dataset.series[1],)
+    assert found.notes[0] == "told before"
+    assert f"{dataset.series[0]} has no window at the origins of the test range" in found.notes[1]
 
 
 def assert_same(found: Scores, expected: Scores) -> None:

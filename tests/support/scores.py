@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.scores import FAN_QUANTILES, Fans, Scores
+from kronos_model.evaluation.scores import FAN_QUANTILES, LEVELS, Fans, Scores
 
 __all__ = ["HOUR_MS", "planted_scores"]
 
@@ -20,10 +20,13 @@ def planted_scores(
     horizon: int = 4,
     series: int = 1,
     violation_rate: Mapping[str, float] | None = None,
+    coverage_90: Mapping[str, float] | None = None,
 ) -> Scores:
     """Scores with this CRPS per model and origin, (N,) each, the same at every step of hourly candles.
 
     With several series, origin n of the argument belongs to series n % series, and they share their times.
+    The median is off by 1.5 x CRPS on alternating sides. coverage_90 is the share of bars inside the 90 % band,
+    spread evenly over the origins; 0.9 where a model is not named.
     """
     models = tuple(crps)
     count = len(crps[models[0]])
@@ -32,7 +35,13 @@ def planted_scores(
     values = np.stack([crps[model] for model in models])[:, order]
     steps = np.repeat(values[:, :, None], horizon, axis=2)
     rates = np.array([(violation_rate or {}).get(model, 0.0) for model in models])
+    shares = np.array([(coverage_90 or {}).get(model, 0.9) for model in models])
     names = tuple(f"um:COIN{index}USDT" for index in range(series))
+    cells = (
+        (np.arange(count)[:, None] * horizon + np.arange(horizon)) * 0.618033988749895 % 1
+    )  # spread evenly
+    covered = np.stack([cells < share for share in shares])
+    realised = np.repeat(np.where(rows % 2 == 0, 0.01, -0.01)[:, None], horizon, axis=1)
     return Scores(
         models=models,
         series=names,
@@ -40,18 +49,29 @@ def planted_scores(
         interval_ms=HOUR_MS,
         horizon=horizon,
         dataset_digest="0" * 16,
+        notes=(),
         series_index=(rows % series)[order].astype(np.int32),
         origin_ms=_START_MS + (rows // series)[order].astype(np.int64) * stride_hours * HOUR_MS,
         last_close=np.full(count, 100.0),
-        absolute_error=steps * 1.5,
-        squared_error=steps**2,
+        next_open=np.full(count, 100.0),
+        realised=realised,
+        realised_variance=np.full(count, 1e-4),
+        price_scale=np.full(series, 0.5),
+        return_scale=np.full(series, 0.005),
+        median=realised + steps * 1.5 * np.where(rows % 3 == 0, -1, 1)[:, None],
+        mean=realised + steps,
+        mean_ratio=np.exp(realised + steps),
         crps=steps,
-        price_error=steps * 100,
-        covered_50=steps > np.median(steps),
-        covered_90=steps > np.quantile(steps, 0.1),
-        width_50=steps * 2,
-        width_90=steps * 4,
-        direction_hit=np.where(values > np.median(values), 1.0, 0.0),
+        pinball=steps / 2,
+        pit=np.broadcast_to(cells, steps.shape).copy(),
+        probability_up=np.full(steps.shape, 0.6),
+        covered=np.stack([covered] * len(LEVELS)),
+        width=np.stack([steps * 4] * len(LEVELS)),
+        winkler=np.stack([steps * 5] * len(LEVELS)),
+        energy=values * 2,
+        variance=values**2,
+        price_ic=np.full(values.shape, 0.1),
+        price_rank_ic=np.full(values.shape, 0.1),
         violation_rate=np.repeat(rates[:, None], count, axis=1),
         fans=Fans(
             origin_ms=np.full(series, _START_MS),
