@@ -8,8 +8,8 @@ import hashlib
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -40,6 +40,7 @@ from exchange.archive_parts import (
     stem_of,
 )
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
+from exchange.room import Room
 from exchange.transport import cause_of, log_retry
 from storage.ledger import Source
 from storage.schema import Market, SeriesKey
@@ -48,7 +49,9 @@ __all__ = ["ArchiveClient", "ArchiveConfig", "ArchivePart", "FetchedPart"]
 
 DAMAGED_ATTEMPTS = 3  # a replacement takes seconds; what stays damaged stays so for days (public-data #469)
 CHUNK_BYTES = 1 << 18
-BYTES_UNDER_WAY = 32 << 20  # of zips; their candles take three times as much. Months of 1s weigh 100 MB each
+CANDLES_UNDER_WAY = 600_000  # from the download until they are stored: 60 MB, of all series together
+PARTS_PER_THREAD = 2  # one to download, one that waits to be stored
+PARSED_AT_ONCE = 2  # a month of 1m takes 30 MB meanwhile, and a core or more
 PASSING = (403, 408, 429)  # besides 5xx: the content network's refusals under load
 
 T = TypeVar("T")
@@ -65,7 +68,7 @@ class ArchiveConfig:
     listing_url: str = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
     """URL of the storage bucket that lists the archive's files."""
     threads: int = 8
-    """Files downloaded at once. Binance states no limit; more than 10 have been seen to be blocked."""
+    """Files downloaded at once by all series. Binance states no limit; more than 10 have been seen to be blocked."""
     timeout_s: float = 30.0
     """Longest wait for a connection and for each piece of an answer, in seconds."""
     attempts: int = 5
@@ -121,7 +124,8 @@ class FetchedPart:
 
 
 class ArchiveClient:
-    """One market of the archive; threads that share one download `threads` files at once in all."""
+    """One market of the archive. Series that share one download `threads` files at once in all, and hold a
+    bounded number of candles in memory, however many they are and however long."""
 
     def __init__(
         self,
@@ -136,7 +140,10 @@ class ArchiveClient:
         self.bytes = 0
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._under_way = threading.BoundedSemaphore(self.config.threads)
+        self._connections = threading.BoundedSemaphore(self.config.threads)
+        self._pool = ThreadPoolExecutor(self.config.threads, thread_name_prefix=f"{market}-archive")
+        self._parsing = threading.BoundedSemaphore(PARSED_AT_ONCE)
+        self._room = Room(CANDLES_UNDER_WAY)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "kronos-nightly"
         for scheme in ("http://", "https://"):
@@ -152,6 +159,7 @@ class ArchiveClient:
 
     def close(self) -> None:
         """Drop the connections."""
+        self._pool.shutdown(cancel_futures=True)
         self._session.close()
 
     def list_parts(
@@ -186,34 +194,32 @@ class ArchiveClient:
         parts: Iterable[ArchivePart],
         *,
         on_part: Callable[[ArchivePart, FetchedPart | ExchangeError], object],
-        threads: int | None = None,
     ) -> None:
         """Fetch parts side by side and hand each to `on_part`, by period and in this thread.
 
-        A part that fails is handed over as its error. At most `threads` + 1 parts are in memory, fewer where
-        they are large. An exception out of `on_part` ends the downloads.
+        A part that fails is handed over as its error. Parts count as in memory until `on_part` returns. An
+        exception out of `on_part` ends the downloads.
         """
-        most = threads or self.config.threads
-        stop = threading.Event()
-        with ThreadPoolExecutor(most, thread_name_prefix="archive") as pool:
-            try:
-                for part, outcome in self._in_order(parts, pool, most, stop):
-                    on_part(part, outcome)
-            finally:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _in_order(
-        self, parts: Iterable[ArchivePart], pool: ThreadPoolExecutor, most: int, stop: threading.Event
-    ) -> Iterator[tuple[ArchivePart, FetchedPart | ExchangeError]]:
         waiting = deque(sorted(parts, key=lambda part: part.order))
-        running: deque[tuple[ArchivePart, Future[FetchedPart | ExchangeError]]] = deque()
-        while waiting or running:
-            while waiting and len(running) < most and _fits(waiting[0], (part for part, _ in running)):
-                part = waiting.popleft()
-                running.append((part, pool.submit(self._outcome, part, stop)))
-            part, future = running.popleft()
-            yield part, future.result()
+        under_way: deque[tuple[ArchivePart, Future[FetchedPart | ExchangeError]]] = deque()
+        stop = threading.Event()
+        try:
+            while waiting or under_way:
+                while waiting and self._room.take(self._share(waiting[0]), wait=not under_way):
+                    part = waiting.popleft()
+                    under_way.append((part, self._pool.submit(self._outcome, part, stop)))
+                on_part(under_way[0][0], under_way[0][1].result())
+                self._room.give(self._share(under_way.popleft()[0]))
+        finally:
+            stop.set()
+            wait([future for _, future in under_way if not future.cancel()])
+            for part, _ in under_way:
+                self._room.give(self._share(part))
+
+    def _share(self, part: ArchivePart) -> int:
+        """The room that a part takes; small ones take some too, so that they stay few."""
+        candles = part.key.interval.count(part.first_ms, part.last_ms)
+        return max(candles, self._room.most // (PARTS_PER_THREAD * self.config.threads))
 
     def _outcome(self, part: ArchivePart, stop: threading.Event) -> FetchedPart | ExchangeError:
         try:
@@ -229,7 +235,8 @@ class ArchiveClient:
                 f"{part.name}: expected the sha256 {stated} of its CHECKSUM, found {found}; "
                 "it is not used. The exchange may be replacing the file, try again later."
             )
-        candles = candles_of(unzip(content, part), part)
+        with self._parsing:
+            candles = candles_of(unzip(content, part), part)
         return FetchedPart(part=part, candles=candles, sha256=found, day_counts=day_counts(candles))
 
     def _stated(self, part: ArchivePart, stop: threading.Event) -> str:
@@ -280,7 +287,7 @@ class ArchiveClient:
     def _get(self, url: str, params: Mapping[str, str] | None = None, *, stop: threading.Event) -> bytes:
         try:
             with (
-                self._under_way,
+                self._connections,
                 self._session.get(url, params=params, timeout=self.config.timeout_s, stream=True) as response,
             ):
                 chunks: list[bytes] = []
@@ -349,8 +356,3 @@ def _worth_another_try(error: BaseException) -> bool:
     return isinstance(error, ArchiveError | Malformed | Unreachable) and not isinstance(
         error, NotYetPublished
     )
-
-
-def _fits(part: ArchivePart, running: Iterable[ArchivePart]) -> bool:
-    sizes = [one.size or 0 for one in running]
-    return not sizes or sum(sizes) + (part.size or 0) <= BYTES_UNDER_WAY

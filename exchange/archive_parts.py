@@ -48,8 +48,6 @@ class ArchivePart:
     """Open time of the last candle that also closes in the period."""
     etag: str | None = None
     """Changes when the exchange replaces the file; None unless it comes from a listing."""
-    size: int | None = None
-    """Bytes of the zip; None unless it comes from a listing."""
 
     @classmethod
     def of(
@@ -60,7 +58,6 @@ class ArchivePart:
         *,
         archive_url: str,
         etag: str | None = None,
-        size: int | None = None,
     ) -> Self:
         """The part of that period, whether or not the archive has it."""
         first_ms, last_ms = _extent(kind, period, key.interval)
@@ -73,7 +70,6 @@ class ArchivePart:
             first_ms=first_ms,
             last_ms=last_ms,
             etag=etag,
-            size=size,
         )
 
     @property
@@ -112,7 +108,6 @@ class Listed:
 
     key: str
     etag: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +132,7 @@ def parse_listing(body: bytes) -> ListingPage:
         return element.findtext(space + name) or ""
 
     listed = tuple(
-        Listed(text(one, "Key"), text(one, "ETag").strip('"'), int(text(one, "Size")))
-        for one in root.iterfind(f"{space}Contents")
+        Listed(text(one, "Key"), text(one, "ETag").strip('"')) for one in root.iterfind(f"{space}Contents")
     )
     if text(root, "IsTruncated") != "true":
         return ListingPage(listed, None)
@@ -156,7 +150,7 @@ def parts_among(
     pattern = re.compile(rf"{re.escape(stem_of(key, kind))}({digits})\.zip")
     found = ((pattern.fullmatch(one.key), one) for one in listed)
     parts = [
-        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=one.etag or None, size=one.size)
+        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=one.etag or None)
         for match, one in found
         if match
     ]

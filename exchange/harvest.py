@@ -6,7 +6,7 @@ these days too, whose word is the last. A part that fails falls to the next sour
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -95,29 +95,33 @@ class Harvest:
     def _take(self, fetches: Sequence[Fetch]) -> tuple[list[Stretch], Suspects]:
         """Store the candles of zips; what fell through, and the days of which a month has too few."""
         steps = {fetch.part.name: fetch for fetch in fetches if fetch.part}
+        lasts = {part.period[:7]: part.name for part in _parts(fetches)}
         fallen: list[Stretch] = []
         suspects: Suspects = {}
-
-        waiting = _Waiting(self._put)
+        pending: list[tuple[FetchedPart, Sequence[Stretch]]] = []  # of one month, whose file is written once
 
         def on_part(part: ArchivePart, outcome: FetchedPart | ExchangeError) -> None:
             wanted = steps[part.name].stretches
             if isinstance(outcome, ExchangeError):
                 self._fail(part.name, str(outcome))
                 fallen.extend(wanted)
-                return
-            waiting.add(outcome, wanted)
-            if part.kind == "monthly":
-                suspects.update(_short_days(outcome, wanted))
+            else:
+                pending.append((outcome, wanted))
+                if part.kind == "monthly":
+                    suspects.update(_short_days(outcome, wanted))
+            if part.name == lasts[part.period[:7]]:
+                self._put(pending)
 
         try:
-            self.archive.fetch_many([fetch.part for fetch in fetches if fetch.part], on_part=on_part)
+            self.archive.fetch_many(_parts(fetches), on_part=on_part)
         finally:
-            waiting.flush()
+            self._put(pending)
         return fallen, suspects
 
-    def _put(self, fetched: list[tuple[FetchedPart, Sequence[Stretch]]]) -> None:
-        """Store parts of one month, each as far as it is wanted."""
+    def _put(self, pending: list[tuple[FetchedPart, Sequence[Stretch]]]) -> None:
+        """Store parts of one month, each as far as it is wanted, and empty the list."""
+        fetched = pending.copy()
+        pending.clear()
         parts = [(_within(one.candles, wanted), one.source) for one, wanted in fetched]
         self.zips += len(parts)
         if held := [(candles, source) for candles, source in parts if not candles.is_empty()]:
@@ -163,22 +167,9 @@ class Harvest:
         self.ledger.fail(self.key, Failure(name, reason, time.time_ns() // 1_000_000))
 
 
-class _Waiting:
-    """Parts that wait until those of their month are together, so that its file is written once."""
-
-    def __init__(self, put: Callable[[list[tuple[FetchedPart, Sequence[Stretch]]]], object]) -> None:
-        self._put = put
-        self._parts: list[tuple[FetchedPart, Sequence[Stretch]]] = []
-
-    def add(self, fetched: FetchedPart, wanted: Sequence[Stretch]) -> None:
-        if self._parts and self._parts[0][0].part.period[:7] != fetched.part.period[:7]:
-            self.flush()
-        self._parts.append((fetched, wanted))
-
-    def flush(self) -> None:
-        if self._parts:
-            parts, self._parts = self._parts, []
-            self._put(parts)
+def _parts(fetches: Iterable[Fetch]) -> list[ArchivePart]:
+    """The zips of a plan, in the order in which they come."""
+    return sorted((fetch.part for fetch in fetches if fetch.part), key=lambda part: part.order)
 
 
 def _within(candles: pl.DataFrame, stretches: Sequence[Stretch]) -> pl.DataFrame:

@@ -42,28 +42,27 @@ class Inventory:
 
 def take_inventory(lake: Lake, ledger: Ledger, key: SeriesKey, *, now_ms: int) -> Inventory:
     """What there is of a series. One that the lake does not have is a LakeError."""
-    times = lake.open_times(key)
-    if times.is_empty():
+    if (span := lake.span(key)) is None:
         lake.read(key)  # raises, and says what to do
-    first_ms, last_ms = (int(times["open_time"].dt.epoch("ms")[row]) for row in (0, -1))
-    holes = ledger.holes(key, times)
+    assert span is not None
+    holes = ledger.holes(key, lake.open_times(key))
     names = {
         hole.start_ms: outage.name
         for hole in holes
         if (outage := known_outage(key.market, hole.start_ms, hole.end_ms, key.interval))
     }
-    next_ms = key.interval.next(last_ms)
+    next_ms = key.interval.next(span.last_ms)
     return Inventory(
         key=key,
-        rows=len(times),
-        first_ms=first_ms,
-        last_ms=last_ms,
+        rows=span.rows,
+        first_ms=span.first_ms,
+        last_ms=span.last_ms,
         holes=tuple(holes),
         repaired=sum(mark.status == "repaired" for mark in ledger.marks(key)),
         names=names,
         tail=ledger.tail(key),
         behind=key.interval.count(next_ms, key.interval.floor(now_ms) - 1) if now_ms > next_ms else 0,
-        last_source=_source_of(ledger, key, last_ms),
+        last_source=_source_of(ledger, key, span.last_ms),
         bytes=sum(path.stat().st_size for path in lake.files(key).values()),
         failures=tuple(ledger.failures(key)),
     )

@@ -9,7 +9,7 @@ What is missing comes out of the bulk archive where that is cheaper (see exchang
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,15 +23,13 @@ from exchange.rest import RestClient
 from exchange.stretches import Stretch, joined, without
 from storage.lake import Lake
 from storage.ledger import Hole, Ledger, Source, find_holes
-from storage.schema import CANDLE_SCHEMA, SeriesKey, utc_text, validate_candles
+from storage.schema import SeriesKey, utc_text, validate_candles
 
 __all__ = ["SyncReport", "sync_series"]
 
 FLUSH_PAGES = (
     20  # a killed process loses at most so many pages; more would rewrite months of 1m candles more often
 )
-READ_CANDLES = 500_000  # of a long series at a time: about 50 MB
-NO_TIMES = pl.DataFrame(schema={"open_time": CANDLE_SCHEMA["open_time"]})
 DAY_MS = 86_400_000  # a younger hole may still be filled by the exchange: it stays open
 STALE_CANDLES = 3  # so many missing at the end are no mere delay
 
@@ -171,7 +169,7 @@ class _Sync:
         for part in holes:
             if not self._absent(*part):
                 self.ledger.mark(self.key, self._hole(part), "repaired")
-        if self.added == 0 and all(part.is_empty() for part in self._stored(start_ms, end_ms)):
+        if self.added == 0 and next(self.lake.open_times(self.key, start_ms, end_ms), None) is None:
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
         if asked_end_ms is None:
             self._note_tail(end_ms)
@@ -308,23 +306,13 @@ class _Sync:
 
     def _absent(self, start_ms: int, end_ms: int) -> list[Stretch]:
         """The parts of [start, end) that are not in the lake."""
-        times = pl.concat([NO_TIMES, *self._stored(start_ms, end_ms)])
-        if times.is_empty():
-            return [(start_ms, end_ms)]
-        interval = self.key.interval
-        holes = [(hole.start_ms, hole.end_ms) for hole in find_holes(times, interval)]
-        head = (start_ms, _open_ms(times, 0))
-        tail = (interval.next(_open_ms(times, -1)), end_ms)
-        return [part for part in (head, *holes, tail) if part[0] < part[1]]
-
-    def _stored(self, start_ms: int, end_ms: int) -> Iterator[pl.DataFrame]:
-        """Open times in the lake within [start, end), a part at a time."""
-        if self.first_ms is None or self.last_ms is None:
-            return
-        step = READ_CANDLES * (self.key.interval.milliseconds or 28 * DAY_MS)
-        end_ms = min(end_ms, self.last_ms + 1)
-        for at in range(max(start_ms, self.first_ms), end_ms, step):
-            yield self.lake.read(self.key, at, min(at + step, end_ms)).select("open_time")
+        absent: list[Stretch] = []
+        at = start_ms
+        for times in self.lake.open_times(self.key, start_ms, end_ms):
+            inside = [(hole.start_ms, hole.end_ms) for hole in find_holes(times, self.key.interval)]
+            absent += [(at, _open_ms(times, 0)), *inside]
+            at = self.key.interval.next(_open_ms(times, -1))
+        return [part for part in (*absent, (at, end_ms)) if part[0] < part[1]]
 
     def _inside(self, part: Stretch) -> bool:
         return (

@@ -109,10 +109,17 @@ class Lake:
         for path in self._months(key):
             yield _name_of(path), _collect(lambda scan: scan, [path])
 
-    def open_times(self, key: SeriesKey) -> pl.DataFrame:
-        """The open times of a whole series, in a frame of that column alone; without rows if it is absent."""
-        times = [_collect(lambda scan: scan.select("open_time"), [path]) for path in self._months(key)]
-        return pl.concat(times) if times else pl.DataFrame(schema={"open_time": CANDLE_SCHEMA["open_time"]})
+    def open_times(
+        self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """The open times in [start_ms, end_ms) a month at a time, oldest first, in frames of that column alone.
+
+        Frames have rows; there are none of a series that is absent.
+        """
+        for path in _within(self._months(key), start_ms, end_ms):
+            times = _collect(lambda scan: _between(scan.select("open_time"), start_ms, end_ms), [path])
+            if not times.is_empty():
+                yield times
 
     def folder(self, key: SeriesKey) -> Path:
         """Where the files of a series are."""

@@ -4,7 +4,7 @@ It also holds the sha256 of every month's file as it was written, which is how a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,18 +63,30 @@ class Hole:
     status: HoleStatus = "open"
 
 
-def find_holes(candles: pl.DataFrame, interval: Interval) -> list[Hole]:
-    """The holes between the first and the last candle, oldest first; CandleError for rows off the grid."""
-    times = candles["open_time"]
-    if (outside := times.filter(off_grid(times, interval)).dt.epoch("ms")).len():
-        raise CandleError(
-            f"expected open times on the {interval} grid, found {utc_text(outside[0])}; drop such rows first"
-        )
-    expected = candles.select(next_open(pl.col("open_time"), interval)).to_series().dt.epoch("ms")
-    gaps = pl.DataFrame({"start": expected, "end": times.dt.epoch("ms").shift(-1)}).filter(
-        pl.col("end") > pl.col("start")
-    )
-    return [Hole(start, end, interval.count(start, end) - 1) for start, end in gaps.iter_rows()]
+def find_holes(candles: pl.DataFrame | Iterable[pl.DataFrame], interval: Interval) -> list[Hole]:
+    """The holes between the first and the last candle, oldest first; CandleError for rows off the grid.
+
+    Long series are given in pieces, oldest first, such as those of Lake.open_times.
+    """
+    holes: list[Hole] = []
+    due_ms: int | None = None  # what the next piece should begin with
+    for piece in (candles,) if isinstance(candles, pl.DataFrame) else candles:
+        if piece.is_empty():
+            continue
+        times = piece["open_time"]
+        if (outside := times.filter(off_grid(times, interval)).dt.epoch("ms")).len():
+            raise CandleError(
+                f"expected open times on the {interval} grid, found {utc_text(outside[0])}; drop such rows first"
+            )
+        expected = piece.select(next_open(pl.col("open_time"), interval)).to_series().dt.epoch("ms")
+        opened = times.dt.epoch("ms")
+        gaps = pl.DataFrame({"start": expected, "end": opened.shift(-1)})
+        stretches = list(gaps.filter(pl.col("end") > pl.col("start")).iter_rows())
+        if due_ms is not None and opened[0] > due_ms:
+            stretches.insert(0, (due_ms, opened[0]))
+        holes += [Hole(start, end, interval.count(start, end) - 1) for start, end in stretches]
+        due_ms = expected[-1]
+    return holes
 
 
 class Ledger:
@@ -131,8 +143,8 @@ class Ledger:
         if tail != content.tail:
             self._save(key, replace(content, tail=tail))
 
-    def holes(self, key: SeriesKey, candles: pl.DataFrame) -> list[Hole]:
-        """The holes inside `candles`, each `outage` if a marked outage covers it, else `open`."""
+    def holes(self, key: SeriesKey, candles: pl.DataFrame | Iterable[pl.DataFrame]) -> list[Hole]:
+        """The holes inside `candles`, or their pieces: `outage` where a marked outage covers it, else `open`."""
         outages = [mark for mark in self.marks(key) if mark.status == "outage"]
         return [
             replace(hole, status="outage")

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
-
 from exchange.inventory import Inventory, take_inventory
 from storage.atomic import write_json
 from storage.interval import Interval
@@ -94,11 +92,11 @@ def _from_ms(lake: Lake, key: SeriesKey) -> int:
 
 def _coverage(lake: Lake, key: SeriesKey) -> dict[str, float]:
     """By month, the share of the candles that fit between the series' ends which the lake has."""
-    times = lake.open_times(key)
-    interval, opened = key.interval, times["open_time"].dt.epoch("ms")
-    first_ms, last_ms = int(opened[0]), int(opened[-1])
-    months = times.group_by(pl.col("open_time").dt.truncate("1mo").alias("month")).len()
-    held = {int(month.timestamp()) * 1000: rows for month, rows in months.iter_rows()}
+    span, interval = lake.span(key), key.interval
+    assert span is not None, "only stored series are reported"
+    first_ms, last_ms = span.first_ms, span.last_ms
+    opened = (times["open_time"].dt.epoch("ms") for times in lake.open_times(key))
+    held = {Interval("1M").floor(int(month[0])): len(month) for month in opened}
     shares: dict[str, float] = {}
     at = Interval("1M").floor(first_ms)
     while at <= last_ms:

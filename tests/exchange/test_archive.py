@@ -6,6 +6,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,8 +15,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
 
-from exchange.archive import ArchiveClient, ArchiveConfig, ArchivePart, FetchedPart
+from exchange.archive import PARTS_PER_THREAD, ArchiveClient, ArchiveConfig, ArchivePart, FetchedPart
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
 from exchange.replay import ArchiveStyle, Fault, PartFault, ReplayClock, ReplayExchange
 from storage.files import read_candles
@@ -406,10 +409,10 @@ def test_a_checksum_alone_tells_whether_a_part_was_replaced() -> None:
 
 
 def collect(
-    client: ArchiveClient, parts: Sequence[ArchivePart], **options: Any
+    client: ArchiveClient, parts: Sequence[ArchivePart]
 ) -> list[tuple[str, FetchedPart | ExchangeError]]:
     got: list[tuple[str, FetchedPart | ExchangeError]] = []
-    client.fetch_many(parts, on_part=lambda part, outcome: got.append((part.period, outcome)), **options)
+    client.fetch_many(parts, on_part=lambda part, outcome: got.append((part.period, outcome)))
     return got
 
 
@@ -436,38 +439,72 @@ def test_one_failing_part_does_not_stop_the_others() -> None:
     assert len(got) == 8
 
 
-def test_a_slow_taker_holds_the_downloads_back() -> None:
+def test_slow_takers_of_several_series_hold_the_downloads_back_together() -> None:
     begun: list[int] = []
-    with archive() as (exchange, client):
-        parts = client.list_parts(SPOT, kinds=["daily"])[:20]
-        exchange.forget_requests()
-
-        def take(part: ArchivePart, outcome: FetchedPart | ExchangeError) -> None:
-            assert threading.current_thread() is threading.main_thread()
-            time.sleep(0.03)
-            begun.append(sum(path.endswith(".zip") for path in paths(exchange)))
-
-        client.fetch_many(parts, threads=3, on_part=take)
-    assert len(begun) == 20
-    assert all(count <= taken + 3 for taken, count in enumerate(begun, start=1))  # 3 beside the one taken
-
-
-def test_large_parts_are_fetched_fewer_at_a_time() -> None:
-    most = [0]
-    with archive() as (exchange, client):
-        parts = [replace(part, size=20 << 20) for part in client.list_parts(SPOT, kinds=["daily"])[:6]]
-        exchange.forget_requests()
-        taken = [0]
+    series = 3
+    with archive() as (exchange, _):
+        parts = [ArchiveClient("spot").part(SPOT, "daily", f"2024-12-{day:02}") for day in range(1, 13)]
+        parts = [
+            replace(part, url=part.url.replace(ArchiveConfig().archive_url, exchange.url)) for part in parts
+        ]
 
         def take(part: ArchivePart, outcome: FetchedPart | ExchangeError) -> None:
             time.sleep(0.02)
-            taken[0] += 1
-            begun = sum(path.endswith(".zip") for path in paths(exchange))
-            most[0] = max(most[0], begun - taken[0])
+            begun.append(sum(path.endswith(".zip") for path in paths(exchange)))
+
+        config = replace(exchange.archive_config, threads=2)
+        with ArchiveClient("spot", config) as client, ThreadPoolExecutor(series) as pool:
+            for done in [pool.submit(client.fetch_many, parts, on_part=take) for _ in range(series)]:
+                done.result()
+    assert len(begun) == series * 12
+    most = PARTS_PER_THREAD * 2
+    assert all(count <= taken + most + series for taken, count in enumerate(begun))  # each may hold one more
+    assert max(count - taken for taken, count in enumerate(begun)) > 2  # it reads ahead
+
+
+def test_large_parts_are_fetched_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange.archive.CANDLES_UNDER_WAY", 24 + 23)
+    taken: list[int] = []
+    with archive() as (exchange, client):
+        parts = client.list_parts(SPOT, kinds=["daily"])[:6]
+        exchange.forget_requests()
+
+        def take(part: ArchivePart, outcome: FetchedPart | ExchangeError) -> None:
+            taken.append(sum(path.endswith(".zip") for path in paths(exchange)))
 
         client.fetch_many(parts, on_part=take)
-    assert taken == [6]
-    assert most == [0]
+    assert taken == [1, 2, 3, 4, 5, 6]
+
+
+def test_series_that_share_a_client_share_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, crowd = 3, threading.Condition()
+    now, most, waited = [0], [0], threading.Event()
+    send = HTTPAdapter.send
+
+    def counted(adapter: HTTPAdapter, *arguments: Any, **options: Any) -> requests.Response:
+        with crowd:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            crowd.notify_all()
+            if not waited.is_set():  # the first ones wait for one too many
+                crowd.wait_for(lambda: most[0] > threads, timeout=0.5)
+                waited.set()
+        try:
+            return send(adapter, *arguments, **options)
+        finally:
+            with crowd:
+                now[0] -= 1
+
+    with archive() as (exchange, client):
+        parts = client.list_parts(SPOT, kinds=["daily"])[:8]
+        monkeypatch.setattr(HTTPAdapter, "send", counted)
+        config = replace(exchange.archive_config, threads=threads)
+        with ArchiveClient("spot", config) as shared, ThreadPoolExecutor(8) as pool:
+            running = [pool.submit(collect, shared, parts) for _ in range(4)]
+            running += [pool.submit(shared.list_parts, SPOT) for _ in range(4)]  # type: ignore[arg-type]
+            found = [done.result() for done in running]
+    assert [len(one) for one in found] == [8] * 4 + [79] * 4
+    assert most[0] == threads
 
 
 def test_a_taker_that_fails_ends_the_downloads_at_once() -> None:
@@ -475,7 +512,7 @@ def test_a_taker_that_fails_ends_the_downloads_at_once() -> None:
         parts = [client.part(SPOT, "daily", f"2024-11-{day}") for day in range(20, 30)]
         begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            client.fetch_many(parts, threads=4, on_part=lambda part, outcome: interrupt())
+            client.fetch_many(parts, on_part=lambda part, outcome: interrupt())
         assert time.monotonic() - begun < 3
         asked = len(exchange.requests)
         time.sleep(0.2)

@@ -1,6 +1,7 @@
 """The ledger: where stretches came from, and what is known of holes."""
 
 import random
+from itertools import pairwise
 
 import polars as pl
 import pytest
@@ -109,6 +110,15 @@ def test_months_and_weeks_have_holes_by_the_calendar():
 def test_few_or_no_candles_have_no_holes():
     assert find_holes(full_candles(1), HOUR) == []
     assert find_holes(full_candles(1).clear(), HOUR) == []
+
+
+@pytest.mark.parametrize("at", [(12,), (5, 6), (6, 30), (7, 8, 9), (1, 2, 47)])
+def test_holes_of_a_series_in_pieces_are_those_of_the_whole(at: tuple[int, ...]) -> None:
+    frame = without(0, 6, 7, 8, 29, 40)
+    borders = [0, *at, len(frame)]
+    pieces = [frame[begin:end] for begin, end in pairwise(borders)]
+    assert find_holes(iter([frame.clear(), *pieces]), HOUR) == find_holes(frame, HOUR)
+    assert len(find_holes(frame, HOUR)) == 3
 
 
 def test_rows_off_the_grid_are_found_before_any_hole():
