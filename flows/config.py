@@ -24,7 +24,7 @@ from exchange.rest import ExchangeConfig
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
 from kronos_model.jobs import StageConfig
-from kronos_model.publish import PublishConfig
+from kronos_model.publish import PublishConfig, repository_names
 from kronos_model.sampling import SamplingConfig
 from storage.dataset import DatasetConfig
 from storage.interval import Interval
@@ -116,6 +116,10 @@ class RunConfig:
             raise ConfigError(
                 f"Expected each series once, found {', '.join(self.series)}; remove the repeated one."
             )
+        try:
+            repository_names(self.publish, self.recipe, [key.symbol for key in keys])
+        except ValueError as error:
+            raise ConfigError(f"publish: {error}") from error
         if self.start and self.end and self.start >= self.end:
             raise ConfigError(
                 f"Expected start before end, found start {self.start} and end {self.end}; swap or correct the dates."

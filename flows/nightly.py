@@ -18,10 +18,11 @@ from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
+from kronos_model.errors import ModelError
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
 from tasks.cards import NightFacts
-from tasks.publish import check_publishing, promote, publish, wanted
+from tasks.publish import check_publishing, mirror_champion, promote, publish, wanted
 from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
 from tasks.tracking import log_artifact
@@ -60,6 +61,7 @@ def nightly(
 def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
     """Every step of a night in order; each recognises what an earlier, interrupted run has finished."""
     check_publishing(config.publish)
+    _settle_tags(home, config)
     base = base_model(home, config.model.preset, config.model.weights, config.seed)
     ingested = ingest_series(home, config)
     candles = ingested.series
@@ -80,6 +82,17 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
     summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
     write_night(home, config.recipe, night, summary)
     return {**summary, "nothing_new": False}
+
+
+def _settle_tags(home: Home, config: RunConfig) -> None:
+    """Put the tag `champion` where an earlier night, cut off between tagging and promoting, should have left it."""
+    champion = read_champion(home, config.recipe)
+    if champion is None or config.publish.policy == "never":
+        return
+    try:
+        mirror_champion(home, champion, config.publish)
+    except ModelError as error:  # the champion serves all the same
+        logger.warning("The tag of the published champion could not be checked: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +135,7 @@ def _decide(
             verdict=judged.verdict,
             published=published,
             previous=opponent,
+            config=config.publish,
         )
     return _Outcome(judged=judged, published=published, champion=champion)
 
@@ -137,6 +151,7 @@ def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged)
     shown = ("seed", "start", "end", "model", "tokenizer", "predictor", "evaluation")
     return NightFacts(
         recipe=config.recipe,
+        symbols=tuple(key.symbol for key in config.keys()),  # noqa: SIM118, not a mapping
         night=night,
         preset=config.model.preset,
         pretrained=config.model.weights == "pretrained",

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -48,12 +48,14 @@ class PublishConfig:
 
     policy: Literal["promoted", "always", "never"] = "promoted"
     """Publish what the gate promoted, every night's challenger, or nothing."""
+    token_block: str = "hf-token"
+    """Prefect Secret block that holds the Hub's token, asked where HF_TOKEN is not set."""
     namespace: str = ""
     """User or organisation on the Hugging Face Hub; empty publishes to the local hub folder alone."""
     tokenizer_name: str = "{recipe}-kronos-tokenizer"
-    """Repository of the tokenizer; {recipe} stands for the recipe's name."""
+    """Repository of the tokenizer; {recipe} stands for the recipe's name, {symbol} for that of its only series."""
     predictor_name: str = "{recipe}-kronos-predictor"
-    """Repository of the predictor; {recipe} stands for the recipe's name."""
+    """Repository of the predictor; {recipe} stands for the recipe's name, {symbol} for that of its only series."""
     private: bool = True
     """Create the repositories as private ones; those that exist must then be private."""
 
@@ -63,7 +65,7 @@ class PublishConfig:
                 f"namespace must be a user or organisation on the Hub, found {self.namespace!r}; "
                 "leave it empty to publish locally"
             )
-        tokenizer, predictor = repository_names(self, "recipe")
+        tokenizer, predictor = repository_names(self, "recipe", ["symbol"])
         if tokenizer == predictor:
             raise ValueError(
                 f"tokenizer_name and predictor_name must differ, both are {tokenizer!r}; change one"
@@ -81,24 +83,29 @@ class Published:
     """False where this revision was there already, and for a local hub."""
 
 
-def repository_names(config: PublishConfig, recipe: str) -> tuple[str, str]:
-    """The names, without namespace, of a recipe's tokenizer and predictor repositories."""
+def repository_names(config: PublishConfig, recipe: str, symbols: Sequence[str]) -> tuple[str, str]:
+    """The names, without namespace, of a tokenizer's and a predictor's repository."""
     return (
-        _named("tokenizer_name", config.tokenizer_name, recipe),
-        _named("predictor_name", config.predictor_name, recipe),
+        _named("tokenizer_name", config.tokenizer_name, recipe, symbols),
+        _named("predictor_name", config.predictor_name, recipe, symbols),
     )
 
 
-def _named(field: str, template: str, recipe: str) -> str:
+def _named(field: str, template: str, recipe: str, symbols: Sequence[str]) -> str:
     try:
-        unknown = {key for _, key, _, _ in Formatter().parse(template) if key not in (None, "recipe")}
+        placeholders = {key for _, key, _, _ in Formatter().parse(template) if key is not None}
     except ValueError:
-        unknown = {template}
-    name = template if unknown else template.format(recipe=recipe)
-    if unknown or not _is_name(name):
+        placeholders = {template}
+    known = placeholders <= {"recipe", "symbol"}
+    if "symbol" in placeholders and known and len(symbols) != 1:
+        raise ValueError(
+            f"{field} uses {{symbol}}, which needs exactly one series, found {len(symbols)}; use {{recipe}} instead"
+        )
+    name = template.format(recipe=recipe, symbol="".join(symbols)) if known else template
+    if not known or not _is_name(name):
         raise ValueError(
             f"{field} must make a repository name of letters, digits, '-', '_' and '.' and know no other "
-            f"placeholder than {{recipe}}, found {template!r}; try '{{recipe}}-kronos-predictor'"
+            f"placeholders than {{recipe}} and {{symbol}}, found {template!r}; try '{{recipe}}-kronos-predictor'"
         )
     return name
 
@@ -127,12 +134,14 @@ def assemble_repository(
     return destination
 
 
-def publish_local(folder: Path, hub_root: Path, name: str, *, tag: str | None = None) -> Published:
-    """Put a repository under the local hub, from where upstream's classes load it; nothing is uploaded."""
+def publish_local(folder: Path, hub_root: Path, name: str, *, tag: str) -> Published:
+    """Put a repository under the local hub, from where upstream's classes load it; nothing is uploaded.
+
+    The revisions before it stay, each with its tags.
+    """
     repository = LocalRepository(hub_root, name)
     revision = repository.write(folder, _digests_of(folder))
-    if tag is not None:
-        repository.set_tag(tag, revision)
+    repository.set_tag(tag, revision)
     logger.info("%s holds revision %s; nothing was uploaded", repository.folder, revision)
     return Published(
         repo_id=name, revision=revision, url=repository.folder.resolve().as_uri(), uploaded=False
@@ -145,28 +154,28 @@ def publish_to_hub(
     *,
     token: str,
     private: bool,
-    tag: str | None,
+    tag: str,
     message: str,
     endpoint: str | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Published:
-    """Make a Hub repository hold these files, by at most one commit, and read them back.
+    """Make a Hub repository hold these files, by at most one commit, and download them again to compare.
 
     Nothing is uploaded where the head holds them already; files that the folder does not have stay. A commit
     of somebody else in between is refused, never overwritten. `tag` ends up at the revision, moved if it
-    existed. May be repeated safely.
+    existed; a revision is tagged once its download has been compared. May be repeated safely.
     """
     digests = _digests_of(folder)
     remote = Remote(repo_id, token=token, endpoint=endpoint, sleep=sleep)
     head = remote.ensure(private=private)
     uploaded = not remote.holds(head, digests)
     revision = _commit(remote, folder, digests, head=head, message=message) if uploaded else head
-    if uploaded and not remote.holds(revision, digests):
+    compared = not uploaded and revision in remote.tags().values()
+    if not compared and remote.downloaded(revision, digests, folder.parent) != digests:
         raise ModelError(
             f"{repo_id} does not hold what was uploaded at revision {revision}; do not use it, publish again"
         )
-    if tag is not None:
-        remote.set_tag(tag, revision)
+    remote.set_tag(tag, revision)
     logger.info("%s at %s", "published " + repo_id if uploaded else repo_id + " is up to date", revision)
     return Published(repo_id=repo_id, revision=revision, url=remote.url(revision), uploaded=uploaded)
 

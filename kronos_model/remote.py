@@ -1,18 +1,21 @@
 """One repository on the Hugging Face Hub, with retries and with errors that a user can act upon."""
 
+import errno
 import hashlib
 import json
 import logging
 import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
 from kronos_model.errors import ModelError
@@ -23,7 +26,8 @@ T = TypeVar("T")
 _WAITS_S = (1.0, 4.0, 15.0)
 _LONGEST_WAIT_S = 310.0  # the Hub counts requests over five minutes
 # An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a ValueError.
-_FAILURES = (HTTPError, ConnectionError, TimeoutError, RuntimeError, ValueError)
+_FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +92,8 @@ class Remote:
     ) -> None:
         if not token:
             raise ModelError(
-                "publishing to the Hub needs a token, found none; set HF_TOKEN or publish locally"
+                "publishing to the Hub needs a token, found none; set HF_TOKEN or the Prefect Secret block that "
+                "publish.token_block names, or publish locally"
             )
         self.repo_id = repo_id
         self.api = HfApi(endpoint=endpoint, token=token)
@@ -133,6 +138,18 @@ class Remote:
             entry.lfs.sha256 == digests[name].sha256 if entry.lfs else entry.blob_id == digests[name].blob_id
             for name, entry in files.items()
         )
+
+    def downloaded(self, revision: str, names: Iterable[str], scratch: Path) -> dict[str, FileDigest]:
+        """Digests of these files as anybody gets them at that revision; they lie in `scratch` for a while."""
+        digests = {}
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            for name in names:
+                path = self.attempt(
+                    partial(self.api.hf_hub_download, self.repo_id, name, revision=revision, local_dir=folder)
+                )
+                digests[name] = _digest(Path(path))
+                Path(path).unlink()
+        return digests
 
     def check_revision(self, revision: str) -> None:
         """ModelError where there is no such revision."""
@@ -208,7 +225,9 @@ class Remote:
 def _examine(error: Exception, *, token: str) -> _Failure:
     """Sort a failure of huggingface_hub: worth another attempt or not, and in whose words."""
     cause = error
-    while isinstance(cause, RuntimeError) and isinstance(cause.__cause__, Exception):
+    while isinstance(cause, RuntimeError | LocalEntryNotFoundError) and isinstance(
+        cause.__cause__, Exception
+    ):
         cause = cause.__cause__
     if isinstance(cause, HfHubHTTPError) and cause.response is not None:
         status = cause.response.status_code
@@ -217,7 +236,8 @@ def _examine(error: Exception, *, token: str) -> _Failure:
             status=status, said=said, wait_s=_retry_after(cause), passing=status == 429 or status >= 500
         )
     broken_answer = isinstance(cause, json.JSONDecodeError)
-    if isinstance(cause, HTTPError | OSError) or broken_answer:
+    own_disk = isinstance(cause, OSError) and cause.errno in _OWN_DISK
+    if (isinstance(cause, HTTPError | OSError) and not own_disk) or broken_answer:
         said = "an answer that is not JSON" if broken_answer else type(cause).__name__
         passing = not isinstance(cause, OfflineModeIsEnabled)
         return _Failure(status=None, said=said, wait_s=0.0, passing=passing)

@@ -23,6 +23,7 @@ class NightFacts:
     """What a card tells of the night that made the model."""
 
     recipe: str
+    symbols: tuple[str, ...]
     night: str
     preset: str
     pretrained: bool
@@ -44,7 +45,7 @@ def card_facts(
     metadata = read_metadata(Path(model.predictor)) or {}
     tokenizer_repo, predictor_repo = (
         f"{config.namespace}/{name}" if config.namespace else str(home.hub / name)
-        for name in repository_names(config, facts.recipe)
+        for name in repository_names(config, facts.recipe, facts.symbols)
     )
     return CardFacts(
         part=part,

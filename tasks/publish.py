@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,22 +13,30 @@ from prefect import task
 
 from kronos_model.card import model_card
 from kronos_model.jobs import Stage
+from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
+    CHAMPION,
+    ChampionTags,
     PublishConfig,
     Published,
+    TaggedRepository,
     assemble_repository,
+    champion_tags,
     check_token,
     publish_local,
     publish_to_hub,
     repository_names,
+    tag_champion,
 )
+from kronos_model.remote import Remote
 from storage.layout import Home
 from storage.registry import Champion, keep_model, write_champion
 from tasks.cards import NightFacts, card_facts
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
+from tasks.secrets import hub_token
 
-__all__ = ["check_publishing", "promote", "publish", "wanted"]
+__all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "promote", "publish", "wanted"]
 
 
 def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
@@ -40,7 +48,7 @@ def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
 def check_publishing(config: PublishConfig) -> None:
     """Fail before hours of training, not after, when a namespace is set and the Hub does not take the token."""
     if config.namespace and config.policy != "never":
-        check_token(_token(), os.environ.get("HF_ENDPOINT"), namespace=config.namespace)
+        check_token(hub_token(config), _endpoint(), namespace=config.namespace)
 
 
 @task(name="publish", task_run_name="publish", **IDEMPOTENT)
@@ -53,19 +61,17 @@ def publish(
     pictures: Mapping[str, Path],
 ) -> tuple[PublishedRef, ...]:
     """Write both repositories under hub/ and, with a namespace and a token, commit them to the Hub."""
-    tokenizer_name, predictor_name = repository_names(config, facts.recipe)
-    parts: tuple[tuple[Stage, str, str], ...] = (
-        ("tokenizer", model.tokenizer, tokenizer_name),
-        ("predictor", model.predictor, predictor_name),
-    )
+    names = repository_names(config, facts.recipe, facts.symbols)
+    parts: tuple[tuple[Stage, str], ...] = (("tokenizer", model.tokenizer), ("predictor", model.predictor))
     published = []
-    for part, folder, name in parts:
+    home.hub.mkdir(parents=True, exist_ok=True)
+    for (part, folder), name in zip(parts, names, strict=True):
         card = model_card(card_facts(home, part, model, facts, config))
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix=".draft-", dir=home.hub) as scratch:
             draft = assemble_repository(Path(folder), Path(scratch) / name, card=card, pictures=pictures)
-            publish_local(draft, home.hub, name)
+            local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))
             uploaded = _upload(draft, name, config, facts.night)
-        published.append(_published_ref(name, home.hub / name, uploaded))
+        published.append(_published_ref(home.hub / name, local, uploaded))
     return tuple(published)
 
 
@@ -80,8 +86,9 @@ def promote(
     verdict: VerdictRef,
     published: tuple[PublishedRef, ...],
     previous: Champion | None,
+    config: PublishConfig,
 ) -> Champion:
-    """Keep a copy of the challenger and make it the champion: the last write of a promotion."""
+    """Keep a copy of the challenger, tag its repositories, and make it the champion: a promotion's last write."""
     parts = {"tokenizer": Path(model.tokenizer), "predictor": Path(model.predictor)}
     kept = keep_model(home, recipe, f"{model.tokenizer_digest}-{model.predictor_digest}", parts)
     champion = Champion(
@@ -96,8 +103,60 @@ def promote(
         published=tuple(asdict(one) for one in published),
         previous=previous,
     )
+    mirror_champion(home, champion, config)
     write_champion(home, recipe, champion)
     return champion
+
+
+def misplaced_tags(home: Home, champion: Champion, config: PublishConfig | None = None) -> tuple[str, ...]:
+    """A sentence for each place where the tag `champion` is not on what this champion published.
+
+    That is what a crash between tagging and writing champion.json leaves. ModelError where a place cannot be asked.
+    """
+    return tuple(
+        f"{place.tokenizer.repo_id} and {place.predictor.repo_id}: the tag {CHAMPION} is at {found}, but the "
+        f"champion of night {champion.night} is at {place.wanted}"
+        for place in _places(home, champion, config)
+        if (found := champion_tags(place.tokenizer, place.predictor)) != place.wanted
+    )
+
+
+def mirror_champion(home: Home, champion: Champion, config: PublishConfig | None = None) -> None:
+    """Put the tag `champion` on what this champion published, on the Hub and in the local hub.
+
+    After a promotion, a rollback and, as a repair, a crash; what is right is left alone. A champion that was never
+    published moves nothing. Raises ModelError; each place then has both its tags moved or neither.
+    """
+    for place in _places(home, champion, config):
+        tag_champion(place.tokenizer, place.predictor, place.wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A pair of repositories, and the revisions that the champion has there."""
+
+    tokenizer: TaggedRepository
+    predictor: TaggedRepository
+    wanted: ChampionTags
+
+
+def _places(home: Home, champion: Champion, config: PublishConfig | None) -> Iterator[_Place]:
+    """The Hub first: it is the one that may refuse."""
+    if not champion.published:
+        return
+    tokenizer, predictor = (PublishedRef(**one) for one in champion.published)
+    if tokenizer.repo_id:
+        token, endpoint = hub_token(config), _endpoint()
+        yield _Place(
+            Remote(tokenizer.repo_id, token=token, endpoint=endpoint),
+            Remote(predictor.repo_id, token=token, endpoint=endpoint),
+            ChampionTags(tokenizer=tokenizer.revision, predictor=predictor.revision),
+        )
+    yield _Place(
+        LocalRepository(home.hub, tokenizer.name),
+        LocalRepository(home.hub, predictor.name),
+        ChampionTags(tokenizer=tokenizer.local_revision, predictor=predictor.local_revision),
+    )
 
 
 def _upload(folder: Path, name: str, config: PublishConfig, night: str) -> Published | None:
@@ -106,21 +165,30 @@ def _upload(folder: Path, name: str, config: PublishConfig, night: str) -> Publi
     return publish_to_hub(
         folder,
         f"{config.namespace}/{name}",
-        token=_token(),
+        token=hub_token(config),
         private=config.private,
-        tag=f"night-{night}",
+        tag=_night_tag(night),
         message=f"Night {night}",
-        endpoint=os.environ.get("HF_ENDPOINT"),
+        endpoint=_endpoint(),
     )
 
 
-def _token() -> str:
-    return os.environ.get("HF_TOKEN", "")
+def _night_tag(night: str) -> str:
+    return f"night-{night}"
 
 
-def _published_ref(name: str, path: Path, uploaded: Published | None) -> PublishedRef:
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
+
+
+def _published_ref(path: Path, local: Published, uploaded: Published | None) -> PublishedRef:
+    here = PublishedRef(name=local.repo_id, path=str(path), local_revision=local.revision)
     if uploaded is None:
-        return PublishedRef(name=name, path=str(path))
-    return PublishedRef(
-        name=name, path=str(path), url=uploaded.url, revision=uploaded.revision, uploaded=uploaded.uploaded
+        return here
+    return replace(
+        here,
+        repo_id=uploaded.repo_id,
+        url=uploaded.url,
+        revision=uploaded.revision,
+        uploaded=uploaded.uploaded,
     )

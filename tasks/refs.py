@@ -103,10 +103,12 @@ class VerdictRef:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedRef:
-    """One repository as published: a folder under hub/, and its URL where it was uploaded."""
+    """One repository as published: a folder under hub/, and on the Hub where a namespace was given."""
 
     name: str
     path: str
+    local_revision: str
+    repo_id: str = ""  # on the Hub, as all below
     url: str = ""
     revision: str = ""
     uploaded: bool = False

@@ -4,10 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 
 from flows import nightly as nightly_module
-from tests.support.loopback_hub import LoopbackHub
+from kronos_model.errors import ModelError
+from kronos_model.local_hub import LocalRepository
+from kronos_model.publish import PublishConfig
+from tasks.publish import check_publishing, misplaced_tags
+from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.publishing import PublishedNight
 from tests.support.terminal import Terminal
 
@@ -36,7 +41,7 @@ def _writes(hub: LoopbackHub) -> int:
     )
 
 
-def test_each_repository_has_one_commit_with_the_local_files_and_the_nights_tag(
+def test_each_repository_has_one_commit_with_the_local_files_tagged_with_the_night_and_as_champion(
     published: PublishedNight, hub: LoopbackHub
 ) -> None:
     assert sorted(hub.repositories) == sorted(REPOSITORIES)
@@ -44,11 +49,65 @@ def test_each_repository_has_one_commit_with_the_local_files_and_the_nights_tag(
         repository = hub.repositories[name]
         assert repository.private
         assert repository.messages == ["initial commit", f"Night {published.champion.night}"]
-        assert repository.tags == {f"night-{published.champion.night}": repository.head}
+        night = f"night-{published.champion.night}"
+        assert repository.tags == {night: repository.head, "champion": repository.head}
         local = published.home.hub / name.partition("/")[2]
         files = {path.name: path.read_bytes() for path in local.iterdir()}
         assert {"README.md", "config.json", "model.safetensors", "kronos_nightly.json"} < set(files)
         assert {path: hub.content(name, path) for path in repository.commits[repository.head]} == files
+
+
+def test_the_local_hub_has_the_same_tags_on_its_own_revisions(published: PublishedNight) -> None:
+    for one in published.champion.published:
+        repository = LocalRepository(published.home.hub, one["name"])
+        revision = one["local_revision"]
+        assert repository.tags() == {f"night-{published.champion.night}": revision, "champion": revision}
+        folder = repository.revision_folder(revision)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in repository.folder.iterdir()
+        }
+
+
+def test_tags_that_a_crash_left_elsewhere_are_told_and_the_next_night_puts_them_back(
+    published: PublishedNight, hub: LoopbackHub, again: Terminal
+) -> None:
+    predictor = hub.repositories[REPOSITORIES[1]]
+    head, first = predictor.tags["champion"], next(iter(predictor.commits))
+    assert misplaced_tags(published.home, published.champion) == ()
+    predictor.tags["champion"] = first
+    LocalRepository(published.home.hub, "demo-kronos-tokenizer").set_tag("champion", None)
+    on_the_hub, locally = misplaced_tags(published.home, published.champion)
+    assert f"predictor at {first[:12]}" in on_the_hub
+    assert "tokenizer without one" in locally
+    outcome = again(*published.arguments)
+    assert outcome.code == 0, outcome.err
+    assert predictor.tags["champion"] == head
+    assert misplaced_tags(published.home, published.champion) == ()
+
+
+def test_a_hub_that_does_not_tell_its_tags_does_not_stop_a_night(
+    published: PublishedNight, hub: LoopbackHub, again: Terminal, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.faults.append(Fault(method="GET", path="/refs$", status=403))
+    outcome = again(*published.arguments)
+    assert outcome.code == 0, outcome.err
+    assert "Nothing new" in outcome.out
+    assert "The tag of the published champion could not be checked" in caplog.text
+
+
+def test_the_token_may_come_from_a_prefect_secret_block(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, prefect_api: None
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    config = PublishConfig(namespace="tester", token_block="hub-of-this-test")
+    with pytest.raises(ModelError, match="needs a token, found none"):
+        check_publishing.fn(config)
+    Secret(value=hub.token).save("hub-of-this-test")
+    check_publishing.fn(config)
+    monkeypatch.setenv("HF_TOKEN", WRONG)
+    with pytest.raises(ModelError, match="not accepted"):  # the environment wins
+        check_publishing.fn(config)
 
 
 def test_the_terminal_shows_the_whole_night(published: PublishedNight) -> None:
@@ -102,7 +161,7 @@ def test_a_night_cut_off_after_publishing_publishes_the_same_without_a_commit(
     assert [len(hub.repositories[name].messages) for name in REPOSITORIES] == [2, 2]
     assert hub.count("PUT", "/_lfs/") == uploads
     assert [hub.repositories[name].tags for name in REPOSITORIES] == [
-        {f"night-{published.champion.night}": head} for head in heads.values()
+        {f"night-{published.champion.night}": head, "champion": head} for head in heads.values()
     ]
 
 

@@ -66,7 +66,9 @@ def in_the_local_hub(root: Path) -> Pair:
     revisions = []
     for night in ("first night", "second night"):
         (folder / "README.md").write_text(night)
-        tokenizer, predictor = (publish_local(folder, root / "hub", name).revision for name in NAMES)
+        tokenizer, predictor = (
+            publish_local(folder, root / "hub", name, tag=f"night-{night[0]}").revision for name in NAMES
+        )
         revisions.append(ChampionTags(tokenizer=tokenizer, predictor=predictor))
     return Pair(*(LocalRepository(root / "hub", name) for name in NAMES), *revisions)
 
@@ -104,7 +106,9 @@ def test_the_other_tags_stay(pair: Pair) -> None:
     pair.tokenizer.set_tag("night-1", pair.old.tokenizer)
     pair.tag(pair.old)
     pair.tag(pair.new)
-    assert pair.tokenizer.tags() == {"night-1": pair.old.tokenizer, CHAMPION: pair.new.tokenizer}
+    assert (
+        pair.tokenizer.tags().items() >= {"night-1": pair.old.tokenizer, CHAMPION: pair.new.tokenizer}.items()
+    )
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "predictor"])

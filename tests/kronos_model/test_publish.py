@@ -279,10 +279,7 @@ def test_what_the_hub_does_not_hold_after_all_is_an_error(hub, folder):
 
     publish(hub, folder)
     (folder / "README.md").write_text("changed")
-    hub.faults += [
-        Fault(method="POST", path="paths-info"),  # the look at the old head
-        Fault(method="POST", path="paths-info", meanwhile=forget),
-    ]
+    hub.faults.append(Fault(method="HEAD", path=r"/resolve/[0-9a-f]{40}/config\.json", meanwhile=forget))
     with pytest.raises(ModelError, match="does not hold what was uploaded at revision"):
         publish(hub, folder)
 
@@ -328,7 +325,7 @@ def test_a_token_must_belong_to_the_namespace():
 
 
 def test_a_local_hub_is_a_folder_that_is_written_once(folder, tmp_path):
-    published = publish_local(folder, tmp_path / "hub", "demo-kronos-predictor")
+    published = publish_local(folder, tmp_path / "hub", "demo-kronos-predictor", tag="night")
     target = tmp_path / "hub" / "demo-kronos-predictor"
     assert not published.uploaded
     assert published.url == target.as_uri()
@@ -336,31 +333,46 @@ def test_a_local_hub_is_a_folder_that_is_written_once(folder, tmp_path):
         path.name: path.read_bytes() for path in folder.iterdir()
     }
     inode = (target / "model.safetensors").stat().st_ino
-    assert publish_local(folder, tmp_path / "hub", "demo-kronos-predictor") == published
+    assert publish_local(folder, tmp_path / "hub", "demo-kronos-predictor", tag="night") == published
     assert (target / "model.safetensors").stat().st_ino == inode
     (folder / "README.md").write_text("changed")
-    assert publish_local(folder, tmp_path / "hub", "demo-kronos-predictor").revision != published.revision
+    assert (
+        publish_local(folder, tmp_path / "hub", "demo-kronos-predictor", tag="night").revision
+        != published.revision
+    )
     assert (target / "README.md").read_text() == "changed"
 
 
 def test_a_model_folder_that_is_no_repository_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ModelError, match="is not a repository"):
-        publish_local(tmp_path / "model", tmp_path / "hub", "x")
+        publish_local(tmp_path / "model", tmp_path / "hub", "x", tag="night")
 
 
 def test_repositories_are_named_after_the_recipe():
-    assert repository_names(PublishConfig(), "doge_1h") == (
+    assert repository_names(PublishConfig(), "doge_1h", ["DOGEUSDT", "BTCUSDT"]) == (
         "doge_1h-kronos-tokenizer",
         "doge_1h-kronos-predictor",
     )
+
+
+def test_the_repositories_of_a_single_series_can_be_named_after_its_symbol():
+    config = PublishConfig(
+        tokenizer_name="{symbol}-kronos-tokenizer", predictor_name="{recipe}-{symbol}-predictor"
+    )
+    assert repository_names(config, "doge_1h", ["DOGEUSDT"]) == (
+        "DOGEUSDT-kronos-tokenizer",
+        "doge_1h-DOGEUSDT-predictor",
+    )
+    with pytest.raises(ValueError, match=r"needs exactly one series, found 2; use \{recipe\} instead"):
+        repository_names(config, "doge_1h", ["DOGEUSDT", "BTCUSDT"])
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"namespace": "a/b"}, "namespace"),
-        ({"tokenizer_name": "{symbol}"}, "placeholder"),
+        ({"tokenizer_name": "{coin}"}, "placeholder"),
         ({"predictor_name": "{recipe"}, "predictor_name"),
         ({"predictor_name": "a b"}, "predictor_name"),
         ({"predictor_name": "{recipe.__class__}"}, "predictor_name"),
@@ -376,7 +388,7 @@ def test_a_child_process_uploads_to_the_loopback_hub_by_its_environment(hub, fol
     code = (
         "import os, sys, pathlib; from kronos_model.publish import publish_to_hub; "
         f"print(publish_to_hub(pathlib.Path(sys.argv[1]), {REPO!r}, token=os.environ['HF_TOKEN'], "
-        "private=True, tag=None, message='m').revision)"
+        "private=True, tag='night', message='m').revision)"
     )
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ".", **hub.environment(tmp_path)}
     done = subprocess.run(
