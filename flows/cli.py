@@ -282,6 +282,30 @@ def doctor(obj: dict[str, Any]) -> None:
 
 
 @cli.command()
+@click.option(
+    "--yes", "delete", is_flag=True, help="Delete. Without it the command only shows what would go."
+)
+@SET
+@click.pass_obj
+def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
+    """Forget old checkpoints, tokens, jobs, datasets, models, forecasts and pictures.
+
+    What the champions and the predecessors on their records need stays, and so does every candle. `kronos gc --set
+    job_days=7` keeps finished jobs for a week; a wrong name lists the others.
+    """
+    home = _start(obj)
+    from flows.config import override, parse_assignments
+    from flows.gc import gc as flow
+    from flows.screen import show_expired
+    from storage.retention import RetentionPolicy
+
+    settings = parse_assignments(assignments)
+    override(RetentionPolicy(), settings)  # a typing mistake is told before anything starts
+    found: Any = flow(delete=delete, settings=settings or None)
+    show_expired(found, home, deleted=delete)
+
+
+@cli.command()
 @click.argument("which", type=click.Choice(["prefect", "mlflow"]))
 @click.option("--port", type=PORT, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
 @click.pass_obj

@@ -29,6 +29,7 @@ from kronos_model.sampling import SamplingConfig
 from storage.dataset import DatasetConfig
 from storage.interval import Interval
 from storage.schema import SeriesKey
+from tasks.limits import TimeLimits
 
 __all__ = [
     "ConfigError",
@@ -103,6 +104,8 @@ class RunConfig:
     """Where promoted models go."""
     forecast: SamplingConfig = field(default_factory=SamplingConfig)
     """How the live forecast is sampled."""
+    limits: TimeLimits = field(default_factory=TimeLimits)
+    """How long each step may take."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -196,8 +199,12 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """Sixteen hex digits over every setting that changes a night's result (not over where candles come from)."""
-    content = {k: v for k, v in asdict(config).items() if k not in ("exchange", "archive", "replay")}
+    """Sixteen hex digits over every setting that changes a night's result.
+
+    Where candles come from and how long a step may take do not.
+    """
+    aside = ("exchange", "archive", "replay", "limits")
+    content = {k: v for k, v in asdict(config).items() if k not in aside}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -6,13 +6,18 @@ from datetime import date
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
+from flows.config import RunConfig
 from flows.environment import open_home
 from flows.finetune import build_dataset
 from flows.judge import champion_pair
 from flows.recipes import IntervalName, RecipeName, configure
+from flows.turns import in_turn
+from storage.layout import Home
 from storage.registry import read_champion
 from tasks.evaluate import evaluate as walk
+from tasks.policies import within
 from tasks.refs import ScoresRef
 from tasks.report import show_leaderboard
 from tasks.train import base_model
@@ -28,7 +33,7 @@ def evaluate(
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,
-) -> ScoresRef:
+) -> ScoresRef | State:
     """Score the champion, the base and the last value on the test range of the candles in the lake.
 
     Args:
@@ -40,18 +45,16 @@ def evaluate(
         settings: Other settings by dotted name, such as {"evaluation.origins": 500}; `kronos recipes NAME` lists them.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
-    home, choice = open_home(), config.model
-    with home.exclusive(f"evaluate {recipe}"):
-        champion = read_champion(home, recipe)
-        models = {"base": base_model(home, choice.preset, choice.weights, config.seed)}
-        if champion is not None:
-            models["champion"] = champion_pair(home, champion)
-        scores = walk(
-            home,
-            build_dataset(home, config),
-            models,
-            config.evaluation,
-            seed=config.seed,
-        )
-        show_leaderboard(scores.leaderboard)
-        return scores
+    home = open_home()
+    return in_turn(home, f"evaluate {recipe}", lambda: _score(home, config))
+
+
+def _score(home: Home, config: RunConfig) -> ScoresRef:
+    champion, choice = read_champion(home, config.recipe), config.model
+    models = {"base": base_model(home, choice.preset, choice.weights, config.seed)}
+    if champion is not None:
+        models["champion"] = champion_pair(home, champion)
+    bounded = within(walk, config.limits, "evaluate_h")
+    scores = bounded(home, build_dataset(home, config), models, config.evaluation, seed=config.seed)
+    show_leaderboard(scores.leaderboard)
+    return scores

@@ -27,11 +27,14 @@ def explain(error: BaseException) -> str | None:
     from flows.config import ConfigError
     from kronos_model.errors import ModelError
     from storage.errors import StorageError
+    from tasks.limits import OutOfTime
 
-    if isinstance(error, StorageError | ExchangeError | ModelError | ConfigError):
+    if isinstance(error, StorageError | ExchangeError | ModelError | ConfigError | OutOfTime):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _disk(error)
+    if type(error).__name__ == "CancelledRun":  # flows.turns; its class would import Prefect
+        return str(error)
     packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
     found = _first_line(error)
     if "mlflow" in packages:

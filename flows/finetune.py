@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
+from flows.turns import in_turn
 from storage.layout import Home
 from tasks.dataset import build
 from tasks.figures import draw_losses
+from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
 from tasks.report import show_picture
 from tasks.tracking import log_artifact
@@ -40,7 +43,7 @@ def finetune(
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,
-) -> Trained:
+) -> Trained | State:
     """Fine-tune tokenizer and predictor on the candles in the lake, without judging or publishing.
 
     Args:
@@ -53,16 +56,20 @@ def finetune(
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()
-    with home.exclusive(f"finetune {recipe}"):
-        base = base_model(home, config.model.preset, config.model.weights, config.seed)
-        dataset = build_dataset(home, config)
-        with tracked(home, config, dataset, night_identity(config, dataset, base)) as run:
-            return train_challenger(home, config, dataset, base, run)
+    return in_turn(home, f"finetune {recipe}", lambda: _train(home, config))
+
+
+def _train(home: Home, config: RunConfig) -> Trained:
+    base = base_model(home, config.model.preset, config.model.weights, config.seed)
+    dataset = build_dataset(home, config)
+    with tracked(home, config, dataset, night_identity(config, dataset, base)) as run:
+        return train_challenger(home, config, dataset, base, run)
 
 
 def build_dataset(home: Home, config: RunConfig) -> BuiltDataset:
     """The dataset of `config` over what the lake holds."""
-    return build(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
+    bounded = within(build, config.limits, "dataset_h")
+    return bounded(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
 
 
 def train_challenger(
@@ -75,9 +82,10 @@ def train_challenger(
         "threads": config.model.threads,
         "run": run,
     }
-    tokenizer = train(home, "tokenizer", start=base, config=config.tokenizer, **shared)
+    bounded = within(train, config.limits, "train_h")
+    tokenizer = bounded(home, "tokenizer", start=base, config=config.tokenizer, **shared)
     start = replace(base, tokenizer=tokenizer.best, tokenizer_digest=tokenizer.digest)
-    predictor = train(home, "predictor", start=start, config=config.predictor, **shared)
+    predictor = bounded(home, "predictor", start=start, config=config.predictor, **shared)
     losses = draw_losses(
         {one.stage: Path(one.job) for one in (tokenizer, predictor)}, Path(predictor.job) / "losses.png"
     )

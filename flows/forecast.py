@@ -16,6 +16,7 @@ from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.forecast import forecast as sample
+from tasks.policies import within
 from tasks.refs import BuiltDataset, ForecastRef, PairRef
 from tasks.report import show_picture
 
@@ -46,7 +47,7 @@ def forecast_series(
     home: Home, config: RunConfig, model: PairRef, *, dataset: BuiltDataset | None
 ) -> tuple[ForecastRef, ...]:
     """One stored forecast and one picture per series."""
-    forecasts = sample(
+    forecasts = within(sample, config.limits, "forecast_h")(
         home,
         config.keys(),
         model,

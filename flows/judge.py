@@ -12,6 +12,7 @@ from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.figures import draw_fans, draw_skill
+from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
 from tasks.report import show_leaderboard, show_picture, verdict_markdown
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
@@ -51,7 +52,9 @@ def judge_challenger(
 ) -> Judged:
     """Walk all models forward over the test range, then ask the gate."""
     models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
-    scores = evaluate(home, dataset, models, config.evaluation, seed=config.seed)
+    scores = within(evaluate, config.limits, "evaluate_h")(
+        home, dataset, models, config.evaluation, seed=config.seed
+    )
     verdict = gate(scores, config.gate, champion=champion is not None)
     loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)
     pictures = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig, knobs
 from flows.environment import open_home
@@ -18,10 +19,12 @@ from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
+from flows.turns import in_turn
 from kronos_model.errors import ModelError
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
 from tasks.cards import NightFacts
+from tasks.policies import within
 from tasks.publish import check_publishing, mirror_champion, promote, publish, wanted
 from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
@@ -41,7 +44,7 @@ def nightly(
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State:
     """Download, train, judge, publish and forecast; a night whose inputs have not changed only says so.
 
     Args:
@@ -54,8 +57,7 @@ def nightly(
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()
-    with home.exclusive(f"nightly {recipe}"):
-        return run_night(home, config)
+    return in_turn(home, f"nightly {recipe}", lambda: run_night(home, config))
 
 
 def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
@@ -124,7 +126,8 @@ def _decide(
     if wanted(config.publish, judged.verdict):
         facts = _facts(config, night, dataset, judged)
         pictures = {**judged.pictures, "losses.png": Path(trained.stages[1].job) / "losses.png"}
-        published = publish(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
+        bounded = within(publish, config.limits, "publish_h")
+        published = bounded(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
     if judged.verdict.verdict == "promote":
         champion = promote(
             home,

@@ -16,10 +16,12 @@ from rich.text import Text
 from flows.config import RunConfig, knobs
 from flows.doctor import Finding
 from storage.layout import Home
+from storage.retention import Expired
 from tasks.refs import ForecastRef, SeriesRef, TrainedRef
 
 __all__ = [
     "candles_table",
+    "show_expired",
     "show_findings",
     "show_forecasts",
     "show_leaderboard",
@@ -94,6 +96,24 @@ def show_recipe(config: RunConfig) -> None:
         table.add_row(knob.path, _value(knob.value), knob.kind, " ".join(knob.help.split()))
     _screen().print(table)
     _screen().print("Change any of them with --set SETTING=VALUE.")
+
+
+def show_expired(found: Sequence[Expired], home: Home, *, deleted: bool) -> None:
+    """What is, or would be, forgotten, by kind."""
+    table = Table(
+        "kind", "files and folders", "MB", "oldest, days", title="Deleted" if deleted else "Expired"
+    )
+    for kind in dict.fromkeys(one.kind for one in found):
+        some = [one for one in found if one.kind == kind]
+        size = sum(one.size for one in some) / 1e6
+        table.add_row(kind, f"{len(some):,}", f"{size:,.1f}", f"{max(one.age_days for one in some):,.0f}")
+    screen = _screen()
+    if not found:
+        screen.print(f"Nothing in {home.root} is older than it may be.", highlight=False, soft_wrap=True)
+        return
+    screen.print(table)
+    if not deleted:
+        screen.print("Nothing was deleted; `kronos gc --yes` does it.")
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from flows.config import RunConfig, config_digest, knobs
 from storage.layout import Home
 from tasks.refs import BuiltDataset, PairRef, RunRef
-from tasks.tracking import begin_run, end_run, log_dataset
+from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset
 
 __all__ = ["night_identity", "tracked"]
 
@@ -34,6 +34,7 @@ def night_identity(config: RunConfig, dataset: BuiltDataset, base: PairRef) -> s
 @contextmanager
 def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str) -> Iterator[RunRef]:
     """The MLflow run of this identity, begun or resumed; FINISHED, FAILED or, when cancelled, KILLED at the end."""
+    end_dead_runs(home)
     run = begin_run(
         home,
         experiment=f"kronos-{config.recipe}",

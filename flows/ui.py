@@ -6,7 +6,7 @@ import os
 import sys
 
 from storage.layout import Home
-from tasks.tracking import tracking_uri
+from tasks.tracking import prepare_store
 
 __all__ = ["serve_ui"]
 
@@ -18,6 +18,6 @@ def serve_ui(which: str, home: Home, port: int | None) -> None:
     else:
         command = [
             "mlflow", "server", "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1",
-            "--backend-store-uri", tracking_uri(home), "--artifacts-destination", str(home.mlartifacts),
+            "--backend-store-uri", prepare_store(home), "--artifacts-destination", str(home.mlartifacts),
         ]  # fmt: skip
     os.execv(sys.executable, [sys.executable, "-m", *command])

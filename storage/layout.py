@@ -85,10 +85,13 @@ class Home:
         return self.root / "prefect"
 
     @contextmanager
-    def exclusive(self, purpose: str) -> Iterator[None]:
-        """Hold the home for one run; a second run gets a LockedError that says who holds it since when."""
-        with ProcessLock(self.root / ".lock", guarded=f"the home {self.root}").hold(purpose):
-            yield
+    def exclusive(self, purpose: str, *, run: str = "") -> Iterator[str]:
+        """Hold the home for one run; a second run gets a LockedError that says who holds it since when.
+
+        Yields the `run` of the last holder where that died without a word, else nothing ("").
+        """
+        with ProcessLock(self.root / ".lock", guarded=f"the home {self.root}").hold(purpose, run=run) as dead:
+            yield dead
 
 
 def series_folder(lake: Path, key: SeriesKey) -> Path:

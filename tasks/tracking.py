@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
+from storage.atomic import atomic_path
 from storage.layout import Home
 from tasks.refs import RunRef
 
@@ -28,12 +30,14 @@ __all__ = [
     "MetricTail",
     "begin_run",
     "describe_run",
+    "end_dead_runs",
     "end_run",
     "log_artifact",
     "log_dataset",
     "log_metrics",
     "log_table",
     "log_text",
+    "prepare_store",
     "tolerant",
     "tracking_uri",
 ]
@@ -41,6 +45,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "kronos.identity"
+_HOME = "kronos.home"
+_SQLITE = "sqlite:///"
 _PARAM_LIMIT = 6000  # MLflow truncates longer values silently
 _BATCH = 1000  # metrics that MLflow takes in one request
 
@@ -48,6 +54,43 @@ _BATCH = 1000  # metrics that MLflow takes in one request
 def tracking_uri(home: Home) -> str:
     """MLFLOW_TRACKING_URI, or SQLite in the home."""
     return os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_uri
+
+
+def prepare_store(home: Home) -> str:
+    """The tracking URI; a SQLite store is made where it is missing and brought up to date where it is old.
+
+    Two processes that open a new one at once break its migrations for good, and so does a kill in their midst. So
+    one at a time, and on a draft that takes its name when it is whole.
+    """
+    uri = tracking_uri(home)
+    if not uri.startswith(_SQLITE):
+        return uri
+    path = Path(uri.removeprefix(_SQLITE))
+    with FileLock(home.root / "mlflow.lock"):
+        if not path.exists():
+            for leftover in path.parent.glob(f".{path.stem}.*.tmp*"):  # of a killed process
+                leftover.unlink()
+            with atomic_path(path) as draft:
+                _client(f"{_SQLITE}{draft}").search_experiments(max_results=1)
+        _client(uri).search_experiments(max_results=1)
+    return uri
+
+
+def end_dead_runs(home: Home) -> None:
+    """Close as KILLED what processes of this home left running; only for who holds the home."""
+    uri = prepare_store(home)
+    client = _client(uri)
+    experiments = [
+        one.experiment_id for one in client.search_experiments(filter_string="name LIKE 'kronos-%'")
+    ]
+    if not experiments:
+        return
+    ours = f"attributes.status = 'RUNNING' and tags.`{_HOME}` = '{_here(home)}'"
+    for run in client.search_runs(experiments, ours):
+        client.set_terminated(run.info.run_id, "KILLED")
+        logger.warning(
+            "MLflow run %s was left running by a process that is gone; it is KILLED.", run.info.run_id
+        )
 
 
 def begin_run(
@@ -60,7 +103,8 @@ def begin_run(
     tags: Mapping[str, str],
 ) -> RunRef:
     """Start the run of this identity, or resume it when it exists."""
-    client, uri = _prepared_client(home)
+    uri = prepare_store(home)
+    client = _client(uri)
     experiment_id = _experiment(client, experiment, home, uri)
     found = client.search_runs([experiment_id], f"tags.`{_IDENTITY}` = '{identity}'", max_results=1)
     if found:
@@ -71,7 +115,7 @@ def begin_run(
             experiment_id, run_name=name, tags={_IDENTITY: identity, "mlflow.source.name": "kronos", **tags}
         )
         _log_params(client, run.info.run_id, params)
-    for key, value in tags.items():
+    for key, value in {**tags, _HOME: _here(home)}.items():
         client.set_tag(run.info.run_id, key, value)
     page = f"{uri}/#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     url = page if uri.startswith("http") else ""
@@ -204,17 +248,6 @@ def tolerant(what: str) -> Iterator[None]:
         )
 
 
-def _prepared_client(home: Home) -> tuple[MlflowClient, str]:
-    uri = tracking_uri(home)
-    if not uri.startswith("sqlite:"):
-        return _client(uri), uri
-    # Two processes that open a new SQLite store at once break its migrations for good, so one at a time.
-    with FileLock(home.root / "mlflow.lock"):
-        client = _client(uri)
-        client.search_experiments(max_results=1)
-    return client, uri
-
-
 def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
     """The experiment of that name: made where there is none, brought back where it was deleted."""
     from mlflow.exceptions import MlflowException
@@ -243,6 +276,11 @@ def _client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _here(home: Home) -> str:
+    """A home among those that share an MLflow server."""
+    return f"{socket.gethostname()}:{home.root}"
 
 
 def _now_ms() -> int:

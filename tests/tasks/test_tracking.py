@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from mlflow.exceptions import MlflowException
 
 from storage.layout import Home
 from tasks.refs import RunRef
-from tasks.tracking import MetricTail, begin_run, end_run, log_artifact, log_dataset, log_table, tolerant
+from tasks.tracking import (
+    MetricTail,
+    begin_run,
+    end_dead_runs,
+    end_run,
+    log_artifact,
+    log_dataset,
+    log_table,
+    prepare_store,
+    tolerant,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
@@ -23,6 +34,12 @@ from storage.layout import Home
 from tasks.tracking import begin_run
 sys.stdin.readline()
 begin_run(Home.at(sys.argv[1]), experiment="demo", name="night", identity=sys.argv[2], params={"seed": 0}, tags={})
+"""
+PREPARE = """
+import sys
+from storage.layout import Home
+from tasks.tracking import prepare_store
+prepare_store(Home.at(sys.argv[1]))
 """
 
 
@@ -124,6 +141,39 @@ def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     client = MlflowClient(Home(tmp_path / "home").mlflow_uri)
     (experiment,) = [one for one in client.search_experiments() if one.name == "demo"]
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_process_killed_while_it_makes_a_store_leaves_none_behind(tmp_path: Path) -> None:
+    home, deadline = Home.at(tmp_path / "home"), time.monotonic() + 120
+    process = subprocess.Popen([sys.executable, "-c", PREPARE, str(home.root)], cwd=ROOT)
+    while not list(home.root.glob(".mlflow.*.tmp.db")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (home.root / "mlflow.db").exists()
+    assert MlflowClient(prepare_store(home)).search_experiments()
+    assert list(home.root.glob(".mlflow.*")) == []
+
+
+def test_runs_that_died_running_are_killed_and_those_of_other_homes_left_alone(
+    home: Home, begin: Callable[..., RunRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = begin(experiment="kronos-demo", identity="dead")
+    done = begin(experiment="kronos-demo", identity="done")
+    end_run(done, "FINISHED")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("tasks.tracking.socket.gethostname", lambda: "elsewhere")
+        other = begin(experiment="kronos-demo", identity="other")
+    end_dead_runs(home)
+    status = {
+        one: _client(run).get_run(run.run_id).info.status
+        for one, run in {"dead": dead, "done": done, "other": other}.items()
+    }
+    assert status == {"dead": "KILLED", "done": "FINISHED", "other": "RUNNING"}
+    assert begin(experiment="kronos-demo", identity="dead").run_id == dead.run_id
+    assert _client(dead).get_run(dead.run_id).info.status == "RUNNING"
 
 
 def test_an_experiment_that_another_process_makes_meanwhile_is_used(
