@@ -6,14 +6,34 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["ROOT", "machine", "peak_mb", "run_json", "write_results"]
+__all__ = ["ROOT", "Case", "machine", "peak_mb", "run_json", "write_results"]
 
 # A parent of measured processes stays on the standard library: a child's peak memory starts at its own.
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison. Each side measures itself in a process of its own and imports what it needs there."""
+
+    title: str
+    unit: str
+    peer_name: str
+    ours: Callable[[bool], dict]
+    """Told whether to be quick, returns the measured `value`, and `imports_mb` if it imported after the start."""
+    peer: Callable[[bool], dict]
+    """The same for the other side."""
+    order: tuple[str, ...] = ("ours", "peer", "ours", "peer", "ours", "peer")
+    """Which side runs when; the dearer side may run less often."""
+    larger_is_better: bool = False
+    gpu: bool = False
+    """Left out where there is no GPU; the peak is then the GPU's."""
 
 
 def peak_mb() -> float:
