@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.lake_commands import candles, verify
+from flows.serve_command import serve
 from flows.terminal import names as _names
 from flows.terminal import start as _start
 
@@ -119,6 +120,7 @@ def ingest(context: click.Context, /, **options: Any) -> None:
 
 cli.add_command(candles)
 cli.add_command(verify)
+cli.add_command(serve)
 
 
 @cli.command()

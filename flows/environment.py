@@ -14,7 +14,7 @@ from storage.layout import Home
 
 __all__ = ["DEFAULTS", "PACKAGES", "open_home", "prepare_environment"]
 
-PACKAGES = ("flows", "tasks", "exchange", "storage", "kronos_model")
+PACKAGES = ("flows", "tasks", "service", "exchange", "storage", "kronos_model")
 
 DEFAULTS = {
     "DO_NOT_TRACK": "true",

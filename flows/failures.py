@@ -26,10 +26,12 @@ def explain(error: BaseException) -> str | None:
     from exchange.errors import ExchangeError
     from flows.config import ConfigError
     from kronos_model.errors import ModelError
+    from service.errors import Refused
     from storage.errors import StorageError
     from tasks.limits import OutOfTime
 
-    if isinstance(error, StorageError | ExchangeError | ModelError | ConfigError | OutOfTime):
+    known = StorageError | ExchangeError | ModelError | ConfigError | OutOfTime | Refused
+    if isinstance(error, known):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _disk(error)

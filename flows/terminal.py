@@ -41,7 +41,7 @@ class _Stderr(logging.StreamHandler[Any]):
 def _log_to_terminal() -> None:
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    for name in ("flows", "tasks", "exchange", "storage", "kronos_model"):
+    for name in ("flows", "tasks", "service", "exchange", "storage", "kronos_model"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

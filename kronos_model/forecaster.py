@@ -96,16 +96,17 @@ class Forecaster:
         series: Sequence[str],
         *,
         config: SamplingConfig,
-        seed: int,
+        seed: int | Sequence[int],
         samples: int | None = None,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> Forecast:
         """Continue raw bars (B, C, 6) that open at (B, C) ms over the bars that open at (B, H) ms.
 
         `series` names the rows, for the normaliser. Only the last max_context bars count. A row's paths
-        depend on its name, its last open time and the seed, not on the other rows.
+        depend on its name, its last open time and the seed (one for all, or one each), not on the other rows.
         """
         _check(features, open_time, future_open_time, series)
+        seeds = [seed] * len(series) if isinstance(seed, int) else seed
         recent = slice(-self.max_context, None)
         context = torch.as_tensor(np.ascontiguousarray(features[:, recent]), device=self.device)
         scale = self.normaliser.measure(context, series)
@@ -117,7 +118,10 @@ class Forecaster:
             self._stamps(future_open_time),
             samples=samples,
             config=config,
-            generator=[_generator(seed, name, row[-1]) for name, row in zip(series, open_time, strict=True)],
+            generator=[
+                _generator(one, name, row[-1])
+                for one, name, row in zip(seeds, series, open_time, strict=True)
+            ],
             s2_decode=self.s2_decode,
             max_context=self.max_context,
             progress=progress,

@@ -87,9 +87,18 @@ class ForecastStore:
             f"found another one; a stored forecast is never changed: keep it or delete {path}"
         )
 
-    def list(self, key: SeriesKey) -> list[StoredForecast]:
-        """All forecasts of a series, by origin and then by when they were saved."""
-        stored = [_load(facts.parent, key) for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")]
+    def list(
+        self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None
+    ) -> list[StoredForecast]:
+        """The forecasts of a series with start_ms <= origin_ms < end_ms, by origin and then by when they were
+        saved; a bound left out is open. Those outside are not opened."""
+        first = "" if start_ms is None else _stamp(start_ms)
+        last = "~" if end_ms is None else _stamp(end_ms)
+        stored = [
+            _load(facts.parent, key)
+            for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")
+            if first <= facts.parent.name < last
+        ]
         return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
 
     def find(self, key: SeriesKey, origin_ms: int, model_digest: str) -> StoredForecast | None:

@@ -1,0 +1,75 @@
+"""What is on record: forecasts as they were made with what then came, and what the last night found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from service.errors import Refused
+from service.market import Market
+from service.schemas import Fan, Past, Scores
+from service.shelf import Shelf
+from service.tell import facts_of
+from storage.forecasts import ForecastStore, StoredForecast
+from storage.layout import Home
+from storage.schema import SeriesKey
+
+__all__ = ["history", "scores"]
+
+_QUANTILE = "close_q"
+
+
+def history(home: Home, market: Market, key: SeriesKey, *, hours: float) -> list[Past]:
+    """The forecasts whose origin lies within so many hours before the newest candle."""
+    since_ms = market.last_ms(key) - round(hours * 3_600_000)
+    stored = ForecastStore(home.forecasts).list(key, since_ms)
+    if not stored:
+        return []
+    count = key.interval.count(min(one.origin_ms for one in stored), market.last_ms(key))
+    candles = market.tail(key, count)
+    closes = dict(zip(candles["open_time"].dt.epoch("ms"), candles["close"], strict=True))
+    return [_past(one, closes) for one in stored]
+
+
+def _past(stored: StoredForecast, closes: dict[int, float]) -> Past:
+    frame = stored.frame()
+    opened = frame["open_time"].dt.epoch("ms").to_list()
+    names = [name for name in frame.columns if name.startswith(_QUANTILE)]
+    return Past(
+        predictor=stored.model_digest,
+        origin_ms=stored.origin_ms,
+        made_ms=stored.saved_ms,
+        last_close=stored.summary["last_close"],
+        probability_up=stored.summary["probability_up"],
+        fan=Fan(
+            open_ms=opened,
+            mean=frame["close_mean"].cast(pl.Float64).to_list(),
+            quantiles={f"{int(name[len(_QUANTILE) :]) / 100:g}": frame[name].to_list() for name in names},
+        ),
+        came=[closes.get(ms) for ms in opened],
+    )
+
+
+def scores(home: Home, shelf: Shelf, recipe: str | None) -> Scores:
+    """The summary of a recipe's last finished night; without a recipe, of the last night of all."""
+    names = (recipe,) if recipe else tuple(path.name for path in home.models.glob("*") if path.is_dir())
+    files = [path for name in names for path in (home.models / name / "nights").glob("[!.]*.json")]
+    if not files:
+        raise Refused(
+            404,
+            f"Expected a finished night{f' of recipe {recipe}' if recipe else ''}, found none; `kronos run` makes one.",
+        )
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    summary: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+    serving = next((one for one in shelf.models if one.recipe == summary["recipe"]), None)
+    return Scores(
+        recipe=summary["recipe"],
+        night=summary["night"],
+        finished_ms=newest.stat().st_mtime_ns // 1_000_000,
+        verdict=summary["verdict"],
+        reasons=summary["reasons"],
+        leaderboard=summary["leaderboard"],
+        champion=facts_of(serving) if serving else None,
+    )

@@ -1,0 +1,91 @@
+"""The service on an address, until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+
+import uvicorn
+
+from service.api import application
+from service.config import MIN_TOKEN, ServiceConfig
+from service.errors import Refused
+from service.follow import Follower
+from storage.layout import Home
+
+__all__ = ["TOKEN_VARIABLE", "Unservable", "check_exposure", "serve"]
+
+TOKEN_VARIABLE = "KRONOS_SERVE_TOKEN"
+
+logger = logging.getLogger(__name__)
+
+
+class Unservable(Refused):
+    """The service cannot start like this; one sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(503, sentence)
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Refuse to be reachable from other machines without a token, and a token that can be guessed."""
+    if token is not None and (
+        len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token
+    ):
+        raise Unservable(
+            f"Expected at least {MIN_TOKEN} characters without spaces in {TOKEN_VARIABLE}, found another text; "
+            "make one with `openssl rand -hex 32`."
+        )
+    if token is None and not _loopback(host):
+        raise Unservable(
+            f"Expected a token, since {host} can be reached from other machines, found none; set {TOKEN_VARIABLE}, or "
+            "serve on 127.0.0.1."
+        )
+
+
+def serve(
+    home: Home, config: ServiceConfig, *, host: str, port: int, token: str | None, follower: Follower | None
+) -> None:
+    """Answer on host and port until SIGINT or SIGTERM; requests under way are answered first."""
+    check_exposure(host, token)
+    listening = _listen(host, port)
+    app = application(home, config, token=token, follower=follower)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # the guard writes one
+            limit_concurrency=config.connections,
+            timeout_graceful_shutdown=int(config.timeout_s),
+            server_header=False,
+            proxy_headers=False,
+        )
+    )
+    with listening:
+        logger.info("http://%s:%d", f"[{host}]" if ":" in host else host, listening.getsockname()[1])
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise Unservable(
+            f"Expected to listen on {host}:{port}, found that it cannot be ({error.strerror or error}); "
+            "choose another --host or --port."
+        ) from error
+    return listening
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
