@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -64,11 +64,13 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 class Service:
     """What the routes use. `living` starts and stops it."""
 
-    def __init__(self, home: Home, config: ServiceConfig, follower: Follower | None = None) -> None:
+    def __init__(
+        self, home: Home, config: ServiceConfig, follower: Follower | None, now_ms: Callable[[], int]
+    ) -> None:
         self.home, self.config, self.follower = home, config, follower
         self.watch = Watch()
         self.shelf = Shelf(home, config.recipes, loaded=self.watch.loaded)
-        self.market = Market(home, now_ms=follower.now_ms if follower else wall_ms)
+        self.market = Market(home, now_ms=follower.now_ms if follower else now_ms)
         self.sampler = Sampler(config, self.watch)
         self.began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,10 +159,11 @@ def application(
     *,
     token: str | None = None,
     follower: Follower | None = None,
+    now_ms: Callable[[], int] = wall_ms,
 ) -> FastAPI:
     """The service over a home; with a token, only who sends it is answered."""
     config = config or ServiceConfig()
-    service = Service(home, config, follower)
+    service = Service(home, config, follower, now_ms)
     app = FastAPI(
         title="Kronos Nightly",
         version=version("kronos-nightly"),

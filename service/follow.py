@@ -47,7 +47,8 @@ class Follower:
         self.trouble = ""
         self._home, self._keys, self._exchange, self._stream = home, tuple(keys), exchange, stream
         self._config = config or MonitorConfig()
-        self._stop = threading.Event()
+        self._ending = threading.Event()
+        self._stop = threading.Event()  # of the monitor at work: it sets it whenever it ends
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._state: MonitorState | None = None
         self._ahead_ms = 0  # the exchange's clock minus ours
@@ -58,6 +59,7 @@ class Follower:
 
     def stop(self) -> None:
         """End, with what has come in the lake."""
+        self._ending.set()
         self._stop.set()
         self._thread.join()
 
@@ -76,15 +78,18 @@ class Follower:
         return next((one for one in state.series if one.key == key), None) if state else None
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._ending.is_set():
+            self._stop = threading.Event()
+            if self._ending.is_set():
+                return
             try:
                 self._follow()
             except Stopped:
-                return
+                continue
             except (ExchangeError, StorageError) as error:
                 self.trouble = str(error)
                 logger.warning("%s", error)
-                self._stop.wait(AGAIN_S)
+                self._ending.wait(AGAIN_S)
 
     def _follow(self) -> None:
         sleep = interruptible(self._stop)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -51,7 +54,7 @@ def serve(
     check_exposure(host, token)
     listening = _listen(host, port)
     app = application(home, config, token=token, follower=follower)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -63,8 +66,29 @@ def serve(
         )
     )
     with listening:
-        logger.info("http://%s:%d", f"[{host}]" if ":" in host else host, listening.getsockname()[1])
         server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Says where it answers once it does, and ends in order at a signal, which is no failure."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            host, port = one.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            logger.info("Dashboard and API: http://%s:%d (Ctrl-C stops it)", where, port)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:
