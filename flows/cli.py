@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.lake_commands import candles, verify
+from flows.registry_commands import promote, rollback
 from flows.serve_command import serve
 from flows.terminal import names as _names
 from flows.terminal import start as _start
@@ -118,9 +119,8 @@ def ingest(context: click.Context, /, **options: Any) -> None:
         raise
 
 
-cli.add_command(candles)
-cli.add_command(verify)
-cli.add_command(serve)
+for command in (candles, verify, promote, rollback, serve):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -270,13 +270,17 @@ def replay(klines: str | None, series: str, interval: str, port: int, speed: flo
 
 
 @cli.command()
+@click.option("--repair", is_flag=True, help="Move MLflow's alias and the Hub's tag back to who serves.")
 @click.pass_obj
-def doctor(obj: dict[str, Any]) -> None:
+def doctor(obj: dict[str, Any], repair: bool) -> None:
     """Say what is configured, reachable and missing."""
     home = _start(obj)
     from flows.doctor import examine
+    from flows.doctor import repair as mend
     from flows.screen import show_findings
 
+    if repair:
+        mend(home)
     findings = examine(home)
     show_findings(findings)
     if any(finding.state == "bad" for finding in findings):

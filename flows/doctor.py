@@ -20,9 +20,10 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.registry import read_champion
 from storage.schema import Market
+from tasks.promotion import mend, mismatches
 from tasks.tracking import tracking_uri
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "repair"]
 
 _TIMEOUT_S = 5.0
 _GB = 1e9
@@ -125,16 +126,32 @@ def _hub(home: Home) -> Finding:
         return Finding("bad", "Hub", str(error))
 
 
+def repair(home: Home) -> None:
+    """Move the mirrors of every champion back to what its champion.json says; what was wrong is logged."""
+    for recipe in _recipes(home):
+        mend(home, recipe)
+
+
+def _recipes(home: Home) -> list[str]:
+    return [folder.parent.name for folder in sorted(home.models.glob("*/champion.json"))]
+
+
 def _champions(home: Home) -> list[Finding]:
     findings = []
-    for folder in sorted(home.models.glob("*/champion.json")):
-        recipe = folder.parent.name
+    for recipe in _recipes(home):
+        what = f"champion of {recipe}"
         try:
             champion = read_champion(home, recipe)
+            wrong = mismatches(home, recipe)
         except StorageError as error:
-            findings.append(Finding("bad", f"champion of {recipe}", str(error)))
-        else:
-            assert champion is not None
-            found = f"{champion.predictor_digest} since {champion.since}"
-            findings.append(Finding("ok", f"champion of {recipe}", found))
+            findings.append(Finding("bad", what, str(error)))
+            continue
+        assert champion is not None
+        findings.append(Finding("ok", what, f"{champion.predictor_digest} since {champion.since}"))
+        findings += [
+            Finding("bad", what, f"{one.found}; `kronos doctor --repair` mends it")
+            if one.asked
+            else Finding("note", what, one.found)
+            for one in wrong
+        ]
     return findings or [Finding("note", "champions", "none yet: `kronos run` promotes the first one")]

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.config import RunConfig, knobs
+from flows.config import RunConfig, config_digest, knobs
 from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, train_challenger
 from flows.forecast import forecast_series
@@ -20,12 +20,12 @@ from flows.judge import Judged, champion_pair, judge_challenger
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
-from kronos_model.errors import ModelError
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
 from tasks.cards import NightFacts
 from tasks.policies import within
-from tasks.publish import check_publishing, mirror_champion, promote, publish, wanted
+from tasks.promotion import mend, promote, register
+from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
 from tasks.tracking import log_artifact
@@ -63,7 +63,7 @@ def nightly(
 def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
     """Every step of a night in order; each recognises what an earlier, interrupted run has finished."""
     check_publishing(config.publish)
-    _settle_tags(home, config)
+    mend(home, config.recipe, config.publish)
     base = base_model(home, config.model.preset, config.model.weights, config.seed)
     ingested = ingest_series(home, config)
     candles = ingested.series
@@ -80,21 +80,10 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         outcome = _decide(home, config, dataset, base, trained, night, run)
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)
-        _record(run, trained, forecasts, outcome.published)
+        _record(run, forecasts, outcome.published)
     summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
     write_night(home, config.recipe, night, summary)
     return {**summary, "nothing_new": False}
-
-
-def _settle_tags(home: Home, config: RunConfig) -> None:
-    """Put the tag `champion` where an earlier night, cut off between tagging and promoting, should have left it."""
-    champion = read_champion(home, config.recipe)
-    if champion is None or config.publish.policy == "never":
-        return
-    try:
-        mirror_champion(home, champion, config.publish)
-    except ModelError as error:  # the champion serves all the same
-        logger.warning("The tag of the published champion could not be checked: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,13 +103,25 @@ def _decide(
     run: RunRef,
 ) -> _Outcome:
     """Judge against the champion, publish and promote."""
-    champion = read_champion(home, config.recipe)
+    serving = read_champion(home, config.recipe)
     # A challenger that serves already (a night cut off after its promotion, or run again to publish elsewhere) is
     # judged against whom it replaced.
-    opponent = champion.previous if champion and _is(champion, trained.challenger) else champion
+    opponent = serving.previous if serving and _is(serving, trained.challenger) else serving
     rival = champion_pair(home, opponent) if opponent else None
     judged = judge_challenger(
         home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
+    )
+    register(
+        home,
+        config.recipe,
+        trained.challenger,
+        run,
+        night=night,
+        verdict=judged.verdict,
+        dataset=dataset,
+        config_digest=config_digest(config),
+        sampling=config.forecast,
+        seed=config.seed,
     )
     published: tuple[PublishedRef, ...] = ()
     if wanted(config.publish, judged.verdict):
@@ -128,6 +129,7 @@ def _decide(
         pictures = {**judged.pictures, "losses.png": Path(trained.stages[1].job) / "losses.png"}
         bounded = within(publish, config.limits, "publish_h")
         published = bounded(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
+    champion = serving
     if judged.verdict.verdict == "promote":
         champion = promote(
             home,
@@ -137,7 +139,8 @@ def _decide(
             mlflow_run=run.run_id,
             verdict=judged.verdict,
             published=published,
-            previous=opponent,
+            judged_against=opponent,
+            serving=serving,
             config=config.publish,
         )
     return _Outcome(judged=judged, published=published, champion=champion)
@@ -165,12 +168,8 @@ def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged)
     )
 
 
-def _record(
-    run: RunRef, trained: Trained, forecasts: tuple[ForecastRef, ...], published: tuple[PublishedRef, ...]
-) -> None:
-    """Model files and forecasts into the MLflow run, links into the Prefect run."""
-    for stage in trained.stages:
-        log_artifact(run, stage.best, f"model/{stage.stage}")
+def _record(run: RunRef, forecasts: tuple[ForecastRef, ...], published: tuple[PublishedRef, ...]) -> None:
+    """Forecasts into the MLflow run, links into the Prefect run."""
     for one in forecasts:
         log_artifact(run, one.figure, "figures")
     show_links(run, published)

@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.config import RunConfig, knobs
 from flows.doctor import Finding
 from storage.layout import Home
+from storage.registry import read_history
 from storage.retention import Expired
 from tasks.refs import ForecastRef, SeriesRef, TrainedRef
 
@@ -24,6 +25,7 @@ __all__ = [
     "show_expired",
     "show_findings",
     "show_forecasts",
+    "show_history",
     "show_leaderboard",
     "show_night",
     "show_recipe",
@@ -79,6 +81,17 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
 def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
     """The last step of each forecast."""
     _screen().print(_forecasts([asdict(one) for one in forecasts]))
+
+
+def show_history(home: Home, recipe: str) -> None:
+    """Who served a recipe, since when and why; the last line serves."""
+    table = Table("since (UTC)", "night", "MLflow run", "by", Column("why", overflow="fold"))
+    table.title = f"Champions of {recipe}, the last one serves"
+    for one in (change.champion for change in read_history(home, recipe)):
+        table.add_row(
+            one.since[:16].replace("T", " "), one.night, one.mlflow_run[:8], one.by, "; ".join(one.reasons)
+        )
+    _screen().print(table)
 
 
 def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:

@@ -1,22 +1,46 @@
-"""Which model serves, and which nights are done: `models/<recipe>/champion.json` and `models/<recipe>/nights/`.
+"""Which model serves, which served before, and which nights are done.
 
-Paths inside are relative to the home, so a home can be moved. champion.json is replaced atomically and last: until
-then the previous champion serves.
+    models/<recipe>/champion.json    who serves; replaced atomically and last: until then the previous one does
+    models/<recipe>/history.jsonl    every change of it, oldest first: when, from whom, to whom, why, by which command
+    models/<recipe>/<digests>/       the weights of every champion there was
+    models/<recipe>/nights/          the summary of every finished night
+
+Paths inside are relative to the home, so a home can be moved.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import atomic_directory, write_json
+from storage.atomic import atomic_directory, atomic_path, write_json
 from storage.errors import StorageError
 from storage.layout import Home
+from storage.locks import ProcessLock
 
-__all__ = ["Champion", "keep_model", "read_champion", "read_night", "write_champion", "write_night"]
+__all__ = [
+    "Champion",
+    "Change",
+    "champions",
+    "changing_champion",
+    "keep_model",
+    "read_champion",
+    "read_history",
+    "read_night",
+    "read_nights",
+    "read_recorded",
+    "settle_history",
+    "write_champion",
+    "write_night",
+]
+
+_WEIGHTS = "model.safetensors"
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +56,21 @@ class Champion:
     since: str  # ISO 8601, UTC
     reasons: tuple[str, ...]
     published: tuple[dict[str, Any], ...] = ()
-    previous: Champion | None = None  # whom it replaced, one generation
+    previous: Champion | None = None  # whom it was judged against, one generation
+    by: str = "kronos run"  # the command that made it serve
+
+    @property
+    def digest(self) -> str:
+        """Both digests, as the folder of a kept model is named."""
+        return f"{self.tokenizer_digest}-{self.predictor_digest}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One line of the history: `champion` began to serve at its `since`, for its `reasons`, `by` a command."""
+
+    champion: Champion
+    replaced: str | None  # digest of who served before; None at the first promotion
 
 
 def read_champion(home: Home, recipe: str) -> Champion | None:
@@ -40,30 +78,71 @@ def read_champion(home: Home, recipe: str) -> Champion | None:
 
     Raises StorageError when the file is not readable or names a model that is gone.
     """
-    path = _folder(home, recipe) / "champion.json"
-    if not path.exists():
-        return None
-    try:
-        champion = _champion(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(
-            f"Expected a champion record in {path}, found something else ({error}); restore it from a backup or delete "
-            f"it, and the next promoted night writes it anew."
-        ) from error
-    for part in (champion.tokenizer, champion.predictor):
-        if not (home.root / part / "model.safetensors").exists():
+    champion = read_recorded(home, recipe)
+    for part in (champion.tokenizer, champion.predictor) if champion else ():
+        if not (home.root / part / _WEIGHTS).exists():
             raise StorageError(
-                f"Expected the champion's weights in {home.root / part}, found none; restore that folder, or delete "
-                f"{path} to start without a champion."
+                f"Expected the champion's weights in {home.root / part}, found none; restore that folder, "
+                f"`kronos rollback --recipe {recipe}` to an earlier champion, or delete "
+                f"{_folder(home, recipe) / 'champion.json'} to start without one."
             )
     return champion
 
 
 def write_champion(home: Home, recipe: str, champion: Champion) -> None:
-    """Make `champion` serve, atomically; it remembers whom it replaced, one generation back."""
-    if champion.previous is not None:
-        champion = replace(champion, previous=replace(champion.previous, previous=None))
-    write_json(_folder(home, recipe) / "champion.json", asdict(champion))
+    """Make `champion` serve, atomically, and then note it in the history."""
+    settle_history(home, recipe)
+    write_json(_folder(home, recipe) / "champion.json", _fields(champion))
+    settle_history(home, recipe)
+
+
+@contextmanager
+def changing_champion(home: Home, recipe: str) -> Iterator[None]:
+    """Be the only one who changes a recipe's champion; nobody does for longer than a moment."""
+    lock = ProcessLock(_folder(home, recipe) / ".champion.lock", guarded=f"the champion of {recipe}")
+    with lock.hold("changing the champion", wait_s=_PATIENCE_S):
+        yield
+
+
+def read_history(home: Home, recipe: str) -> tuple[Change, ...]:
+    """Every change of a recipe's champion, oldest first."""
+    path = _folder(home, recipe) / "history.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    changes = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = json.loads(line)
+            changes.append(Change(champion=_champion(fields["champion"]), replaced=fields["replaced"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"Expected a champion in line {number} of {path}, found something else ({error}); restore the file "
+                "from a backup, or delete that line and forget that champion."
+            ) from error
+    return tuple(changes)
+
+
+def settle_history(home: Home, recipe: str) -> None:
+    """Note the present champion, where a crash after champion.json or an older release did not."""
+    champion = read_recorded(home, recipe)
+    if champion is None:
+        return
+    known = read_history(home, recipe)
+    missing = [champion]
+    if known and _moment(known[-1].champion) == _moment(champion):
+        return
+    if not known and champion.previous:
+        missing.insert(0, champion.previous)
+    changes = list(known)
+    for one in missing:
+        changes.append(Change(champion=one, replaced=changes[-1].champion.digest if changes else None))
+    with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
+        draft.write_text("".join(map(_line, changes)), encoding="utf-8")
+
+
+def champions(home: Home, recipe: str) -> tuple[Champion, ...]:
+    """Everyone who ever served a recipe, each once as last recorded, in the order of their first day."""
+    settle_history(home, recipe)
+    return tuple({one.champion.digest: one.champion for one in read_history(home, recipe)}.values())
 
 
 def keep_model(home: Home, recipe: str, digest: str, parts: dict[str, Path]) -> dict[str, str]:
@@ -85,9 +164,47 @@ def read_night(home: Home, recipe: str, identity: str) -> dict[str, Any] | None:
     return summary
 
 
+def read_nights(home: Home, recipe: str) -> tuple[dict[str, Any], ...]:
+    """The summaries of all finished nights of a recipe."""
+    paths = sorted(
+        (_folder(home, recipe) / "nights").glob("*.json"), key=lambda path: path.stat().st_mtime_ns
+    )
+    return tuple(json.loads(path.read_text()) for path in paths)
+
+
 def write_night(home: Home, recipe: str, identity: str, summary: dict[str, Any]) -> None:
     """Record a finished night; its existence means that every step of it is done."""
     write_json(_folder(home, recipe) / "nights" / f"{identity}.json", summary)
+
+
+def read_recorded(home: Home, recipe: str) -> Champion | None:
+    """What champion.json says, whether or not the weights are there; None before the first promotion."""
+    path = _folder(home, recipe) / "champion.json"
+    if not path.exists():
+        return None
+    try:
+        return _champion(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"Expected a champion record in {path}, found something else ({error}); restore it from a backup or delete "
+            f"it, and the next promoted night writes it anew."
+        ) from error
+
+
+def _line(change: Change) -> str:
+    fields = {"replaced": change.replaced, "champion": _fields(change.champion)}
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _moment(champion: Champion) -> tuple[str, str, str]:
+    return (champion.digest, champion.since, champion.by)
+
+
+def _fields(champion: Champion) -> dict[str, Any]:
+    """One generation of predecessors, no more."""
+    if champion.previous is not None:
+        champion = replace(champion, previous=replace(champion.previous, previous=None))
+    return asdict(champion)
 
 
 def _champion(fields: dict[str, Any]) -> Champion:

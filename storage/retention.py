@@ -96,7 +96,7 @@ def _candidates(home: Home, policy: RetentionPolicy) -> Iterator[tuple[str, floa
     yield from _jobs(home, policy)
     yield from _datasets(home, policy)
     yield from (("model", policy.model_days, path.parent.parent) for path in _weights(home))
-    tracked = sorted(home.mlartifacts.glob("*/*/artifacts/model"))
+    tracked = sorted(home.mlartifacts.glob("*/models/m-*/artifacts"))
     yield from (("tracked model", policy.tracked_model_days, path) for path in tracked)
     stored = sorted(home.forecasts.glob("*/[!.]*/summary.json"))
     yield from (("forecast", policy.forecast_days, path.parent) for path in stored)
@@ -144,18 +144,29 @@ def _weights(home: Home) -> list[Path]:
 def _needed(home: Home) -> set[Path]:
     """Models, datasets and jobs of every champion and of the predecessors on its record."""
     needed: set[Path] = set()
+    tracked = _tracked(home)
     for record in home.models.glob("*/champion.json"):
         recipe = record.parent.name
         champion: Champion | None = read_champion(home, recipe)
         while champion is not None:
             needed |= {(home.root / champion.predictor).parent, (home.root / champion.tokenizer).parent}
-            needed |= set(home.mlartifacts.glob(f"*/{champion.mlflow_run}/artifacts/model"))
+            needed |= tracked.get(champion.mlflow_run, set())
             night = read_night(home, recipe, champion.night) or {}
             if night:  # by name: the home may have been moved since
                 needed.add(home.datasets / Path(night["dataset"]["path"]).name)
                 needed |= {home.jobs / Path(one["job"]).name for one in night["stages"]}
             champion = champion.previous
     return needed
+
+
+def _tracked(home: Home) -> dict[str, set[Path]]:
+    """The folders of the models that MLflow keeps, by the run that made them, as the MLmodel in each says."""
+    found: dict[str, set[Path]] = {}
+    for description in home.mlartifacts.glob("*/models/m-*/artifacts/MLmodel"):
+        for line in description.read_text(encoding="utf-8").splitlines():
+            if line.startswith("run_id: "):
+                found.setdefault(line.removeprefix("run_id: ").strip(), set()).add(description.parent)
+    return found
 
 
 def _running(job: Path) -> bool:

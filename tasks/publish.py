@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
@@ -30,13 +29,13 @@ from kronos_model.publish import (
 )
 from kronos_model.remote import Remote
 from storage.layout import Home
-from storage.registry import Champion, keep_model, write_champion
+from storage.registry import Champion
 from tasks.cards import NightFacts, card_facts
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
 from tasks.secrets import hub_token
 
-__all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "promote", "publish", "wanted"]
+__all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]
 
 
 def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
@@ -73,39 +72,6 @@ def publish(
             uploaded = _upload(draft, name, config, facts.night)
         published.append(_published_ref(home.hub / name, local, uploaded))
     return tuple(published)
-
-
-@task(name="promote", task_run_name="promote", **IDEMPOTENT)
-def promote(
-    home: Home,
-    recipe: str,
-    model: PairRef,
-    *,
-    night: str,
-    mlflow_run: str,
-    verdict: VerdictRef,
-    published: tuple[PublishedRef, ...],
-    previous: Champion | None,
-    config: PublishConfig,
-) -> Champion:
-    """Keep a copy of the challenger, tag its repositories, and make it the champion: a promotion's last write."""
-    parts = {"tokenizer": Path(model.tokenizer), "predictor": Path(model.predictor)}
-    kept = keep_model(home, recipe, f"{model.tokenizer_digest}-{model.predictor_digest}", parts)
-    champion = Champion(
-        tokenizer=kept["tokenizer"],
-        tokenizer_digest=model.tokenizer_digest,
-        predictor=kept["predictor"],
-        predictor_digest=model.predictor_digest,
-        night=night,
-        mlflow_run=mlflow_run,
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-        reasons=verdict.reasons,
-        published=tuple(asdict(one) for one in published),
-        previous=previous,
-    )
-    mirror_champion(home, champion, config)
-    write_champion(home, recipe, champion)
-    return champion
 
 
 def misplaced_tags(home: Home, champion: Champion, config: PublishConfig | None = None) -> tuple[str, ...]:

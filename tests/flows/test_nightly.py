@@ -80,9 +80,15 @@ def test_the_mlflow_run_has_settings_losses_of_every_step_figures_and_model_file
             assert night.history(f"{stage['stage']}/{phase}/loss") == expected
     figures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}
     assert {"figures/losses.png", "figures/skill.png", "figures/fans.png"} <= figures
-    for part in ("tokenizer", "predictor"):
-        files = {item.path for item in client.list_artifacts(run.info.run_id, f"model/{part}")}
-        assert f"model/{part}/model.safetensors" in files
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    weights = {path.read_bytes() for path in folder.rglob("model.safetensors")}
+    assert weights == {
+        (Path(one["best"]) / "model.safetensors").read_bytes() for one in night.summary["stages"]
+    }
+    version = client.get_model_version_by_alias("kronos-demo", "champion")
+    assert (version.run_id, version.tags["kronos.verdict"]) == (run.info.run_id, "promote")
     assert {item.path.rpartition(".")[2] for item in client.list_artifacts(run.info.run_id, "ingest")} == {
         "json",
         "png",

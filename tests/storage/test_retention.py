@@ -62,6 +62,12 @@ def champion(name: str, previous: Champion | None = None) -> Champion:
     )
 
 
+def tracked_model(home: Home, name: str, days: float) -> None:
+    """A model as MLflow keeps it, made by the run `run-name`."""
+    folder = home.mlartifacts / "kronos-demo" / "models" / f"m-{name}" / "artifacts"
+    write(folder / "MLmodel", days, f"artifact_path: model\nrun_id: run-{name}\n")
+
+
 def found(home: Home, policy: RetentionPolicy | None = None) -> set[tuple[str, str]]:
     chosen = expired(home, policy or RetentionPolicy(), now=lambda: NOW)
     return {(one.kind, str(one.path.relative_to(home.root))) for one in chosen}
@@ -75,7 +81,7 @@ def test_each_kind_goes_when_it_is_old_and_stays_while_it_is_young(tmp_path: Pat
         write(home.jobs / f"evaluate-{name}" / "scores.npz", days)
         dataset(home, name, days)
         model(home, name, days)
-        write(home.mlartifacts / "kronos-demo" / name / "artifacts" / "model" / "x", days)
+        tracked_model(home, name, days)
         write(home.forecasts / "um-DOGEUSDT-1h" / name / "summary.json", days)
         write(home.forecasts / "figures" / f"{name}.png", days)
         write(home.reports / f"{name}.json", days)
@@ -86,7 +92,7 @@ def test_each_kind_goes_when_it_is_old_and_stays_while_it_is_young(tmp_path: Pat
         ("evaluation", "jobs/evaluate-old"),
         ("dataset", "datasets/old"),
         ("model", "models/demo/old"),
-        ("tracked model", "mlartifacts/kronos-demo/old/artifacts/model"),
+        ("tracked model", "mlartifacts/kronos-demo/models/m-old/artifacts"),
         ("forecast", "forecasts/um-DOGEUSDT-1h/old"),
         ("picture", "forecasts/figures/old.png"),
         ("picture", "reports/old.json"),
@@ -100,7 +106,7 @@ def test_the_champion_and_its_recorded_predecessors_lose_nothing_they_need(tmp_p
         model(home, name, OLD)
         dataset(home, name, OLD)
         job(home, f"tokenizer-{name}", OLD)
-        write(home.mlartifacts / "kronos-demo" / f"run-{name}" / "artifacts" / "model" / "x", OLD)
+        tracked_model(home, name, OLD)
         stages = [{"job": f"/before/the/home/moved/jobs/tokenizer-{name}"}]
         told = {"dataset": {"path": f"/before/datasets/{name}"}, "stages": stages}
         write_night(home, "demo", name, told)
@@ -108,7 +114,7 @@ def test_the_champion_and_its_recorded_predecessors_lose_nothing_they_need(tmp_p
     gone = found(home)
     assert {path for _, path in gone if "first" in path} == {
         "models/demo/first", "datasets/first", "jobs/tokenizer-first",
-        "mlartifacts/kronos-demo/run-first/artifacts/model",
+        "mlartifacts/kronos-demo/models/m-first/artifacts",
     }  # fmt: skip
     spared = {(kind, path) for kind, path in gone if "first" not in path}
     assert spared == {

@@ -1,0 +1,48 @@
+"""`kronos promote` and `kronos rollback`. They import what they need when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from flows.terminal import start
+
+__all__ = ["promote", "rollback"]
+
+_RECIPE = click.option("--recipe", "-r", required=True, help="Whose champion; `kronos recipes` lists them.")
+_REASON = click.option("--reason", required=True, help="Why, kept in the history, e.g. 'spread too narrow'.")
+
+
+@click.command()
+@_RECIPE
+@click.option("--to", "run", required=True, help="Night or MLflow run of that model, or how it begins.")
+@_REASON
+@click.pass_obj
+def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
+    """Make the model of any finished night serve, whatever the gate said."""
+    home = start(obj)
+    from flows.recipes import recipe as known
+    from flows.screen import show_history
+    from tasks.promotion import promote_run
+
+    known(recipe)
+    promote_run(home, recipe, run, reason=reason)
+    show_history(home, recipe)
+
+
+@click.command()
+@_RECIPE
+@click.option("--to", "run", help="Night or MLflow run of an earlier champion [the one before this one].")
+@_REASON
+@click.pass_obj
+def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> None:
+    """Make an earlier champion serve again: champion.json, MLflow's alias and the Hub's tag in one step."""
+    home = start(obj)
+    from flows.recipes import recipe as known
+    from flows.screen import show_history
+    from tasks.promotion import roll_back
+
+    known(recipe)
+    roll_back(home, recipe, run, reason=reason)
+    show_history(home, recipe)
