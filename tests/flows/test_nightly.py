@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from prefect import task
 
 from flows import nightly as nightly_module
 from flows.nightly import nightly
@@ -19,6 +20,7 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.registry import read_champion
 from storage.schema import SeriesKey
+from tasks.policies import IDEMPOTENT
 from tests.support.nights import CANDLES, SERIES, quick_settings, write_klines
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -197,10 +199,10 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
 def test_a_night_that_fails_midway_is_finished_by_the_next_run_without_training_again(
     step: str, night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    @task(**IDEMPOTENT)
     def broken(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    broken.with_options = lambda **_: broken  # type: ignore[attr-defined]  # as a task has it
     klines = tmp_path / "klines"
     write_klines(klines)
     monkeypatch.setenv("KRONOS_HOME", str(tmp_path / "home"))
