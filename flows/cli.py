@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.lake_commands import candles, verify
-from flows.registry_commands import promote, rollback
+from flows.registry_commands import promote, rollback, scores
 from flows.serve_command import serve
 from flows.terminal import names as _names
 from flows.terminal import start as _start
@@ -119,7 +119,7 @@ def ingest(context: click.Context, /, **options: Any) -> None:
         raise
 
 
-for command in (candles, verify, promote, rollback, serve):
+for command in (candles, verify, promote, rollback, scores, serve):
     cli.add_command(command)
 
 

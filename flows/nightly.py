@@ -23,12 +23,13 @@ from flows.turns import in_turn
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
 from tasks.cards import NightFacts
+from tasks.live import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
-from tasks.tracking import log_artifact
+from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model
 
 __all__ = ["nightly", "run_night"]
@@ -81,6 +82,7 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)
         _record(run, forecasts, outcome.published)
+        log_metrics(run, score_live(home, config.recipe).metrics())
     summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
     write_night(home, config.recipe, night, summary)
     return {**summary, "nothing_new": False}

@@ -1,4 +1,4 @@
-"""`kronos promote` and `kronos rollback`. They import what they need when they run."""
+"""`kronos promote`, `kronos rollback` and `kronos scores`. They import what they need when they run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from flows.terminal import start
 
-__all__ = ["promote", "rollback"]
+__all__ = ["promote", "rollback", "scores"]
 
 _RECIPE = click.option("--recipe", "-r", required=True, help="Whose champion; `kronos recipes` lists them.")
 _REASON = click.option("--reason", required=True, help="Why, kept in the history, e.g. 'spread too narrow'.")
@@ -46,3 +46,17 @@ def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> 
     known(recipe)
     roll_back(home, recipe, run, reason=reason)
     show_history(home, recipe)
+
+
+@click.command()
+@click.option("--recipe", "-r", help="Whose champions [all recipes that have one].")
+@click.pass_obj
+def scores(obj: dict[str, Any], recipe: str | None) -> None:
+    """Score the live forecasts whose truth has come, show them over time, and say whether the market has drifted."""
+    home = start(obj)
+    from flows.recipes import recipe as known
+    from flows.scores import show_scores
+
+    if recipe is not None:
+        known(recipe)
+    show_scores(home, recipe)

@@ -22,6 +22,7 @@ from tasks.refs import ForecastRef, SeriesRef, TrainedRef
 
 __all__ = [
     "candles_table",
+    "console",
     "show_expired",
     "show_findings",
     "show_forecasts",
@@ -39,7 +40,7 @@ _MARKS = {"ok": Text("ok", "green"), "note": Text("note", "yellow"), "bad": Text
 
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
     """The whole night, and where to look further."""
-    screen = _screen()
+    screen = console()
     screen.print(candles_table(summary["candles"]))
     windows = summary["dataset"]["windows"]
     screen.print(
@@ -65,22 +66,22 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
 
 def show_series(series: Sequence[SeriesRef]) -> None:
     """What the lake holds of each series."""
-    _screen().print(candles_table([asdict(one) for one in series]))
+    console().print(candles_table([asdict(one) for one in series]))
 
 
 def show_stages(stages: Sequence[TrainedRef]) -> None:
     """Losses by stage."""
-    _screen().print(_stages([asdict(one) for one in stages]))
+    console().print(_stages([asdict(one) for one in stages]))
 
 
 def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
     """Scores over all series."""
-    _screen().print(_leaderboard(rows))
+    console().print(_leaderboard(rows))
 
 
 def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
     """The last step of each forecast."""
-    _screen().print(_forecasts([asdict(one) for one in forecasts]))
+    console().print(_forecasts([asdict(one) for one in forecasts]))
 
 
 def show_history(home: Home, recipe: str) -> None:
@@ -91,7 +92,7 @@ def show_history(home: Home, recipe: str) -> None:
         table.add_row(
             one.since[:16].replace("T", " "), one.night, one.mlflow_run[:8], one.by, "; ".join(one.reasons)
         )
-    _screen().print(table)
+    console().print(table)
 
 
 def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:
@@ -99,7 +100,7 @@ def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:
     table = Table("recipe", "what it is", title="Recipes")
     for name, function in recipes.items():
         table.add_row(name, (function.__doc__ or "").strip().splitlines()[0])
-    _screen().print(table)
+    console().print(table)
 
 
 def show_recipe(config: RunConfig) -> None:
@@ -107,8 +108,8 @@ def show_recipe(config: RunConfig) -> None:
     table = Table("setting", "value", "type", "meaning", title=f"Recipe {config.recipe}", show_lines=False)
     for knob in knobs(config):
         table.add_row(knob.path, _value(knob.value), knob.kind, " ".join(knob.help.split()))
-    _screen().print(table)
-    _screen().print("Change any of them with --set SETTING=VALUE.")
+    console().print(table)
+    console().print("Change any of them with --set SETTING=VALUE.")
 
 
 def show_expired(found: Sequence[Expired], home: Home, *, deleted: bool) -> None:
@@ -120,7 +121,7 @@ def show_expired(found: Sequence[Expired], home: Home, *, deleted: bool) -> None
         some = [one for one in found if one.kind == kind]
         size = sum(one.size for one in some) / 1e6
         table.add_row(kind, f"{len(some):,}", f"{size:,.1f}", f"{max(one.age_days for one in some):,.0f}")
-    screen = _screen()
+    screen = console()
     if not found:
         screen.print(f"Nothing in {home.root} is older than it may be.", highlight=False, soft_wrap=True)
         return
@@ -134,7 +135,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
     table = Table("", "what", Column("found", overflow="fold"), show_header=False)
     for finding in findings:
         table.add_row(_MARKS[finding.state], finding.what, finding.found)
-    _screen().print(table)
+    console().print(table)
 
 
 def candles_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -237,7 +238,7 @@ def _where(screen: Console, home: Home, seconds: float) -> None:
     )
 
 
-def _screen() -> Console:
+def console() -> Console:
     """Full width in a terminal; wide enough for the tables in a pipe or a log. Brackets and colons are no markup."""
     return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ import polars as pl
 
 from storage.atomic import atomic_directory, write_json
 from storage.errors import StorageError
+from storage.interval import Interval
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.schema import SeriesKey, utc_text
 
@@ -87,17 +88,27 @@ class ForecastStore:
             f"found another one; a stored forecast is never changed: keep it or delete {path}"
         )
 
+    def series(self) -> list[SeriesKey]:
+        """The keys of all series that have forecasts, in order."""
+        folders = {facts.parent.parent for facts in self._root.glob(f"*/[!.]*/{_FACTS}")}
+        return sorted(map(_key_of, folders))
+
     def list(
-        self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None
+        self,
+        key: SeriesKey,
+        start_ms: int | None = None,
+        end_ms: int | None = None,
+        *,
+        skip: Collection[str] = (),
     ) -> list[StoredForecast]:
         """The forecasts of a series with start_ms <= origin_ms < end_ms, by origin and then by when they were
-        saved; a bound left out is open. Those outside are not opened."""
+        saved; a bound left out is open. Those outside, and folders named in `skip`, are not opened."""
         first = "" if start_ms is None else _stamp(start_ms)
         last = "~" if end_ms is None else _stamp(end_ms)
         stored = [
             _load(facts.parent, key)
             for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")
-            if first <= facts.parent.name < last
+            if first <= facts.parent.name < last and facts.parent.name not in skip
         ]
         return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
 
@@ -122,6 +133,12 @@ def _check(frame: pl.DataFrame, key: SeriesKey) -> None:
         raise StorageError(
             f"expected a forecast of {key} with open_time, step and a row per step, found {found}; correct it"
         )
+
+
+def _key_of(folder: Path) -> SeriesKey:
+    """The key whose slug a folder is named by; a symbol has no hyphen."""
+    market, symbol, interval = folder.name.split("-")
+    return SeriesKey.parse(f"{market}:{symbol}", Interval.of_slug(interval))
 
 
 def _stamp(ms: int) -> str:

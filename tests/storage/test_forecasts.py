@@ -131,3 +131,19 @@ def test_a_forecast_is_found_by_series_origin_and_model(tmp_path):
     assert found.summary == SUMMARY
     assert store.find(BTC, JUNE_MS + HOUR_MS, MODEL) is None
     assert store.find(BTC, JUNE_MS, "cd" * 32) is None
+
+
+def test_the_series_that_have_forecasts_are_told_and_folders_to_skip_are_not_opened(tmp_path):
+    store = ForecastStore(tmp_path)
+    assert store.series() == []
+    keys = [
+        SeriesKey.parse(*one)
+        for one in (("um:DOGEUSDT", "1h"), ("spot:BTCUSDT", "1M"), ("spot:BTCUSDT", "1m"))
+    ]
+    for key in keys:
+        path = store.save(key, JUNE_MS, MODEL, forecast(), SUMMARY)
+    assert store.series() == sorted(keys)
+    (path / "summary.json").write_text("broken")
+    assert store.list(keys[-1], skip={path.name}) == []
+    with pytest.raises(StorageError, match="delete it and forecast again"):
+        store.list(keys[-1])

@@ -1,0 +1,85 @@
+"""Whether the market still looks like the one a model was trained on.
+
+The population stability index compares shares per decile of the training values: sum((now - then) ln(now / then)).
+By convention 0.1 is a change and 0.25 a large one, but markets change all the time: so the same is measured for
+stretches of the training range itself, and only what is large and unusual among those is called drift.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+
+__all__ = ["DRIFT_CANDLES", "Drift", "measure_drift", "population_stability"]
+
+DRIFT_CANDLES = 720
+"""Newest candles that are compared with training: a month of 1h."""
+
+_BINS = 10
+_LARGE = 0.25
+_UNUSUAL = 0.95
+_FEWEST = 100  # values: with fewer the index is noise
+_FEWEST_STRETCHES = 8
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """Now against training, for one quantity of one series."""
+
+    psi: float
+    usual: float | None
+    """What 95 % of the stretches of training stay below; None where training has fewer than eight."""
+    ks: float
+    """Largest distance of the two distribution functions (Kolmogorov and Smirnov), 0 to 1."""
+    spread: float
+    """Interquartile range now over that in training."""
+    shift: float
+    """Median now less that in training, in units of the quantity."""
+
+    @property
+    def drifted(self) -> bool:
+        """Large, and more than what training itself shows."""
+        return self.psi >= _LARGE and (self.usual is None or self.psi > self.usual)
+
+
+def measure_drift(then: Floats, now: Floats) -> Drift | None:
+    """Drift of `now` from the training values `then`, both in order of time; None where there is too little to say."""
+    if min(len(then), len(now)) < _FEWEST:
+        return None
+    edges = np.unique(np.quantile(then, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    place = np.searchsorted(edges, then, side="right")
+    whole = np.bincount(place, minlength=len(edges) + 1)
+    count = len(then) // len(now)
+    stretches = [
+        _index(whole, np.bincount(part, minlength=len(edges) + 1))
+        for part in place[len(then) - count * len(now) :].reshape(count, len(now))
+    ]
+    low, middle, high = np.quantile(then, [0.25, 0.5, 0.75])
+    low_now, middle_now, high_now = np.quantile(now, [0.25, 0.5, 0.75])
+    return Drift(
+        psi=_index(whole, np.bincount(np.searchsorted(edges, now, side="right"), minlength=len(edges) + 1)),
+        usual=float(np.quantile(stretches, _UNUSUAL)) if count >= _FEWEST_STRETCHES else None,
+        ks=float(ks_2samp(then, now, method="asymp").statistic),
+        spread=float((high_now - low_now) / (high - low)) if high > low else float("nan"),
+        shift=float(middle_now - middle),
+    )
+
+
+def population_stability(then: Floats, now: Floats) -> float:
+    """The index over the deciles of `then`."""
+    edges = np.unique(np.quantile(then, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    counts = [
+        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        for values in (then, now)
+    ]
+    return _index(*counts)
+
+
+def _index(then: NDArray[np.int64], now: NDArray[np.int64]) -> float:
+    """From counts per bin; half a value more in each keeps the logarithm finite."""
+    expected = (then + 0.5) / (then + 0.5).sum()
+    found = (now + 0.5) / (now + 0.5).sum()
+    return float(((found - expected) * np.log(found / expected)).sum())

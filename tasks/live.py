@@ -1,0 +1,111 @@
+"""How the champions of a recipe did on what came after their forecasts, and whether the market has drifted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import polars as pl
+from prefect import task
+
+from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
+from kronos_model.evaluation.live import score_quantiles
+from storage.errors import StorageError
+from storage.forecasts import ForecastStore
+from storage.layout import Home
+from storage.registry import champions, read_champion
+from storage.schema import SeriesKey
+from storage.scoreboard import SCORE_SCHEMA, Scoreboard, Tally, tally
+from storage.then_and_now import then_and_now
+from tasks.policies import IDEMPOTENT
+
+__all__ = ["DriftOf", "Live", "live_board", "score_live"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftOf:
+    """One quantity of one series, then and now."""
+
+    series: str
+    quantity: str
+    drift: Drift
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Live:
+    """The live record of a recipe: of all who served it, while they did."""
+
+    total: Tally
+    series: dict[SeriesKey, Tally]
+    rows: pl.DataFrame  # as storage.scoreboard keeps them, all series
+    drifts: tuple[DriftOf, ...]
+    warnings: tuple[str, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers as MLflow takes them, such as live/skill."""
+        names = ("scored", "waiting", "crps_bps", "last_value_bps", "skill", "coverage_50", "coverage_90")
+        found = {f"live/{name}": getattr(self.total, name) for name in names}
+        for one in self.drifts:
+            found[f"drift/{one.series.replace(':', '-')}/{one.quantity}_psi"] = one.drift.psi
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+
+@task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
+def score_live(home: Home, recipe: str) -> Live:
+    """The board brought up to date; drift is a warning in the log."""
+    live = live_board(home, recipe)
+    for warning in live.warnings:
+        logger.warning("%s", warning)
+    return live
+
+
+def live_board(home: Home, recipe: str) -> Live:
+    """Score what has become due, then the record of everyone who ever served the recipe."""
+    board, store = Scoreboard(home, score_quantiles), ForecastStore(home.forecasts)
+    models = {champion.predictor_digest for champion in champions(home, recipe)}
+    series, parts = {}, [pl.DataFrame(schema=SCORE_SCHEMA)]
+    for key in store.series():
+        board.update(key)
+        rows, waiting = board.rows(key, models), board.waiting(key, models)
+        if len(rows) or waiting:
+            series[key] = tally(rows, waiting=waiting)
+            parts.append(rows)
+    rows = pl.concat(parts)
+    drifts, warnings = _drifts(home, recipe)
+    total = tally(rows, waiting=sum(one.waiting for one in series.values()))
+    return Live(total=total, series=series, rows=rows, drifts=drifts, warnings=warnings)
+
+
+def _drifts(home: Home, recipe: str) -> tuple[tuple[DriftOf, ...], tuple[str, ...]]:
+    """Returns and volumes of every series, and a sentence for each that has drifted or could not be measured."""
+    champion = read_champion(home, recipe)
+    if champion is None:
+        return (), ()
+    try:
+        columns = then_and_now(home, recipe, champion, candles=DRIFT_CANDLES)
+    except StorageError as error:
+        return (), (str(error),)
+    pairs = [
+        (key.name, quantity, measure_drift(then, now))
+        for key, one in columns.items()
+        for quantity, then, now in (
+            ("returns", one.returns_then, one.returns_now),
+            ("volume", one.volumes_then, one.volumes_now),
+        )
+    ]
+    found = tuple(
+        DriftOf(series=name, quantity=quantity, drift=drift) for name, quantity, drift in pairs if drift
+    )
+    return found, tuple(_warning(one, recipe) for one in found if one.drift.drifted)
+
+
+def _warning(one: DriftOf, recipe: str) -> str:
+    drift = one.drift
+    usual = "" if drift.usual is None else f" where training itself stays below {drift.usual:.2f}"
+    found = f"PSI {drift.psi:.2f}{usual}, KS {drift.ks:.2f}, spread x {drift.spread:.2f}, level {drift.shift:+.2f}"
+    return (
+        f"{one.series}: {one.quantity} drifted since the champion was trained ({found}); train on the newer candles "
+        f"with `kronos run --recipe {recipe}`, and with a later --start if the old market is gone for good"
+    )

@@ -1,0 +1,185 @@
+"""Live forecasts are scored once, when their truth is in the lake, and never again."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from storage.errors import StorageError
+from storage.forecasts import ForecastStore
+from storage.lake import Lake
+from storage.layout import Home
+from storage.ledger import Source
+from storage.schema import SeriesKey
+from storage.scoreboard import Scoreboard, by_period, tally
+from tests.support.candles import BTC, HOUR_MS, JUNE_MS, full_candles
+
+MODEL, OTHER = "ab" * 8, "cd" * 8
+SOURCE = Source(kind="import", detail="test")
+HORIZON = 4
+
+
+@dataclass
+class Truth:
+    """A scorer whose scores are the closes it was given, so that a test sees what was joined."""
+
+    crps: np.ndarray
+    last_value: np.ndarray
+    covered_50: np.ndarray
+    covered_90: np.ndarray
+
+
+def echo(levels: np.ndarray, quantiles: np.ndarray, came: np.ndarray, last_close: float) -> Truth:
+    inside = np.where(np.isnan(came), np.nan, 1.0)
+    return Truth(crps=came, last_value=2 * came, covered_50=inside, covered_90=inside)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.at(tmp_path / "home")
+
+
+@cache
+def market() -> pl.DataFrame:
+    return full_candles(2_400)
+
+
+def candles(first: int, count: int) -> pl.DataFrame:
+    """Hourly candles that open from June's hour `first` on; a longer range has the same ones."""
+    return market().slice(first, count)
+
+
+def close(hour: int) -> float:
+    return float(candles(hour, 1)["close"][0])
+
+
+def ingest(home: Home, first: int, count: int) -> None:
+    Lake(home.lake).upsert(BTC, candles(first, count), source=SOURCE)
+
+
+def forecast(home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC) -> str:
+    """Store a forecast after the candle of that hour; its name."""
+    origin = JUNE_MS + hour * HOUR_MS
+    times = pl.Series("open_time", [origin + HOUR_MS * step for step in range(1, HORIZON + 1)])
+    columns = {f"close_q{level:02d}": np.full(HORIZON, 100.0 + level) for level in range(5, 100, 5)}
+    frame = pl.DataFrame(
+        {"open_time": times.cast(pl.Datetime("ms", "UTC")), "step": range(1, HORIZON + 1), **columns}
+    )
+    return ForecastStore(home.forecasts).save(key, origin, model, frame, {"last_close": 100.0}).name
+
+
+def test_a_forecast_waits_until_its_whole_horizon_is_in_the_lake(home: Home) -> None:
+    board, name = Scoreboard(home, echo), forecast(home, 9)
+    ingest(home, 0, 13)
+    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+    ingest(home, 13, 1)
+    assert (board.update(BTC), board.waiting(BTC)) == (1, 0)
+    (row,) = board.rows(BTC).iter_rows(named=True)
+    assert (row["forecast"], row["model_digest"]) == (name, MODEL)
+    assert row["origin"].isoformat() == "2024-06-01T09:00:00+00:00"
+    assert row["crps"] == [close(hour) for hour in (10, 11, 12, 13)]
+
+
+def test_the_same_again_writes_nothing_and_what_comes_later_is_added(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    forecast(home, 9)
+    ingest(home, 0, 30)
+    assert board.update(BTC) == 1
+    path = home.forecasts / "scores" / f"{BTC.slug}.parquet"
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+    assert board.update(BTC) == 0
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    first = board.rows(BTC)
+    changed = candles(0, 30).with_columns(pl.col("close", "high") * 1.5)
+    Lake(home.lake).upsert(BTC, changed, source=SOURCE)
+    forecast(home, 11)
+    forecast(home, 3)
+    assert Scoreboard(home, echo).update(BTC) == 2
+    rows = board.rows(BTC)
+    assert rows["origin"].dt.hour().to_list() == [3, 9, 11]
+    assert rows.filter(pl.col("forecast").is_in(first["forecast"].to_list())).equals(first), "a score stays"
+
+
+def test_a_hole_is_waited_for_a_day_and_then_the_other_steps_count(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    forecast(home, 9)
+    for first, count in ((0, 12), (13, 24)):  # the candle of 12:00 is missing
+        ingest(home, first, count)
+    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+    ingest(home, 37, 1)
+    assert board.update(BTC) == 1
+    (row,) = board.rows(BTC).iter_rows(named=True)
+    assert row["crps"] == [close(10), close(11), None, close(13)]
+    assert tally(board.rows(BTC)).coverage_90 == 1.0
+
+
+def test_a_forecast_whose_truth_never_came_is_done_with_and_counts_for_nothing(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    forecast(home, 9)
+    ingest(home, 0, 10)
+    ingest(home, 40, 10)
+    assert board.update(BTC) == 1
+    assert board.waiting(BTC) == 0
+    found = tally(board.rows(BTC))
+    assert (found.scored, found.crps_bps, found.skill) == (1, None, None)
+
+
+def test_models_are_told_apart(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    forecast(home, 9)
+    forecast(home, 9, OTHER)
+    forecast(home, 28, OTHER)
+    ingest(home, 0, 30)
+    assert board.update(BTC) == 2
+    assert [len(board.rows(BTC, models)) for models in (None, {MODEL}, {OTHER}, {MODEL, OTHER}, set())] == [
+        2,
+        1,
+        1,
+        2,
+        0,
+    ]
+    assert [board.waiting(BTC, models) for models in (None, {MODEL}, {OTHER})] == [1, 0, 1]
+
+
+def test_a_series_without_candles_or_forecasts_has_nothing_to_score(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    assert (board.update(BTC), board.waiting(BTC), len(board.rows(BTC))) == (0, 0, 0)
+    forecast(home, 9)
+    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+
+
+def test_a_damaged_file_of_scores_is_named_with_its_remedy(home: Home) -> None:
+    path = home.forecasts / "scores" / f"{BTC.slug}.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_text("broken")
+    with pytest.raises(StorageError, match=rf"expected scores in {path}, found a damaged file; delete it"):
+        Scoreboard(home, echo).update(BTC)
+
+
+def test_a_tally_pools_all_steps_and_periods_add_up_to_it(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    for hour in range(0, 2_000, 100):
+        forecast(home, hour)
+    ingest(home, 0, 2_300)
+    assert board.update(BTC) == 20
+    rows = board.rows(BTC)
+    found = tally(rows, waiting=3)
+    closes = [close(hour + step) for hour in range(0, 2_000, 100) for step in range(1, 5)]
+    assert found.crps_bps == pytest.approx(10_000 * np.mean(closes), rel=1e-12)
+    assert found.skill == pytest.approx(0.5)
+    assert (found.scored, found.waiting) == (20, 3)
+    periods = by_period(rows)
+    assert 1 < len(periods) <= 16
+    assert periods["scored"].sum() == 20
+    weighted = (periods["crps_bps"] * periods["scored"]).sum() / 20
+    assert weighted == pytest.approx(found.crps_bps, rel=1e-12)
+    assert periods["period"].is_sorted()
+
+
+def test_nothing_scored_has_no_numbers(home: Home) -> None:
+    rows = Scoreboard(home, echo).rows(BTC)
+    assert (tally(rows).crps_bps, tally(rows).scored) == (None, 0)
+    assert by_period(rows).is_empty()
