@@ -196,6 +196,7 @@ def _summary(
         "dataset": {"path": str(dataset.path), "digest": dataset.digest, "windows": dataset.windows},
         "warnings": list(dataset.warnings),
         "stages": [asdict(one) for one in trained.stages],
+        "challenger": asdict(trained.challenger),
         "leaderboard": list(outcome.judged.scores.leaderboard),
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),

@@ -291,13 +291,13 @@ def _challengers(home: Home, recipe: str) -> list[Champion]:
     """What every finished night trained, as the champion it would be."""
     found = []
     for night in read_nights(home, recipe):
-        tokenizer, predictor = night["stages"]
+        model = PairRef(**night["challenger"])
         found.append(
             Champion(
-                tokenizer=tokenizer["best"],
-                tokenizer_digest=tokenizer["digest"],
-                predictor=predictor["best"],
-                predictor_digest=predictor["digest"],
+                tokenizer=model.tokenizer,
+                tokenizer_digest=model.tokenizer_digest,
+                predictor=model.predictor,
+                predictor_digest=model.predictor_digest,
                 night=night["night"],
                 mlflow_run=night["mlflow_run"],
                 since="",

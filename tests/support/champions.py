@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kronos_model.config import PRESETS
@@ -107,10 +107,8 @@ class Nights:
                 serving=serving,
                 config=PublishConfig(policy="never"),
             )
-        parts = (("tokenizer", model.tokenizer, model.tokenizer_digest),)
-        parts += (("predictor", model.predictor, model.predictor_digest),)
-        stages = [{"stage": stage, "best": folder, "digest": digest} for stage, folder, digest in parts]
-        summary = {"night": night_id(number), "mlflow_run": run.run_id, "stages": stages, "published": []}
+        told = {"night": night_id(number), "mlflow_run": run.run_id, "published": []}
+        summary = told | {"challenger": asdict(model)}
         write_night(self.home, RECIPE, night_id(number), summary)
         return model
 
