@@ -114,6 +114,7 @@ def serving(
     token: str | None = None,
     follower: Follower | None = None,
     now_ms: int = NOW_MS,
+    port: int = 0,
 ) -> Iterator[Site]:
     """The service in a thread, with its clock stopped, until the block ends."""
     app = application(home, config, token=token, follower=follower, now_ms=lambda: now_ms)
@@ -129,7 +130,8 @@ def serving(
 
     server.startup = startup  # type: ignore[method-assign]
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         assert ready.wait(60), "the service did not start"
