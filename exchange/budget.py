@@ -73,20 +73,17 @@ class WeightBudget:
 
         Hand the claim to `after` with what came of the request.
         """
-        now = self._clock()
-        while not isinstance(found := self._claim(weight, now), Asked):
-            logger.log(
-                logging.INFO if found - now > 1 else logging.DEBUG,
-                "waiting %.1f s for request weight",
-                found - now,
-            )
-            self._sleep(found - now)
-            now = max(self._clock(), found)
+        until = 0.0
+        while not isinstance(found := self._claim(weight, until), Asked):
+            wait_s, until = found
+            level = logging.INFO if wait_s > 1 else logging.DEBUG
+            logger.log(level, "waiting %.1f s for request weight", wait_s)
+            self._sleep(wait_s)
         return found
 
     def at_once(self, weight: int) -> Asked | None:
         """Claim `weight` if that takes no wait."""
-        found = self._claim(weight, self._clock())
+        found = self._claim(weight)
         return found if isinstance(found, Asked) else None
 
     def after(self, claim: Asked, headers: Mapping[str, str]) -> None:
@@ -111,9 +108,14 @@ class WeightBudget:
         with self._lock:
             yield self._state
 
-    def _claim(self, weight: int, now: float) -> Asked | float:
-        """The claim, or when to try again."""
+    def _claim(self, weight: int, slept_until: float = 0.0) -> Asked | tuple[float, float]:
+        """The claim, or how long to wait and until when.
+
+        The clock is read once the state is ours: a time that is older than the state would tell of a clock that
+        was set back, and begin a window that ends too early.
+        """
         with self._shared() as state:
+            now = max(self._clock(), slept_until)
             if self._ban is not None and now < self._ban[0]:
                 raise self._ban[1]
             if (wait_s := state.paused_until - now) > LONGEST_PAUSE_S:
@@ -122,4 +124,5 @@ class WeightBudget:
                     f"wait {wait_s:.0f} s and run again.",
                     retry_after_s=wait_s,
                 )
-            return state.claim(weight, now, share=self.share)
+            found = state.claim(weight, now, share=self.share)
+            return found if isinstance(found, Asked) else (found - now, found)

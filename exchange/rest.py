@@ -203,7 +203,7 @@ class RestClient:
         """The pages of a range in order, several under way at once. Only the first try of each is made
         ahead of its turn, so that trouble meets one patient client and not many."""
         waiting = self._plan(key, start_ms, end_ms)
-        under_way: deque[tuple[Stretch, Future[Page]]] = deque()
+        under_way: deque[tuple[Stretch, Asked, Future[Page]]] = deque()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < self.config.workers:
@@ -212,14 +212,15 @@ class RestClient:
                     if claim is None:
                         break
                     stretch = waiting.popleft()
-                    under_way.append((stretch, self._pool.submit(self._try_page, key, stretch, claim)))
-                stretch, future = under_way.popleft()
+                    under_way.append((stretch, claim, self._pool.submit(self._try_page, key, stretch, claim)))
+                stretch, _, future = under_way.popleft()
                 tries = chain([future.result], repeat(partial(self._try_page, key, stretch)))
                 page: Page = self._retrying(lambda tries=tries: next(tries)())
                 yield stretch, page
         finally:
-            for _, future in under_way:
-                future.cancel()
+            for _, claim, future in under_way:
+                if future.cancel():
+                    self.budget.after(claim, {})
 
     def _plan(self, key: SeriesKey, start_ms: int, end_ms: int) -> deque[Stretch]:
         """A range in stretches of a full page each; a month has no length, but all months fit in a page."""

@@ -142,6 +142,33 @@ def test_threads_share_one_count() -> None:
     assert time.slept == []
 
 
+def test_a_thread_that_was_held_up_does_not_bring_an_old_time() -> None:
+    """One reads the clock and is held up, another claims in the next minute: no clock was set back."""
+    time, held_up, claimed = FakeTime(), threading.Event(), threading.Event()
+
+    def clock() -> float:
+        now = time.now
+        if threading.current_thread() is slow and not held_up.is_set():
+            time.now = 1_060.0
+            held_up.set()
+            claimed.wait(0.3)  # in vain if no other thread can claim meanwhile
+        return now
+
+    budget = WeightBudget(100, 1.0, clock=clock, sleep=time.sleep)
+    slow = threading.Thread(target=budget.before, args=[2])
+    budget.after(budget.before(2), {"X-MBX-USED-WEIGHT-1M": "2"})
+    time.now = 1_054.0
+    slow.start()
+    held_up.wait()
+    budget.before(2)
+    claimed.set()
+    slow.join()
+    time.now = 1_110.0
+    budget.after(budget.before(80), {"X-MBX-USED-WEIGHT-1M": "84"})
+    time.now = 1_115.0
+    assert budget.at_once(20) is None  # the minute that began at 1060 is not over
+
+
 def test_answers_without_the_header_change_nothing() -> None:
     time = FakeTime()
     budget = budget_of(100, time)

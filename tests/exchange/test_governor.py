@@ -83,7 +83,7 @@ from storage.schema import SeriesKey
 from tests.support.shared_clock import SharedClock
 
 folder, url, clock_path, symbol, start = sys.argv[1:]
-clock = SharedClock(Path(clock_path))
+clock = SharedClock(Path(clock_path), budgets=Path(folder))
 governor = Governor(Path(folder), "um", url, clock=clock, sleep=clock.sleep)
 config = ExchangeConfig(um_url=url, workers=4)
 key = SeriesKey.parse(symbol, "1h")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from exchange.archive import ArchiveClient, ArchiveConfig
 from exchange.config import ExchangeConfig
-from exchange.governor import Governor
+from exchange.governor import FOLDER, Governor
 from exchange.rest import RestClient
 from exchange.sync import sync_series
 from storage.lake import Lake
@@ -33,7 +33,7 @@ def ingest(
     end_ms: int | None = None,
 ) -> None:
     """What `kronos ingest` does with USD-M series: a thread and a client each, one governor, one archive."""
-    governor = Governor(root / ".budget", "um", rest.um_url, clock=clock, sleep=sleep)
+    governor = Governor(root / FOLDER, "um", rest.um_url, clock=clock, sleep=sleep)
     fetcher = ArchiveClient("um", archive, sleep=sleep) if archive else None
 
     def one(key: SeriesKey) -> None:
