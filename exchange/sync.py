@@ -1,9 +1,9 @@
 """Bring one series of the lake up to date: only what is missing, exact, and safe to interrupt.
 
-What is missing is what the lake does not hold and the exchange has not confirmed to be empty. A stretch is
-confirmed when it was asked for by itself, nothing came, and later candles exist; the ledger then marks it as
-an outage, and it is never asked for again. So the same rule continues an interrupted download, extends a
-series at either end, and refills a file that was deleted.
+What is missing is what the lake does not hold and the exchange has not confirmed to be empty. A stretch that
+was asked for by itself, while later candles exist, and for which nothing came, is marked as an outage in the
+ledger. An answer may have left it out by mistake: a later ingest asks once more, and then never again. So the
+same rule continues an interrupted download, extends a series at either end, and refills a file that was deleted.
 
 What is missing comes out of the bulk archive where that is cheaper (see exchange.plan), else over REST.
 """
@@ -31,6 +31,8 @@ FLUSH_PAGES = (
     20  # a killed process loses at most so many pages; more would rewrite months of 1m candles more often
 )
 DAY_MS = 86_400_000  # a younger hole may still be filled by the exchange: it stays open
+ATTEMPTS = 2  # asked so often an outage is final
+ASK_AGAIN_MS = 3_600_000  # later: what makes an answer leave candles out takes seconds, or minutes
 STALE_CANDLES = 3  # so many missing at the end are no mere delay
 
 logger = logging.getLogger(__name__)
@@ -248,11 +250,13 @@ class _Sync:
 
     def _listing_ms(self) -> int:
         """Open time of the first candle there is: asked once, then known from the ledger."""
-        for start_ms, end_ms in self._outages():
-            if start_ms == 0:
-                return end_ms
+        for known in self._outages():
+            if known.start_ms == 0:
+                return known.end_ms
         listing_ms = self.key.interval.floor(self.client.first_open_ms(self.key))
-        self._mark_outage((0, listing_ms))
+        before = self._hole((0, listing_ms))
+        self.ledger.mark(self.key, before, "outage", attempts=ATTEMPTS, asked_ms=self.server_ms)
+        logger.info("%s: listed since %s", self.key, utc_text(listing_ms))
         return listing_ms
 
     def _fetch(self, part: Stretch, advance: Callable[[int], object] = _nobody) -> None:
@@ -301,8 +305,13 @@ class _Sync:
         return [(start, min(end, border_ms)) for start, end in self._missing(*part) if start < border_ms]
 
     def _missing(self, start_ms: int, end_ms: int) -> list[Stretch]:
-        """The parts of [start, end) that are neither in the lake nor confirmed to be empty."""
-        return without(self._absent(start_ms, end_ms), self._outages())
+        """The parts of [start, end) that are neither in the lake nor an outage, unless that is to be confirmed."""
+        known = [
+            (mark.start_ms, mark.end_ms)
+            for mark in self._outages()
+            if mark.attempts >= ATTEMPTS or self.server_ms - mark.asked_ms < ASK_AGAIN_MS
+        ]
+        return without(self._absent(start_ms, end_ms), known)
 
     def _absent(self, start_ms: int, end_ms: int) -> list[Stretch]:
         """The parts of [start, end) that are not in the lake."""
@@ -322,21 +331,26 @@ class _Sync:
             and part[1] <= self.last_ms
         )
 
-    def _outages(self) -> list[Stretch]:
-        marks = self.ledger.marks(self.key)
-        return [(mark.start_ms, mark.end_ms) for mark in marks if mark.status == "outage"]
+    def _outages(self) -> list[Hole]:
+        return [mark for mark in self.ledger.marks(self.key) if mark.status == "outage"]
 
     def _mark_outage(self, part: Stretch) -> None:
         """Mark a stretch together with the outages that it touches: one mark covers the whole hole."""
-        start_ms, end_ms = part
+        (start_ms, end_ms), attempts = part, 1
         for known in self._outages():
-            if known[0] <= end_ms and start_ms <= known[1]:
-                start_ms, end_ms = min(start_ms, known[0]), max(end_ms, known[1])
-        self.ledger.mark(self.key, self._hole((start_ms, end_ms)), "outage")
-        if start_ms == 0:
-            logger.info("%s: listed since %s", self.key, utc_text(end_ms))
-        else:
-            logger.info("%s: outage from %s to %s", self.key, utc_text(start_ms), utc_text(end_ms))
+            if known.start_ms <= part[0] and part[1] <= known.end_ms:
+                attempts = max(attempts, known.attempts + 1)
+            if known.start_ms <= end_ms and start_ms <= known.end_ms:
+                start_ms, end_ms = min(start_ms, known.start_ms), max(end_ms, known.end_ms)
+        hole = self._hole((start_ms, end_ms))
+        self.ledger.mark(self.key, hole, "outage", attempts=attempts, asked_ms=self.server_ms)
+        logger.info(
+            "%s: outage from %s to %s, asked for in %d ingests",
+            self.key,
+            utc_text(start_ms),
+            utc_text(end_ms),
+            attempts,
+        )
 
     def _hole(self, part: Stretch) -> Hole:
         return Hole(*part, candles=self._count(part))

@@ -61,6 +61,10 @@ class Hole:
     end_ms: int
     candles: int
     status: HoleStatus = "open"
+    attempts: int = 0
+    """Ingests in which the exchange was asked for an outage by itself and had nothing."""
+    asked_ms: int = 0
+    """When it was asked last, by its own clock."""
 
 
 def find_holes(candles: pl.DataFrame | Iterable[pl.DataFrame], interval: Interval) -> list[Hole]:
@@ -157,10 +161,12 @@ class Ledger:
         """Every hole that was ever marked, the repaired ones too, oldest first."""
         return list(self._load(key).marks)
 
-    def mark(self, key: SeriesKey, hole: Hole, status: HoleStatus) -> None:
+    def mark(
+        self, key: SeriesKey, hole: Hole, status: HoleStatus, *, attempts: int = 0, asked_ms: int = 0
+    ) -> None:
         """Remember what is known of a hole; the last word on the same stretch counts."""
         content = self._load(key)
-        marked = replace(hole, status=status)
+        marked = replace(hole, status=status, attempts=attempts, asked_ms=asked_ms)
         if marked in content.marks:
             return
         others = [

@@ -1,6 +1,7 @@
 """Syncing a lake with the replay exchange over real HTTP: exact, incremental, and safe to interrupt."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -317,6 +318,62 @@ def test_an_outage_is_asked_for_once_more_by_itself_and_then_known(tmp_path: Pat
         assert holes_of(world) == [(*outage, "outage")]
         world.sync()
         assert world.klines() == []
+
+
+def test_a_later_ingest_asks_for_an_outage_again_and_then_it_is_final(tmp_path: Path) -> None:
+    outage = (START + 700 * HOUR, START + 730 * HOUR)
+
+    def known() -> list[tuple[int, int, int, int]]:
+        marks = world.ledger.marks(KEY)
+        return [(one.start_ms, one.end_ms, one.attempts, one.asked_ms) for one in marks if one.start_ms]
+
+    with serve(without(700, 730)) as exchange:
+        world = World(exchange, tmp_path)
+        world.sync()
+        assert known() == [(*outage, 1, NOW)]
+        exchange.clock.advance(HOUR - 1)
+        world.sync()
+        assert world.asked_before(outage[1]) == []  # it is too early
+        exchange.clock.advance(1)
+        world.sync()
+        assert [int(one.params["startTime"]) for one in world.asked_before(outage[1])] == [outage[0]]
+        assert known() == [(*outage, 2, NOW + HOUR)]
+        exchange.clock.advance(DAY)
+        world.sync()
+        assert world.asked_before(outage[1]) == []
+        assert holes_of(world) == [(*outage, "outage")]
+
+
+def test_a_row_left_out_of_a_page_and_again_when_asked_for_alone_comes_with_a_later_ingest(
+    world: World, undisturbed: dict[str, str]
+) -> None:
+    world.exchange.faults = [
+        Fault("missing", "*/klines", on=(4, 9))
+    ]  # a page and, when all are there, its row
+    world.sync()
+    ((start_ms, end_ms, status),) = holes_of(world)
+    assert (end_ms - start_ms, status) == (HOUR, "outage")
+    world.sync()
+    assert len(holes_of(world)) == 1
+    world.exchange.clock.advance(HOUR)
+    assert world.sync(end_ms=START + COUNT * HOUR).added == 1
+    assert holes_of(world) == []
+    assert world.fingerprint() == undisturbed
+    assert [mark.status for mark in world.ledger.marks(KEY) if mark.start_ms] == ["repaired"]
+
+
+def test_outages_of_an_older_ledger_are_confirmed_again(tmp_path: Path) -> None:
+    with serve(without(700, 730)) as exchange:
+        world = World(exchange, tmp_path)
+        world.sync()
+        path = next(tmp_path.rglob("ledger.json"))
+        content = json.loads(path.read_text())
+        for hole in content["holes"]:
+            del hole["attempts"], hole["asked_ms"]
+        path.write_text(json.dumps(content))
+        world.sync()
+        assert len(world.klines()) == 1
+        assert world.ledger.marks(KEY)[-1].attempts == 1
 
 
 def test_an_outage_met_in_two_parts_is_one_outage(tmp_path: Path) -> None:
