@@ -244,28 +244,43 @@ def recipes(name: str | None) -> None:
     help="Exchange seconds per second; 0 stops the clock.",
 )
 @click.option(
+    "--ahead",
+    type=click.IntRange(min=0),
+    default=1_000,
+    show_default=True,
+    help="Candles that are yet to come when the clock starts, half of the data at most; 0 starts it at their end.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="Seed of the synthetic market.",
 )
-def replay(klines: str | None, series: str, interval: str, port: int, speed: float, seed: int) -> None:
-    """Serve klines the way Binance does, on 127.0.0.1, until Ctrl-C.
+def replay(
+    klines: str | None, series: str, interval: str, port: int, speed: float, ahead: int, seed: int
+) -> None:
+    """Serve klines the way Binance does, over REST, as a bulk archive and as streams, on 127.0.0.1, until Ctrl-C.
 
     Without --klines the market is SYNTHETIC: seeded random candles with volatility regimes, a daily rhythm and
     volume that follows volatility. They resemble a market and say nothing about any real one.
     """
-    from storage.schema import SeriesKey
-    from tasks.download import replay_exchange
+    from exchange.replay.source import replay_exchange
+    from storage.schema import SeriesKey, utc_text
 
     keys = [SeriesKey.parse(name, interval) for name in _names(series)]
-    server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed)
+    server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed, ahead=ahead)
     served = f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url}"
+    clock = f"Its clock starts at {utc_text(server.clock.now_ms)} and runs at {speed:g} times real speed"
     urls = f"--set exchange.spot_url={server.url} --set exchange.um_url={server.url}"
     archive = f"--set archive.archive_url={server.url} --set archive.listing_url={server.url}"
-    _screen().print(f"{served} (Ctrl-C stops it)")
+    here = server.stream_config
+    streams = (
+        f"--set stream.spot_stream_url={here.spot_stream_url} --set stream.um_stream_url={here.um_stream_url}"
+    )
+    _screen().print(f"{served} (Ctrl-C stops it). {clock}. In another terminal:")
     _screen().print(f"kronos run --recipe demo --set replay= {urls} {archive}")
+    _screen().print(f"kronos monitor --series {series} --interval {interval} {urls} {streams}")
     server.serve_forever()
 
 

@@ -102,7 +102,9 @@ def stop_on_signals(stop: threading.Event) -> Iterator[list[str]]:
 
 def _row(one: SeriesState, exchange_ms: int, *, wide: bool) -> list[str | Text]:
     last, forming, ticker = one.last, one.forming, one.ticker
-    now = forming.close if forming else ticker.last if ticker else None
+    now = Text(_number(forming.close)) if forming else Text()
+    if ticker is not None and forming is None:  # as old as the ticker may be
+        now = Text(_number(ticker.last), style="dim")
     day = Text()
     if ticker is not None:
         day = Text(f"{ticker.change_percent:+.2f}", style="green" if ticker.change_percent >= 0 else "red")
@@ -115,7 +117,7 @@ def _row(one: SeriesState, exchange_ms: int, *, wide: bool) -> list[str | Text]:
         str(one.key),
         _clock(last.close_ms + 1)[11 : 19 if one.key.interval.name == "1s" else 16] if last else "",
         _number(last.close) if last else "",
-        _number(now) if now is not None else "",
+        now,
         day,
         *more,
         "" if one.next_close_ms is None else _span(one.next_close_ms + 1 - exchange_ms),

@@ -9,21 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import polars as pl
 from prefect import task
 
 from exchange.archive import ArchiveClient, ArchiveConfig
 from exchange.budget import WeightBudget
 from exchange.errors import ExchangeError
 from exchange.governor import governor_of
-from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
+from exchange.replay.source import replay_exchange
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.sync import SyncReport, sync_series
 from storage.errors import CandleError, StorageError
-from storage.files import read_candles, read_folder, write_candles
+from storage.files import read_candles, write_candles
 from storage.interval import Interval
 from storage.lake import Lake
 from storage.layout import Home
@@ -41,14 +39,11 @@ __all__ = [
     "download_all",
     "export_file",
     "import_file",
-    "replay_exchange",
 ]
 
 logger = logging.getLogger(__name__)
 
 SERIES_AT_ONCE = 4  # each keeps the network and a core busy at times
-SYNTHETIC_START_MS = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp() * 1000)
-SYNTHETIC_CANDLES = 6_000  # 250 days of 1h: enough for every split of the demo
 
 
 class IncompleteIngest(ExchangeError):  # noqa: N818  # it says what happened
@@ -221,50 +216,6 @@ def connected(
         shared = Exchange(home, exchange, archive)
         stack.callback(shared.close)
         yield shared
-
-
-def replay_exchange(
-    source: str,
-    keys: Sequence[SeriesKey],
-    *,
-    seed: int,
-    port: int = 0,
-    speed: float = 0.0,
-    whole_folder: bool = False,
-) -> ReplayExchange:
-    """A replay exchange over `keys` out of a folder of klines or, for 'synthetic', of a seeded synthetic market.
-
-    Its clock starts half an interval after the last candle of the data closes: that candle counts as closed, and
-    the next one would be forming. Raises StorageError when the folder lacks one of `keys`.
-    """
-    if source == "synthetic":
-        candles = _synthetic(keys, seed)
-    elif whole_folder:
-        candles = read_folder(Path(source), keys[0].interval)
-    else:
-        candles = _klines(Path(source), keys)
-    last_ms, interval = max(
-        (int(frame["open_time"].dt.epoch("ms")[-1]), key.interval) for key, frame in candles.items()
-    )
-    end_ms = interval.next(last_ms)
-    clock = ReplayClock(end_ms + (interval.next(end_ms) - end_ms) // 2, speed=speed)
-    return ReplayExchange(candles, clock=clock, port=port)
-
-
-def _synthetic(keys: Sequence[SeriesKey], seed: int) -> dict[SeriesKey, pl.DataFrame]:
-    return dict(synthetic_market(keys, start_ms=SYNTHETIC_START_MS, count=SYNTHETIC_CANDLES, seed=seed))
-
-
-def _klines(folder: Path, keys: Sequence[SeriesKey]) -> dict[SeriesKey, pl.DataFrame]:
-    candles = read_folder(folder, keys[0].interval)
-    missing = [key.name for key in keys if key not in candles]
-    if missing:
-        found = ", ".join(key.name for key in candles)
-        raise CandleError(
-            f"Expected klines of {', '.join(missing)} at {keys[0].interval} in {folder}, found {found}; add files such "
-            f"as um_DOGEUSDT_1h.parquet, or choose other series with --series."
-        )
-    return {key: candles[key] for key in keys}
 
 
 def _series_ref(lake: Lake, ledger: Ledger, report: SyncReport) -> SeriesRef:

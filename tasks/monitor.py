@@ -14,19 +14,18 @@ from prefect import task
 from exchange.governor import FOLDER, Governor
 from exchange.monitor import Monitor, MonitorConfig, interruptible
 from exchange.monitor_state import MonitorState
+from exchange.replay.source import replay_exchange
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.stream import StreamConfig
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey
-from tasks.download import replay_exchange
 from tasks.policies import IDEMPOTENT
 
 __all__ = ["monitor", "rehearsed"]
 
 REHEARSED_CANDLES = 1_000  # of the data's end, as if they were happening now
-DAY_MS = 86_400_000
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +83,7 @@ def rehearsed(
     if not replay:
         yield exchange, stream
         return
-    server = replay_exchange(replay, keys, seed=seed, speed=speed)
-    candle_ms = max(key.interval.milliseconds or 31 * DAY_MS for key in keys)
-    server.clock.set(server.clock.now_ms - REHEARSED_CANDLES * candle_ms)
-    with server:
+    with replay_exchange(replay, keys, seed=seed, speed=speed, ahead=REHEARSED_CANDLES) as server:
         logger.info(
             "Candles come from a replay exchange (%s) at %g times real speed, not from Binance.",
             replay,

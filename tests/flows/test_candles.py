@@ -170,6 +170,27 @@ def test_verify_says_sound_or_names_the_month_and_exits_with_1(
     assert kronos("verify", "--klines", klines).exit_code == 0
 
 
+def test_verify_compares_series_of_every_interval_with_a_folder(
+    kronos: Kronos, klines: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(klines, both)
+    slow = SeriesKey.parse("um:AAAUSDT", "4h")
+    (candles,) = synthetic_market([slow], start_ms=START_MS, count=80, seed=3).values()
+    write_candles(candles, both / "um_AAAUSDT_4h.parquet")
+    for interval in ("1h", "4h"):
+        kronos("ingest", "--series", "um:AAAUSDT", "--interval", interval, "--klines", both)
+    result = kronos("verify", "--klines", both)
+    assert (
+        "2 series read again, 3 pages and zips of each compared with the exchange: nothing" in result.output
+    )
+    assert result.exit_code == 0
+    write_candles(candles.with_columns(pl.col("volume") + 1), both / "um_AAAUSDT_4h.parquet")
+    harmed = kronos("verify", "--klines", both)
+    assert (harmed.exit_code, "um:AAAUSDT:1h: sound" in harmed.output) == (1, True)
+    assert "um:AAAUSDT:4h: sound" not in harmed.output
+
+
 def test_verify_finds_what_the_exchange_has_otherwise(kronos: Kronos, klines: Path, tmp_path: Path) -> None:
     kronos("ingest", "--series", "um:AAAUSDT", "--klines", klines)
     other = tmp_path / "other"

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from polars.testing import assert_frame_equal
 from rich.console import Console
 
 from exchange.monitor_state import Candle, MonitorState, SeriesState, Ticker
 from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
+from flows.cli import cli
 from flows.config import ConfigError
 from flows.live import LogLines, live_table, stop_on_signals, view
 from flows.monitor import monitor, seconds, watch, watch_config
@@ -94,6 +97,26 @@ def test_the_flow_ends_by_itself_after_its_duration(
     )
     assert state.series[0].connection == "stopped"
     assert assert_valid(tmp_path / "lake") == state.series[0].added > 30
+
+
+def test_what_a_replay_prints_is_a_monitor_that_sees_candles_close(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli", "replay", "--series", "um:DOGEUSDT", "--interval", "1m"]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--speed", "600"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as replay:
+        try:
+            assert replay.stdout is not None
+            served, _, printed = (replay.stdout.readline() for _ in range(3))
+            assert "at 600 times real speed" in served
+            words = shlex.split(printed.removeprefix("kronos"))
+            more = ["--backfill", "20m", "--duration", "3s"]
+            shown = CliRunner().invoke(cli, ["--home", str(tmp_path), *words, *more])
+        finally:
+            replay.terminate()
+    assert "Stopped at the end of its time" in shown.output, shown.output
+    parts = Ledger(tmp_path / "lake").parts(UM)
+    streamed = [part for part in parts if part.source.kind == "stream"]
+    assert sum((part.last_ms - part.first_ms) // MINUTE + 1 for part in streamed) >= 5
 
 
 def test_a_rehearsal_needs_no_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
