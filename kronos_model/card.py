@@ -6,13 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 
-__all__ = ["CardFacts", "model_card"]
+__all__ = ["PICTURES", "CardFacts", "model_card"]
 
+PICTURES = {
+    "fans.png": "Forecasts over what then happened, test range",
+    "skill.png": "CRPS skill against the last value by step, test range",
+    "losses.png": "Loss of both training stages; what was kept is marked",
+}
 ALL_SERIES = "all"
+CHALLENGER = "challenger"
 UPSTREAM_NORMALISER = "window_zscore"
 _COLUMNS = {
     "model": "model",
@@ -26,6 +32,14 @@ _COLUMNS = {
     "coverage_90": "coverage 90 %",
     "violation_rate": "broken bars",
 }
+_RESULTS = (  # column of the leaderboard, the metric's type and name, factor
+    ("crps_bps", "crps", "CRPS of the log-return (bps)", 1),
+    ("mae_bps", "mae", "MAE of the log-return (bps)", 1),
+    ("rmse_bps", "rmse", "RMSE of the log-return (bps)", 1),
+    ("direction", "directional_accuracy", "Right sign at the last step (%)", 100),
+    ("coverage_50", "coverage", "Coverage of the 50 % interval (%)", 100),
+    ("coverage_90", "coverage", "Coverage of the 90 % interval (%)", 100),
+)
 _PERCENT = ("direction", "coverage_50", "coverage_90", "violation_rate")
 _LEGEND = (
     "Scores are of the log-return of the close from the last known candle, over all origins and steps; 1 bps "
@@ -42,6 +56,7 @@ class CardFacts:
 
     part: Literal["tokenizer", "predictor"]
     recipe: str
+    night: str
     series: tuple[str, ...]
     interval: str
     first_ms: int
@@ -52,8 +67,10 @@ class CardFacts:
     horizon: int
     max_context: int
     normaliser: str
-    base_models: tuple[str, ...]
-    """Hub ids of the weights that training started from; empty where it started from scratch."""
+    base_models: Mapping[str, str]
+    """Hub ids of the weights that training started from, with their revisions; empty where it started from scratch."""
+    calibration: str
+    """What is done to the spread of the paths, in words; empty where nothing is."""
     settings: Mapping[str, object]
     """Training and sampling settings, in the order they are to be read."""
     leaderboard: Sequence[Mapping[str, Any]]
@@ -64,21 +81,34 @@ class CardFacts:
     """Hub id, or the absolute path of a folder."""
     predictor_repo: str
     """Hub id, or the absolute path of a folder."""
-    picture: str | None = None
-    """File name, in the repository, of a picture of forecasts."""
+    pictures: tuple[str, ...] = ()
+    """File names, in the repository, of the pictures to show: those of PICTURES are told what they are."""
+
+    @property
+    def contaminated(self) -> bool:
+        """Whether the test range overlaps what the base checkpoint was pre-trained on."""
+        return bool(self.base_models) and self.test_from_ms < PRETRAINING_END_MS
+
+    @property
+    def name(self) -> str:
+        """What a reader calls the model."""
+        return f"{self.recipe} Kronos {self.part}"
 
 
 def model_card(facts: CardFacts) -> str:
     """README.md of a repository, metadata included."""
     sections = [
         _introduction(facts),
-        _data(facts),
-        _evaluation(facts),
+        _picture(facts, "fans.png"),
         _loading(facts),
-        _table(("setting", "value"), list(facts.settings.items()), title="Settings"),
+        _evaluation(facts),
+        _picture(facts, "skill.png"),
+        _data(facts),
+        _table(("setting", "value"), list(facts.settings.items()), title="Training"),
+        _picture(facts, "losses.png"),
         "No forecast here is financial advice. Licence: MIT, as upstream Kronos (shiyu-coder/Kronos).",
     ]
-    return f"---\n{_metadata(facts).to_yaml()}\n---\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
@@ -89,22 +119,78 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name="kronos-nightly",
         pipeline_tag="time-series-forecasting",
         base_model=list(facts.base_models) or None,
+        model_name=facts.name,
+        eval_results=_eval_results(facts),
         tags=["kronos", "finance", "candlestick", "binance", facts.part, facts.interval, *symbols],
         **relation,
+        kronos_nightly={
+            "recipe": facts.recipe,
+            "night": facts.night,
+            "series": list(facts.series),
+            "interval": facts.interval,
+            "data_from": _day(facts.first_ms),
+            "data_to": _day(facts.last_ms),
+            "test_from": _day(facts.test_from_ms),
+            "dataset_digest": facts.dataset_digest,
+            "base_revisions": dict(facts.base_models),
+            "calibrated": bool(facts.calibration),
+            "contaminated": facts.contaminated,
+            "verdict": facts.verdict,
+        },
     )
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    """The challenger's scores over all series, and its skill against each of the others."""
+    rows = {row["model"]: row for row in facts.leaderboard if row["series"] == ALL_SERIES}
+    ours = rows[CHALLENGER]
+    values = [
+        (kind, name, ours[key] * scale) for key, kind, name, scale in _RESULTS if ours.get(key) is not None
+    ]
+    values += [
+        (
+            "crps_skill",
+            f"CRPS skill against {model.replace('_', ' ')}",
+            1 - ours["crps_bps"] / row["crps_bps"],
+        )
+        for model, row in rows.items()
+        if model != CHALLENGER and row["crps_bps"] > 0
+    ]
+    return [
+        EvalResult(
+            task_type="time-series-forecasting",
+            task_name=f"Walk-forward, {facts.horizon} steps of {facts.interval}, {ours['origins']} origins",
+            dataset_type="binance-klines",
+            dataset_name=f"Binance klines, {', '.join(facts.series)}",
+            dataset_config=facts.interval,
+            dataset_split=f"{_day(facts.test_from_ms)} to {_day(facts.last_ms)}",
+            dataset_revision=facts.dataset_digest,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(float(value), 6),
+        )
+        for kind, name, value in values
+    ]
 
 
 def _introduction(facts: CardFacts) -> str:
-    start = " and ".join(facts.base_models)
+    start = " and ".join(
+        f"{name} (revision `{revision[:12]}`)" for name, revision in facts.base_models.items()
+    )
     origin = f"fine-tuned from {start}" if start else "trained from scratch"
     other = facts.predictor_repo if facts.part == "tokenizer" else facts.tokenizer_repo
     counterpart = "predictor" if facts.part == "tokenizer" else "tokenizer"
-    picture = f"\n\n![Forecasts over the test range]({facts.picture})" if facts.picture else ""
     return (
-        f"# {facts.recipe}: Kronos {facts.part}\n\n"
-        f"The {facts.part} of a Kronos model for Binance candles, {origin} by Kronos Nightly "
-        f"(recipe `{facts.recipe}`). It belongs to the {counterpart} `{other}` and to no other.{picture}"
+        f"# {facts.name}\n\n"
+        f"The {facts.part} of a Kronos model for Binance candles ({', '.join(facts.series)}, {facts.interval}), "
+        f"{origin} by Kronos Nightly in night `{facts.night}` of recipe `{facts.recipe}`. It belongs to the "
+        f"{counterpart} `{other}` of the same night and to no other. The tag `night-{facts.night}` names both; the "
+        "tag `champion` names the pair that serves now."
     )
+
+
+def _picture(facts: CardFacts, name: str) -> str:
+    return f"![{PICTURES[name]}]({name})" if name in facts.pictures else ""
 
 
 def _data(facts: CardFacts) -> str:
@@ -114,7 +200,8 @@ def _data(facts: CardFacts) -> str:
         ("candles", f"{_day(facts.first_ms)} to {_day(facts.last_ms)}, UTC"),
         ("test range", f"{_day(facts.test_from_ms)} to {_day(facts.last_ms)}, never trained on here"),
         ("window", f"{facts.lookback} candles seen, {facts.horizon} forecast, context {facts.max_context}"),
-        ("normaliser", facts.normaliser),
+        ("normaliser", f"`{facts.normaliser}`"),
+        ("calibration", facts.calibration or "none: the paths are as the model draws them"),
         ("dataset digest", f"`{facts.dataset_digest}`"),
     ]
     return _table(("data", ""), rows, title="Data")
@@ -123,7 +210,7 @@ def _data(facts: CardFacts) -> str:
 def _evaluation(facts: CardFacts) -> str:
     reasons = "\n".join(f"- {reason}" for reason in facts.reasons)
     parts = [f"## Evaluation\n\nThe gate's verdict: **{facts.verdict}**.\n\n{reasons}".rstrip()]
-    if facts.base_models and facts.test_from_ms < PRETRAINING_END_MS:
+    if facts.contaminated:
         parts.append(
             f"> **Contaminated:** the test range starts before {_day(PRETRAINING_END_MS)}, so it overlaps "
             "the data that the base checkpoint was pre-trained on; scores there flatter both models."
@@ -138,33 +225,78 @@ def _evaluation(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    ours = f"tokenizer = {_folder(facts.tokenizer_repo)}\npredictor = {_folder(facts.predictor_repo)}"
     if facts.normaliser == UPSTREAM_NORMALISER:
-        note = "With ours, which draw sample paths instead of their mean:"
+        note = "With Kronos Nightly's, which draw sample paths instead of their mean:"
     else:
         note = (
             "Upstream normalises by the mean and deviation of the window, but this model was trained with "
             f"`{facts.normaliser}`: `kronos_nightly.json` records it, and only our classes apply it:"
         )
+    if facts.calibration:
+        note += " (the calibration, too, is applied by ours alone)"
     return (
         "## Use\n\n"
-        "With upstream's classes (its repository on the Python path):\n\n"
-        "```python\n"
-        "from model import Kronos, KronosPredictor, KronosTokenizer\n\n"
-        f'tokenizer = KronosTokenizer.from_pretrained("{facts.tokenizer_repo}").eval()\n'
-        f'predictor = Kronos.from_pretrained("{facts.predictor_repo}").eval()\n'
-        f"model = KronosPredictor(predictor, tokenizer, max_context={facts.max_context}, "
-        'device="cpu")\n'
-        "```\n\n"
-        f"{note}\n\n"
-        "```python\n"
-        "from pathlib import Path\n\n"
-        "from huggingface_hub import snapshot_download\n\n"
-        "from kronos_model import Forecaster\n\n"
-        f"{ours}\n"
-        "forecaster = Forecaster.load(tokenizer, predictor)\n"
-        "```"
+        f"`candles.csv` holds the newest closed candles, at least {facts.lookback}, as `kronos export` writes "
+        "them. With upstream's classes (its repository on the Python path):\n\n"
+        f"```python\n{_upstream_code(facts)}\n```\n\n{note}\n\n```python\n{_our_code(facts)}\n```"
     )
+
+
+def _upstream_code(facts: CardFacts) -> str:
+    return f'''\
+import pandas as pd
+from model import Kronos, KronosPredictor, KronosTokenizer
+
+tokenizer = KronosTokenizer.from_pretrained("{facts.tokenizer_repo}").eval()
+predictor = Kronos.from_pretrained("{facts.predictor_repo}").eval()
+model = KronosPredictor(predictor, tokenizer, max_context={facts.max_context}, device="cpu")
+
+{_candles_code(facts)}
+forecast = model.predict(
+    candles[columns], candles["open_time"], future, pred_len={facts.horizon}, T=1.0, top_p=1.0, sample_count=10
+)'''
+
+
+def _our_code(facts: CardFacts) -> str:
+    return f'''\
+from pathlib import Path
+
+import pandas as pd
+from huggingface_hub import snapshot_download
+
+from kronos_model import Forecaster
+from kronos_model.sampling import SamplingConfig
+
+tokenizer = {_folder(facts.tokenizer_repo)}
+predictor = {_folder(facts.predictor_repo)}
+forecaster = Forecaster.load(tokenizer, predictor)
+
+{_candles_code(facts)}
+forecast = forecaster.paths(
+    candles[columns].to_numpy("float32")[None],
+    candles["open_time"].to_numpy("datetime64[ms]").astype("int64")[None],
+    future.to_numpy("datetime64[ms]").astype("int64")[None],
+    ["{facts.series[0]}"],
+    config=SamplingConfig(samples=10),
+    seed=0,
+)
+paths = forecast.paths[0]  # 10 samples, {facts.horizon} candles, 6 columns'''
+
+
+def _candles_code(facts: CardFacts) -> str:
+    return f'''\
+columns = ["open", "high", "low", "close", "volume", "amount"]
+candles = pd.read_csv("candles.csv", parse_dates=["open_time"]).tail({facts.lookback}).reset_index(drop=True)
+candles = candles.rename(columns={{"quote_volume": "amount"}})
+times = pd.date_range(candles["open_time"].iloc[-1], periods={facts.horizon + 1}, freq="{_frequency(facts.interval)}")
+future = pd.Series(times[1:])'''
+
+
+def _frequency(interval: str) -> str:
+    """The interval as pandas spells it."""
+    count, unit = int(interval[:-1]), interval[-1]
+    names = {"s": "s", "m": "min", "h": "h", "d": "D", "M": "MS"}
+    return f"{7 * count}D" if unit == "w" else f"{count}{names[unit]}"
 
 
 def _folder(repo: str) -> str:

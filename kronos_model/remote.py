@@ -25,8 +25,8 @@ __all__ = ["Account", "FileDigest", "Remote", "file_digests", "folder_revision"]
 T = TypeVar("T")
 _WAITS_S = (1.0, 4.0, 15.0)
 _LONGEST_WAIT_S = 310.0  # the Hub counts requests over five minutes
-# An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a ValueError.
-_FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+# An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a Value- or KeyError.
+_FAILURES = (HTTPError, OSError, RuntimeError, ValueError, KeyError)
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ def folder_revision(digests: Mapping[str, FileDigest]) -> str:
     """40 hex digits that name this content, as a commit would."""
     lines = "".join(f"{name}\0{digest.sha256}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:40]
+
+
+class TagNotMovedError(ConnectionError):
+    """The Hub said yes, but the tag is not there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +178,8 @@ class Remote:
                 self.api.delete_tag(self.repo_id, tag=tag)
             if revision is not None:
                 self.api.create_tag(self.repo_id, tag=tag, revision=revision)
+            if self._tags_now().get(tag) != revision:
+                raise TagNotMovedError
 
         self.attempt(once)
 
@@ -235,10 +241,10 @@ def _examine(error: Exception, *, token: str) -> _Failure:
         return _Failure(
             status=status, said=said, wait_s=_retry_after(cause), passing=status == 429 or status >= 500
         )
-    broken_answer = isinstance(cause, json.JSONDecodeError)
+    broken_answer = isinstance(cause, json.JSONDecodeError | KeyError)
     own_disk = isinstance(cause, OSError) and cause.errno in _OWN_DISK
     if (isinstance(cause, HTTPError | OSError) and not own_disk) or broken_answer:
-        said = "an answer that is not JSON" if broken_answer else type(cause).__name__
+        said = "an answer without the JSON it should have" if broken_answer else type(cause).__name__
         passing = not isinstance(cause, OfflineModeIsEnabled)
         return _Failure(status=None, said=said, wait_s=0.0, passing=passing)
     said = " ".join(str(cause).split()).replace(token, "***")[:200]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ def card_facts(
     model: PairRef,
     facts: NightFacts,
     config: PublishConfig,
+    pictures: Iterable[str],
 ) -> CardFacts:
     """The card of one part of `model`."""
     manifest = load_manifest(facts.dataset.path)
@@ -50,6 +51,7 @@ def card_facts(
     return CardFacts(
         part=part,
         recipe=facts.recipe,
+        night=facts.night,
         series=tuple(series["key"] for series in manifest["series"]),
         interval=manifest["interval"],
         first_ms=min(series["first_ms"] for series in manifest["series"]),
@@ -61,18 +63,27 @@ def card_facts(
         max_context=metadata["max_context"],
         normaliser=manifest["normaliser"]["kind"],
         base_models=_base_models(facts, part),
+        calibration=_calibration(Path(model.predictor)),
         settings=facts.settings,
         leaderboard=facts.scores.leaderboard,
         verdict=facts.verdict.verdict,
         reasons=facts.verdict.reasons,
         tokenizer_repo=tokenizer_repo,
         predictor_repo=predictor_repo,
-        picture="fans.png",
+        pictures=tuple(pictures),
     )
 
 
-def _base_models(facts: NightFacts, part: str) -> tuple[str, ...]:
-    """The Hub repository that this part was fine-tuned from; none for weights from scratch or from a folder."""
+def _base_models(facts: NightFacts, part: str) -> dict[str, str]:
+    """What this part was fine-tuned from, with its revision; nothing for weights from scratch or from a folder."""
     preset = PRESETS[facts.preset]
-    repository = preset.tokenizer_id if part == "tokenizer" else preset.predictor_id
-    return (repository,) if facts.pretrained and repository else ()
+    if part == "tokenizer":
+        repository, revision = preset.tokenizer_id, preset.tokenizer_revision
+    else:
+        repository, revision = preset.predictor_id, preset.predictor_revision
+    return {repository: revision} if facts.pretrained and repository and revision else {}
+
+
+def _calibration(predictor: Path) -> str:
+    """What serving does to the spread of the paths, in words; empty where nothing is recorded."""
+    return ""

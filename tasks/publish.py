@@ -65,7 +65,7 @@ def publish(
     published = []
     home.hub.mkdir(parents=True, exist_ok=True)
     for (part, folder), name in zip(parts, names, strict=True):
-        card = model_card(card_facts(home, part, model, facts, config))
+        card = model_card(card_facts(home, part, model, facts, config, pictures))
         with tempfile.TemporaryDirectory(prefix=".draft-", dir=home.hub) as scratch:
             draft = assemble_repository(Path(folder), Path(scratch) / name, card=card, pictures=pictures)
             local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))

@@ -1,6 +1,10 @@
 """A promoted model on its way to a Hub, here a loopback one: one commit per repository, and no trace of the token."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,13 @@ from flows import nightly as nightly_module
 from kronos_model.errors import ModelError
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import PublishConfig
+from storage.files import write_candles
+from storage.lake import Lake
+from storage.schema import SeriesKey
 from tasks.publish import check_publishing, misplaced_tags
 from tests.support.loopback_hub import Fault, LoopbackHub
 from tests.support.publishing import PublishedNight
-from tests.support.terminal import Terminal
+from tests.support.terminal import ROOT, Terminal
 
 REPOSITORIES = ("tester/demo-kronos-tokenizer", "tester/demo-kronos-predictor")
 WRONG = "hf_mistyped_secret"
@@ -136,6 +143,27 @@ def test_the_cards_name_each_other_on_the_hub(hub: LoopbackHub) -> None:
     for name in REPOSITORIES:
         card = hub.content(name, "README.md").decode()
         assert all(repository in card for repository in REPOSITORIES)
+
+
+def test_the_code_of_the_card_downloads_the_pair_and_forecasts_with_upstream_and_with_ours(
+    published: PublishedNight, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    pytest.importorskip("model")
+    key = SeriesKey.parse("spot:BTCUSDT", "1h")
+    write_candles(Lake(published.home.lake).read(key), tmp_path / "candles.csv")
+    card = hub.content(REPOSITORIES[1], "README.md", "champion").decode()
+    theirs, ours = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    code = f"{theirs}\nassert forecast.shape == (4, 6)\n{ours}\nassert paths.shape == (10, 4, 6)"
+    environment = hub.environment(tmp_path / "hub") | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | environment, check=True)
+    assert hub.count("GET", f"/{REPOSITORIES[1]}/resolve/.*model.safetensors") >= 1
+
+
+def test_the_card_shows_pictures_that_are_in_the_repository(hub: LoopbackHub) -> None:
+    for name in REPOSITORIES:
+        shown = re.findall(r"!\[.+\]\((.+)\)", hub.content(name, "README.md").decode())
+        assert shown == ["fans.png", "skill.png", "losses.png"]
+        assert all(hub.content(name, one).startswith(b"\x89PNG") for one in shown)
 
 
 def test_the_same_night_again_uploads_nothing(

@@ -17,6 +17,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.constants as hub_constants
+import yaml
 
 from tests.support.hub_store import Repository, Stored, git_oid, lfs_file
 
@@ -238,6 +239,12 @@ class _Handler(BaseHTTPRequestHandler):
         return _Reply(200, {"type": "user", "name": self.hub.user, "orgs": organisations, "auth": token})
 
     def validate_yaml(self) -> _Reply:
+        content = self._json()["content"]
+        found = re.match(r"---\n(.*?)\n---", content, flags=re.DOTALL)
+        try:
+            yaml.safe_load(found[1]) if found else None
+        except yaml.YAMLError as error:
+            return _Reply(400, {"errors": [{"message": str(error)}], "warnings": []})
         return _Reply(200, {"errors": [], "warnings": []})
 
     def create(self) -> _Reply:
