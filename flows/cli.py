@@ -161,14 +161,33 @@ def evaluate(obj: dict[str, Any], /, **options: Any) -> None:
 @RECIPE
 @KLINES
 @SET
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    help="Write the forecasts to FILE (.csv, .json or .parquet), too.",
+)
 @click.pass_obj
-def forecast(obj: dict[str, Any], /, **options: Any) -> None:
+def forecast(obj: dict[str, Any], export: Path | None, /, **options: Any) -> None:
     """Forecast the next horizon of every series with the champion."""
-    _start(obj)
+    home = _start(obj)
     from flows.forecast import forecast as flow
     from flows.screen import show_forecasts
+    from storage.forecast_files import check_export
+    from tasks.forecast import IncompleteForecast, export_forecasts
 
-    show_forecasts(_call(flow, options))
+    if export is not None:
+        check_export(export)
+    failed = None
+    try:
+        forecasts = _call(flow, options).forecasts
+    except IncompleteForecast as error:
+        forecasts, failed = error.forecasts.forecasts, error
+    show_forecasts(forecasts)
+    if export is not None and forecasts:
+        rows = export_forecasts(home, forecasts, export)
+        _screen().print(f"{rows:,} rows written to {export}")
+    if failed is not None:
+        raise failed
 
 
 @cli.command(name="import")

@@ -15,17 +15,20 @@ from flows.recipes import RecipeName, configure
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
+from tasks.forecast import complete
 from tasks.forecast import forecast as sample
 from tasks.policies import within
-from tasks.refs import BuiltDataset, ForecastRef, PairRef
+from tasks.refs import BuiltDataset, ForecastsRef, PairRef
 from tasks.report import show_picture
 
 __all__ = ["forecast", "forecast_series"]
 
 
 @flow(name="forecast", flow_run_name="forecast {recipe}")
-def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> tuple[ForecastRef, ...]:
+def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> ForecastsRef:
     """Ingest what is new, then forecast every series of a recipe with its champion.
+
+    Raises IncompleteForecast where a series is stale or has a hole in its lookback; the others are stored.
 
     Args:
         recipe: Named configuration whose champion forecasts; demo runs offline, `kronos recipes` describes all.
@@ -40,13 +43,13 @@ def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None
             f"trains, judges and promotes one."
         )
     ingest_series(home, config)
-    return forecast_series(home, config, champion_pair(home, champion), dataset=None)
+    return complete(forecast_series(home, config, champion_pair(home, champion), dataset=None))
 
 
 def forecast_series(
     home: Home, config: RunConfig, model: PairRef, *, dataset: BuiltDataset | None
-) -> tuple[ForecastRef, ...]:
-    """One stored forecast and one picture per series."""
+) -> ForecastsRef:
+    """One stored forecast and one picture per series that can be forecast."""
     forecasts = within(sample, config.limits, "forecast_h")(
         home,
         config.keys(),
@@ -57,7 +60,7 @@ def forecast_series(
         dataset=dataset,
         seed=config.seed,
     )
-    for one in forecasts:
+    for one in forecasts.forecasts:
         key = "forecast-" + one.series.replace(":", "-").lower()
         show_picture(Path(one.figure), key, f"Forecast of {one.series} by the {one.model}")
     return forecasts

@@ -27,7 +27,7 @@ from tasks.live import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
-from tasks.refs import BuiltDataset, ForecastRef, PairRef, PublishedRef, RunRef, SeriesRef
+from tasks.refs import BuiltDataset, ForecastsRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_links
 from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model
@@ -170,10 +170,12 @@ def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged)
     )
 
 
-def _record(run: RunRef, forecasts: tuple[ForecastRef, ...], published: tuple[PublishedRef, ...]) -> None:
+def _record(run: RunRef, forecasts: ForecastsRef, published: tuple[PublishedRef, ...]) -> None:
     """Forecasts into the MLflow run, links into the Prefect run."""
-    for one in forecasts:
+    for one in forecasts.forecasts:
         log_artifact(run, one.figure, "figures")
+    if forecasts.seconds:
+        log_metrics(run, {"forecast/seconds": forecasts.seconds})
     show_links(run, published)
 
 
@@ -184,7 +186,7 @@ def _summary(
     dataset: BuiltDataset,
     trained: Trained,
     outcome: _Outcome,
-    forecasts: tuple[ForecastRef, ...],
+    forecasts: ForecastsRef,
     run: RunRef,
 ) -> dict[str, Any]:
     """The night in plain values, as stored and as the CLI shows it."""
@@ -201,6 +203,7 @@ def _summary(
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
         "published": [asdict(one) for one in outcome.published],
-        "forecasts": [asdict(one) for one in forecasts],
+        "forecasts": [asdict(one) for one in forecasts.forecasts],
+        "not_forecast": [asdict(one) for one in forecasts.failures],
         "mlflow_run": run.run_id,
     }

@@ -57,7 +57,10 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
     for one in summary["published"]:
         place = one["url"] if one["url"] else f"{one['path']} (a folder; nothing was uploaded)"
         screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
-    screen.print(_forecasts(summary["forecasts"]))
+    if summary["forecasts"]:
+        screen.print(_forecasts(summary["forecasts"]))
+    for one in summary["not_forecast"]:
+        screen.print(Text.assemble(("note:", "yellow"), f" {one['series']} is not forecast: {one['reason']}"))
     if summary["nothing_new"]:
         said = "same candles and settings as a finished night; nothing was trained."
         screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
@@ -81,7 +84,8 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
     """The last step of each forecast."""
-    console().print(_forecasts([asdict(one) for one in forecasts]))
+    if forecasts:
+        console().print(_forecasts([asdict(one) for one in forecasts]))
 
 
 def show_history(home: Home, recipe: str) -> None:
@@ -207,7 +211,16 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
-        "series", "after (UTC)", "close", "until (UTC)", "mean", "5 to 95 %", "P(up)", title="Forecast"
+        "series",
+        "after (UTC)",
+        "close",
+        "until (UTC)",
+        "mean",
+        "5 to 95 %",
+        "P(up)",
+        "return",
+        "volatility",
+        title="Forecast",
     )
     for row in rows:
         table.add_row(
@@ -218,6 +231,8 @@ def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
             _price(row["close_mean"]),
             f"{_price(row['close_low'])} to {_price(row['close_high'])}",
             f"{row['probability_up']:.2f}",
+            f"{100 * (row['close_mean'] / row['last_close'] - 1):+.2f} %",
+            f"{100 * row['expected_volatility']:.2f} %",
         )
     return table
 

@@ -11,6 +11,7 @@ __all__ = [
     "BuiltDataset",
     "FailureRef",
     "ForecastRef",
+    "ForecastsRef",
     "IngestRef",
     "PairRef",
     "PublishedRef",
@@ -119,6 +120,8 @@ class ForecastRef:
     """One stored forecast."""
 
     series: str
+    interval: str
+    model_digest: str
     path: str
     figure: str
     origin_ms: int
@@ -128,8 +131,19 @@ class ForecastRef:
     close_low: float  # 5 % quantile at the last step
     close_high: float  # 95 %
     probability_up: float
+    expected_log_return: float  # over the horizon
+    expected_volatility: float  # over the horizon, as a log-return
     model: str
     made: bool  # False when the same forecast was stored before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForecastsRef:
+    """What one call of the sampler brought."""
+
+    forecasts: tuple[ForecastRef, ...]
+    failures: tuple[FailureRef, ...]
+    seconds: float  # of sampling alone; 0 where every forecast was stored before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

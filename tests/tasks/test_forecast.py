@@ -1,0 +1,220 @@
+"""The live forecast: what is stored of the sampled paths, which series are left out, and what people take away."""
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from exchange.replay import synthetic_market
+from kronos_model.config import PRESETS
+from kronos_model.files import model_digest
+from kronos_model.forecaster import Forecaster
+from kronos_model.hub import scratch_pair
+from kronos_model.sampling import SamplingConfig
+from storage.errors import StorageError
+from storage.forecasts import ForecastStore
+from storage.lake import Lake
+from storage.layout import Home
+from storage.ledger import Hole, Ledger, Source
+from storage.schema import SeriesKey
+from tasks.forecast import IncompleteForecast, complete, export_forecasts, forecast
+from tasks.refs import ForecastsRef, PairRef
+
+START_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
+HOUR_MS = 3_600_000
+KEYS = [SeriesKey.parse(name, "1h") for name in ("spot:BTCUSDT", "um:ETHUSDT", "um:DOGEUSDT")]
+CANDLES = synthetic_market(KEYS, start_ms=START_MS, count=60, seed=7)
+SOURCE = Source(kind="import", detail="synthetic")
+LOOKBACK, HORIZON, SAMPLES = 32, 4, 6
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path / "home")
+    for key, candles in CANDLES.items():
+        Lake(home.lake).upsert(key, candles, source=SOURCE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> PairRef:
+    made = scratch_pair(PRESETS["tiny"], tmp_path_factory.mktemp("pair"), seed=1)
+    return PairRef(
+        tokenizer=str(made.tokenizer),
+        tokenizer_digest=made.tokenizer_digest,
+        predictor=str(made.predictor),
+        predictor_digest=made.predictor_digest,
+        origin="champion since 2024-07-01",
+    )
+
+
+def run(home: Home, pair: PairRef, **changed: Any) -> ForecastsRef:
+    options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "dataset": None, "seed": 3}
+    return forecast.fn(home, KEYS, pair, SamplingConfig(samples=SAMPLES), **{**options, **changed})
+
+
+def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef) -> None:
+    done = run(home, pair)
+    assert done.failures == ()
+    assert done.seconds > 0
+    for key, one in zip(KEYS, done.forecasts, strict=True):
+        candles = CANDLES[key].tail(LOOKBACK)
+        features = candles.select("open", "high", "low", "close", "volume", "quote_volume").to_numpy()
+        opened = candles["open_time"].dt.epoch("ms").to_numpy()
+        future = opened[-1] + HOUR_MS * np.arange(1, HORIZON + 1)
+        paths = (
+            Forecaster.load(Path(pair.tokenizer), Path(pair.predictor))
+            .paths(
+                features.astype(np.float32)[None],
+                opened[None],
+                future[None],
+                [key.name],
+                config=SamplingConfig(samples=SAMPLES),
+                seed=3,
+            )
+            .paths[0]
+            .astype(np.float64)
+        )
+        stored = ForecastStore(home.forecasts).latest(key)
+        assert stored is not None
+        frame, summary = stored.frame(), stored.summary
+        assert frame["open_time"].dt.epoch("ms").to_list() == future.tolist()
+        assert stored.origin_ms == one.origin_ms == opened[-1]
+        assert stored.model_digest == one.model_digest == model_digest(Path(pair.predictor))
+        assert summary["tokenizer_digest"] == model_digest(Path(pair.tokenizer))
+        last, volatilities = float(np.float32(features[-1, 3])), []
+        for path in paths[:, :, 3]:
+            total, before = 0.0, last
+            for close in path:
+                total += math.log(close / before) ** 2
+                before = close
+            volatilities.append(math.sqrt(total))
+        assert summary["expected_volatility"] == pytest.approx(sum(volatilities) / SAMPLES, rel=1e-9)
+        assert summary["probability_up"] == sum(path[-1, 3] > last for path in paths) / SAMPLES
+        mean_return = sum(math.log(path[-1, 3] / last) for path in paths) / SAMPLES
+        assert summary["expected_log_return"] == pytest.approx(mean_return, rel=1e-9, abs=1e-15)
+        for step in range(HORIZON):
+            closes = paths[:, step, 3]
+            assert frame["close_q05"][step] == pytest.approx(np.quantile(closes, 0.05), rel=1e-9)
+            assert frame["close_q95"][step] == pytest.approx(np.quantile(closes, 0.95), rel=1e-9)
+            assert frame["close_mean"][step] == pytest.approx(closes.mean(), rel=1e-9)
+            assert frame["probability_up"][step] == sum(closes > last) / SAMPLES
+        assert Path(one.figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_series_are_sampled_in_one_call(
+    home: Home, pair: PairRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, real = [], Forecaster.paths
+
+    def counted(self: Forecaster, features: Any, *others: Any, **options: Any) -> Any:
+        rows.append(len(features))
+        return real(self, features, *others, **options)
+
+    monkeypatch.setattr(Forecaster, "paths", counted)
+    with caplog.at_level("INFO"):
+        run(home, pair)
+    assert rows == [3]
+    assert "Sampled 3 series x 6 paths x 4 candles in " in caplog.text
+
+
+def test_a_stored_forecast_is_not_made_again_and_a_new_candle_adds_one(home: Home, pair: PairRef) -> None:
+    first = run(home, pair)
+    files = {path: path.read_bytes() for path in home.forecasts.rglob("*.parquet")}
+    again = run(home, pair, seed=4)
+    assert [one.made for one in first.forecasts + again.forecasts] == [True] * 3 + [False] * 3
+    assert again.seconds == 0
+    longer = synthetic_market(KEYS, start_ms=START_MS, count=61, seed=7)
+    Lake(home.lake).upsert(KEYS[0], longer[KEYS[0]], source=SOURCE)
+    assert [one.made for one in run(home, pair).forecasts] == [True, False, False]
+    assert len(ForecastStore(home.forecasts).list(KEYS[0])) == 2
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_series_with_a_hole_in_its_lookback_is_left_out_with_the_reason(
+    pair: PairRef, tmp_path: Path
+) -> None:
+    home = Home.at(tmp_path / "holed")
+    for key, candles in CANDLES.items():
+        kept = pl.concat([candles.head(50), candles.tail(8)]) if key == KEYS[1] else candles
+        Lake(home.lake).upsert(key, kept, source=SOURCE)
+    done = run(home, pair)
+    assert [one.series for one in done.forecasts] == ["spot:BTCUSDT", "um:DOGEUSDT"]
+    (failure,) = done.failures
+    assert failure.series == "um:ETHUSDT"
+    assert "Expected the newest 32 candles of um:ETHUSDT:1h without a hole" in failure.reason
+    assert "kronos ingest" in failure.reason
+    with pytest.raises(
+        IncompleteForecast, match="1 of 3 series not forecast, the others are stored: um:ETH"
+    ) as told:
+        complete(done)
+    assert told.value.forecasts == done
+
+
+def test_a_stale_series_is_left_out_with_the_time_of_its_last_candle(home: Home, pair: PairRef) -> None:
+    last_ms = START_MS + 59 * HOUR_MS
+    tail = Hole(start_ms=last_ms + HOUR_MS, end_ms=last_ms + 50 * HOUR_MS, candles=49, status="stale")
+    Ledger(home.lake).set_tail(KEYS[2], tail)
+    (failure,) = run(home, pair).failures
+    assert failure.series == "um:DOGEUSDT"
+    assert "found no candle after 2024-07-03 11:00:00 UTC" in failure.reason
+    assert "up to 2024-07-05 13:00:00 UTC" in failure.reason
+    assert "halted or delisted" in failure.reason
+
+
+def test_no_series_at_all_is_told_as_such(home: Home, pair: PairRef) -> None:
+    done = run(home, pair, lookback=61)
+    assert done.forecasts == ()
+    assert done.seconds == 0
+    with pytest.raises(IncompleteForecast, match="3 of 3 series not forecast, none was made"):
+        complete(done)
+
+
+def test_a_complete_forecast_passes(home: Home, pair: PairRef) -> None:
+    done = run(home, pair)
+    assert complete(done) is done
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_what_is_exported_is_what_is_stored(home: Home, pair: PairRef, suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / "out" / f"forecasts{suffix}"
+    done = run(home, pair)
+    assert export_forecasts(home, done.forecasts, target) == 3 * HORIZON
+    stored = {key: ForecastStore(home.forecasts).latest(key) for key in KEYS}
+    if suffix == ".json":
+        objects = json.loads(target.read_text())
+        assert [f"{one['market']}:{one['symbol']}:{one['interval']}" for one in objects] == list(
+            map(str, KEYS)
+        )
+        for key, one in zip(KEYS, objects, strict=True):
+            found = stored[key]
+            assert found is not None
+            assert one["summary"] == found.summary
+            assert [step["close_q50"] for step in one["steps"]] == found.frame()["close_q50"].to_list()
+            assert one["steps"][0]["open_time"] == found.origin_ms + HOUR_MS
+        return
+    rows = pl.read_parquet(target) if suffix == ".parquet" else pl.read_csv(target, try_parse_dates=True)
+    for key in KEYS:
+        found = stored[key]
+        assert found is not None
+        mine = rows.filter((pl.col("market") == key.market) & (pl.col("symbol") == key.symbol))
+        assert mine["close_q50"].to_list() == found.frame()["close_q50"].to_list()
+        assert (
+            mine["open_time"].dt.epoch("ms").to_list() == found.frame()["open_time"].dt.epoch("ms").to_list()
+        )
+        assert set(mine["model_digest"]) == {pair.predictor_digest}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("forecasts.xlsx", "ends in .csv, .json, .parquet"), ("", "file")]
+)
+def test_a_file_of_another_kind_is_refused(
+    home: Home, pair: PairRef, name: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match=said):
+        export_forecasts(home, run(home, pair).forecasts, tmp_path / name)
