@@ -228,7 +228,6 @@ def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
             _time(row["origin_ms"]),
             _price(row["last_close"]),
             _time(row["horizon_end_ms"]),
-            _price(row["close_mean"]),
             f"{_price(row['close_low'])} to {_price(row['close_high'])}",
             f"{row['probability_up']:.2f}",
             f"{100 * (row['close_mean'] / row['last_close'] - 1):+.2f} %",

@@ -253,7 +253,13 @@ model = KronosPredictor(predictor, tokenizer, max_context={facts.max_context}, d
 
 {_candles_code(facts)}
 forecast = model.predict(
-    candles[columns], candles["open_time"], future, pred_len={facts.horizon}, T=1.0, top_p=1.0, sample_count=10
+    candles[columns],
+    candles["open_time"],
+    future,
+    pred_len={facts.horizon},
+    T=1.0,
+    top_p=1.0,
+    sample_count=10,
 )'''
 
 
@@ -286,9 +292,10 @@ paths = forecast.paths[0]  # 10 samples, {facts.horizon} candles, 6 columns'''
 def _candles_code(facts: CardFacts) -> str:
     return f'''\
 columns = ["open", "high", "low", "close", "volume", "amount"]
-candles = pd.read_csv("candles.csv", parse_dates=["open_time"]).tail({facts.lookback}).reset_index(drop=True)
-candles = candles.rename(columns={{"quote_volume": "amount"}})
-times = pd.date_range(candles["open_time"].iloc[-1], periods={facts.horizon + 1}, freq="{_frequency(facts.interval)}")
+candles = pd.read_csv("candles.csv", parse_dates=["open_time"]).tail({facts.lookback})
+candles = candles.rename(columns={{"quote_volume": "amount"}}).reset_index(drop=True)
+last = candles["open_time"].iloc[-1]
+times = pd.date_range(last, periods={facts.horizon + 1}, freq="{_frequency(facts.interval)}")
 future = pd.Series(times[1:])'''
 
 

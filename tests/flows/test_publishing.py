@@ -102,6 +102,28 @@ def test_a_hub_that_does_not_tell_its_tags_does_not_stop_a_night(
     assert "The tag of the published champion could not be checked" in caplog.text
 
 
+def test_a_night_that_is_published_though_it_was_not_promoted_gets_no_champion_tag(
+    published: PublishedNight, hub: LoopbackHub, again: Terminal
+) -> None:
+    before = {name: dict(hub.repositories[name].tags) for name in REPOSITORIES}
+    outcome = again(
+        *published.arguments,
+        "--set=publish.namespace=quants",
+        "--set=publish.policy=always",
+        "--set=publish.tokenizer_name=any-tokenizer",
+        "--set=publish.predictor_name=any-predictor",
+        "--set=gate.min_origins=10000",
+    )
+    assert outcome.code == 0, outcome.err
+    assert "Gate: keep" in outcome.out
+    for name in ("any-tokenizer", "any-predictor"):
+        (tag,) = hub.repositories[f"quants/{name}"].tags
+        assert tag.startswith("night-")
+        assert list(LocalRepository(published.home.hub, name).tags()) == [tag]
+        assert "verdict: **keep**" in hub.content(f"quants/{name}", "README.md").decode()
+    assert {name: hub.repositories[name].tags for name in REPOSITORIES} == before
+
+
 def test_the_token_may_come_from_a_prefect_secret_block(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, prefect_api: None
 ) -> None:
