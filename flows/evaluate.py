@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig
 from flows.environment import open_home
-from flows.finetune import build_dataset
+from flows.finetune import build_dataset, calibrated
 from flows.judge import champion_pair
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.turns import in_turn
@@ -51,10 +51,18 @@ def evaluate(
 
 def _score(home: Home, config: RunConfig) -> ScoresRef:
     champion, choice = read_champion(home, config.recipe), config.model
-    models = {"base": base_model(home, choice.preset, choice.weights, config.seed)}
+    dataset = build_dataset(home, config)
+    base = base_model(home, choice.preset, choice.weights, config.seed)
+    models = {"base": calibrated(home, config, dataset, base)}
     if champion is not None:
         models["champion"] = champion_pair(home, champion)
-    bounded = within(walk, config.limits, "evaluate_h")
-    scores = bounded(home, build_dataset(home, config), models, config.evaluation, seed=config.seed)
+    scores = within(walk, config.limits, "evaluate_h")(
+        home,
+        dataset,
+        models,
+        config.evaluation,
+        seed=config.seed,
+        pretrained=choice.weights != "scratch",
+    )
     show_leaderboard(scores.leaderboard)
     return scores

@@ -17,14 +17,15 @@ from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
 from storage.layout import Home
 from tasks.dataset import build
+from tasks.evaluate import calibrate, tokenizer_gate
 from tasks.figures import draw_losses
 from tasks.policies import within
-from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
-from tasks.report import show_picture
-from tasks.tracking import log_artifact
+from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
+from tasks.report import show_picture, show_text
+from tasks.tracking import log_artifact, log_text
 from tasks.train import base_model, train
 
-__all__ = ["Trained", "build_dataset", "finetune", "train_challenger"]
+__all__ = ["Trained", "build_dataset", "calibrated", "finetune", "train_challenger"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,7 @@ class Trained:
 
     challenger: PairRef
     stages: tuple[TrainedRef, TrainedRef]
+    tokenizer: TokenizerVerdictRef
 
 
 @flow(name="finetune", flow_run_name="finetune {recipe}")
@@ -72,10 +74,16 @@ def build_dataset(home: Home, config: RunConfig) -> BuiltDataset:
     return bounded(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
 
 
+def calibrated(home: Home, config: RunConfig, dataset: BuiltDataset, pair: PairRef) -> PairRef:
+    """`pair` with its spread calibrated on the validation range, as `evaluation` says."""
+    bounded = within(calibrate, config.limits, "evaluate_h")
+    return bounded(home, dataset, pair, config.evaluation, seed=config.seed)
+
+
 def train_challenger(
     home: Home, config: RunConfig, dataset: BuiltDataset, base: PairRef, run: RunRef
 ) -> Trained:
-    """Stage 1 from the base tokenizer, then stage 2 on the tokens of what stage 1 kept."""
+    """Stage 1 from the base tokenizer, its gate, stage 2 on the tokens of the one that passed, calibration."""
     shared: dict[str, Any] = {
         "dataset": dataset,
         "seed": config.seed,
@@ -84,7 +92,12 @@ def train_challenger(
     }
     bounded = within(train, config.limits, "train_h")
     tokenizer = bounded(home, "tokenizer", start=base, config=config.tokenizer, **shared)
-    start = replace(base, tokenizer=tokenizer.best, tokenizer_digest=tokenizer.digest)
+    gated = tokenizer_gate(tokenizer, config.gate)
+    start = base
+    if gated.use:
+        start = replace(base, tokenizer=tokenizer.best, tokenizer_digest=tokenizer.digest)
+    log_text(run, gated.reason + "\n", "tokenizer_gate.txt")
+    show_text(gated.reason, "tokenizer-gate", "Which tokenizer stage 2 starts from")
     predictor = bounded(home, "predictor", start=start, config=config.predictor, **shared)
     losses = draw_losses(
         {one.stage: Path(one.job) for one in (tokenizer, predictor)}, Path(predictor.job) / "losses.png"
@@ -97,4 +110,5 @@ def train_challenger(
         predictor_digest=predictor.digest,
         origin=f"fine-tuned from {base.origin}",
     )
-    return Trained(challenger=challenger, stages=(tokenizer, predictor))
+    challenger = calibrated(home, config, dataset, challenger)
+    return Trained(challenger=challenger, stages=(tokenizer, predictor), tokenizer=gated)

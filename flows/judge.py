@@ -53,7 +53,12 @@ def judge_challenger(
     """Walk all models forward over the test range, then ask the gate."""
     models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
     scores = within(evaluate, config.limits, "evaluate_h")(
-        home, dataset, models, config.evaluation, seed=config.seed
+        home,
+        dataset,
+        models,
+        config.evaluation,
+        seed=config.seed,
+        pretrained=config.model.weights != "scratch",
     )
     verdict = gate(scores, config.gate, champion=champion is not None)
     loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig, config_digest, knobs
 from flows.environment import open_home
-from flows.finetune import Trained, build_dataset, train_challenger
+from flows.finetune import Trained, build_dataset, calibrated, train_challenger
 from flows.forecast import forecast_series
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger
@@ -78,6 +78,7 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         for path in filter(None, (ingested.report, ingested.picture)):
             log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)
+        base = calibrated(home, config, dataset, base)
         outcome = _decide(home, config, dataset, base, trained, night, run)
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)
@@ -199,6 +200,7 @@ def _summary(
         "warnings": list(dataset.warnings),
         "stages": [asdict(one) for one in trained.stages],
         "challenger": asdict(trained.challenger),
+        "tokenizer": trained.tokenizer.reason,
         "leaderboard": list(outcome.judged.scores.leaderboard),
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),

@@ -14,6 +14,7 @@ from typing import Any
 from kronos_model.errors import ModelError
 
 __all__ = [
+    "CALIBRATION_FILE",
     "MODEL_FILES",
     "model_digest",
     "read_json",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 MODEL_FILES = ("config.json", "model.safetensors")
+CALIBRATION_FILE = "calibration.json"
+"""Beside a predictor's files, where it was calibrated."""
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run it again",
@@ -150,9 +153,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_digest(folder: Path) -> str:
-    """First 16 hex digits of the sha256 over config.json and model.safetensors: a model's identity."""
+    """First 16 hex digits of the sha256 over config.json, model.safetensors and, if any, calibration.json.
+
+    A model's identity: whatever changes its forecasts changes it.
+    """
     digest = hashlib.sha256()
-    for name in MODEL_FILES:
+    calibrated = (Path(folder) / CALIBRATION_FILE).exists()
+    for name in (*MODEL_FILES, CALIBRATION_FILE) if calibrated else MODEL_FILES:
         path = Path(folder) / name
         if not path.is_file():
             raise ModelError(f"{folder} is not a model folder, {name} is missing: give one with {_names()}.")

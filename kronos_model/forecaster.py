@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kronos_model.calibration import Calibration
 from kronos_model.errors import DataError
 from kronos_model.hub import load_pair, preset_of, read_metadata
 from kronos_model.normalise import Normaliser
@@ -49,6 +50,7 @@ class Forecaster:
         *,
         max_context: int = DEFAULT_CONTEXT,
         s2_decode: S2Decode = "trained",
+        calibration: Calibration | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
@@ -57,6 +59,7 @@ class Forecaster:
         self.normaliser = normaliser
         self.max_context = max_context
         self.s2_decode: S2Decode = s2_decode
+        self.calibration = calibration
 
     @classmethod
     def load(
@@ -69,7 +72,7 @@ class Forecaster:
         s2_decode: S2Decode | None = None,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """Load a pair with what its kronos_nightly.json records; an argument overrides the record.
+        """Load a pair with its calibration and what its kronos_nightly.json records; an argument overrides it.
 
         Upstream's folders record nothing: they get upstream's normaliser and their preset's context.
         """
@@ -85,6 +88,7 @@ class Forecaster:
             or metadata.get("max_context")
             or (preset.max_context if preset else DEFAULT_CONTEXT),
             s2_decode=s2_decode or metadata.get("s2_decode", "trained"),
+            calibration=Calibration.load(predictor_path),
             device=device,
         )
 
@@ -98,12 +102,14 @@ class Forecaster:
         config: SamplingConfig,
         seed: int | Sequence[int],
         samples: int | None = None,
+        calibrated: bool = True,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> Forecast:
         """Continue raw bars (B, C, 6) that open at (B, C) ms over the bars that open at (B, H) ms.
 
         `series` names the rows, for the normaliser. Only the last max_context bars count. A row's paths
         depend on its name, its last open time and the seed (one for all, or one each), not on the other rows.
+        `calibrated` scales their spread, where the model has a calibration for these sampling settings.
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
@@ -128,7 +134,10 @@ class Forecaster:
         )
         raw = self.normaliser.inverse(normalised, scale)
         paths, broken = consistent(raw, last_close=context[:, -1, 3])
-        return Forecast(paths=paths.cpu().numpy(), violation_rate=float(broken.double().mean()))
+        prices = paths.cpu().numpy()
+        if calibrated and self.calibration is not None and self.calibration.suits(config):
+            prices = self.calibration.apply(prices, features[:, -1, 3])
+        return Forecast(paths=prices, violation_rate=float(broken.double().mean()))
 
     def _stamps(self, open_time: NDArray[np.int64]) -> Tensor:
         stamps = calendar_stamps(open_time.reshape(-1)).reshape(*open_time.shape, 5)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
-from kronos_model.files import MODEL_FILES, replace_directory
+from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
 from kronos_model.local_hub import LocalRepository
 from kronos_model.remote import FileDigest, Remote, file_digests
 
@@ -120,6 +120,8 @@ def assemble_repository(
 ) -> Path:
     """Lay out a repository in one step: the model's files, the card and the pictures, by their name in it."""
     sources = {name: model_folder / name for name in (*MODEL_FILES, METADATA_FILE)}
+    if (model_folder / CALIBRATION_FILE).exists():
+        sources[CALIBRATION_FILE] = model_folder / CALIBRATION_FILE
     for name, picture in pictures.items():
         if name in (*sources, CARD_FILE) or Path(name).name != name:
             raise ValueError(f"a picture needs a plain file name of its own, found {name!r}; rename it")

@@ -171,12 +171,19 @@ def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -
         "training": {
             "dataset": job.dataset.digest,
             "series": list(dataset.series),
+            "until_ms": _trained_until(before, dataset),
             "start": job.start.digest,
             "job": job.digest(),
             "seed": job.seed,
             "config": asdict(job.config),
         },
     }
+
+
+def _trained_until(before: Mapping[str, Any], dataset: WindowDataset) -> int:
+    """Open time of the newest candle behind the weights, their earlier training included."""
+    earlier = before.get("training", {}).get("until_ms")
+    return max(earlier or 0, dataset.last_ms("train") or 0)
 
 
 def _validated(dataset: WindowDataset, job: Job) -> int:

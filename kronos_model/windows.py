@@ -6,7 +6,7 @@ Shapes: B batch, L = lookback + horizon bars, F=6 features, N windows, T bars of
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -94,6 +94,26 @@ class WindowDataset:
             own = self._windows[split][:, 0] == index
             starts[own] = source.open_time[self._windows[split][own, 1]]
         return starts
+
+    def last_ms(self, split: Split) -> int | None:
+        """Open time of the last candle that a window of the split touches; None where it has no window."""
+        starts = self.start_ms(split)
+        return int(starts.max()) + (self.length - 1) * self.interval_ms if len(starts) else None
+
+    def at(self, split: Split, start_ms: int) -> Self:
+        """This dataset with only those windows of a split that start at one time."""
+        chosen = self._windows[split][self.start_ms(split) == start_ms]
+        return type(self)(self.manifest, series=self._series, windows={**self._windows, split: chosen})
+
+    def with_other_future(self, known_until_ms: int) -> Self:
+        """This dataset with other values in every candle that opens after a time: what is known stays."""
+        series = []
+        for source in self._series:
+            features = source.features.copy()
+            later = source.open_time > known_until_ms
+            features[later] = features[later][::-1] * np.float32(1.5)  # still candles: ordered, positive
+            series.append(replace(source, features=features))
+        return type(self)(self.manifest, series=series, windows=self._windows)
 
     def batch(self, split: Split, indices: Sequence[int] | NDArray[np.integer]) -> Windows:
         """The windows of a split at these indices, copied out of the maps."""

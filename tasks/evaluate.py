@@ -4,26 +4,70 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import torch
 from prefect import task
 
-from kronos_model.evaluation.competitors import Competitor, LastValue, ModelCompetitor
-from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.baselines import make_baselines
+from kronos_model.evaluation.calibrating import fit_calibration
+from kronos_model.evaluation.competitors import Competitor, ModelCompetitor, history_bars
+from kronos_model.evaluation.config import PRETRAINING_END_MS, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaderboard import leaderboard
-from kronos_model.evaluation.scores import Scores
-from kronos_model.evaluation.walk_forward import walk_forward
+from kronos_model.evaluation.leaks import check_not_trained_on
+from kronos_model.evaluation.scores import QUANTILES, Scores
+from kronos_model.evaluation.tokenizer_gate import judge_tokenizer, read_quality
+from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
+from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, model_digest
 from kronos_model.forecaster import Forecaster
+from kronos_model.hub import read_metadata
 from kronos_model.pretrained import METADATA_FILE
 from kronos_model.windows import WindowDataset
+from storage.atomic import atomic_directory
+from storage.evaluations import ForecastTable, forecast_frame, paths_frame
 from storage.layout import Home
+from storage.schema import utc_text
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
-from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef
+from tasks.refs import BuiltDataset, PairRef, ScoresRef, TokenizerVerdictRef, TrainedRef, VerdictRef
 
-__all__ = ["evaluate", "forecaster", "gate"]
+__all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 2  # of what an evaluation computes and stores: raise it, and stored ones are made again
+
+
+@task(name="calibrate", task_run_name="calibrate {pair.origin}", **IDEMPOTENT)
+def calibrate(
+    home: Home, dataset: BuiltDataset, pair: PairRef, config: EvaluationConfig, *, seed: int
+) -> PairRef:
+    """`pair` with a calibration of its spread beside the predictor, fitted on the validation range.
+
+    The same pair where that is switched off, where it has one already, or where the range is too short.
+    """
+    if not config.calibrate or (Path(pair.predictor) / CALIBRATION_FILE).exists():
+        return pair
+    folder = home.jobs / f"calibrated-{_digest(dataset, {'model': pair}, config, seed)}" / "predictor"
+    if not folder.exists():
+        model = ModelCompetitor(name="model", forecaster=forecaster(pair, dataset), config=config, seed=seed)
+        with progress_bar("calibrate") as progress:
+            calibration = fit_calibration(WindowDataset.open(dataset.path), model, progress=progress)
+        if calibration is None:
+            logger.warning("The validation range is too short to calibrate the spread of %s.", pair.origin)
+            return pair
+        with atomic_directory(folder) as draft:
+            for name in (*MODEL_FILES, METADATA_FILE):
+                _link(Path(pair.predictor) / name, draft / name)
+            calibration.save(draft)
+    return replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
 
 
 @task(name="evaluate", task_run_name="evaluate", **IDEMPOTENT)
@@ -34,24 +78,123 @@ def evaluate(
     config: EvaluationConfig,
     *,
     seed: int,
+    pretrained: bool = True,
 ) -> ScoresRef:
-    """Score `models` (challenger, base and perhaps champion) and the last value on the test range."""
-    folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed)}"
+    """Score `models` (challenger, base and perhaps champion) and the baselines on the test range.
+
+    The folder of the scores also gets forecasts.parquet, one row per series, origin, step and model, and, where
+    they are kept, paths.parquet. `pretrained`: the weights descend from Kronos's own.
+    """
+    folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed, pretrained)}"
     if not folder.exists():
-        windows = WindowDataset.open(dataset.path)
-        competitors: list[Competitor] = [
-            ModelCompetitor(
-                name=name,
-                forecaster=forecaster(pair, dataset),
-                config=config,
-                seed=seed,
-            )
-            for name, pair in models.items()
-        ]
-        with progress_bar("evaluate") as progress:
-            walk_forward(windows, [*competitors, LastValue()], config, progress=progress).save(folder)
+        _walk(
+            folder,
+            WindowDataset.open(dataset.path),
+            dataset,
+            models,
+            config,
+            seed=seed,
+            pretrained=pretrained,
+        )
     scores = Scores.load(folder)
-    return ScoresRef(path=str(folder), origins=len(scores.origin_ms), leaderboard=tuple(leaderboard(scores)))
+    return ScoresRef(
+        path=str(folder),
+        origins=len(scores.origin_ms),
+        leaderboard=tuple(leaderboard(scores)),
+        notes=scores.notes,
+    )
+
+
+def _walk(
+    folder: Path,
+    windows: WindowDataset,
+    dataset: BuiltDataset,
+    models: dict[str, PairRef],
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    pretrained: bool,
+) -> None:
+    """Walk forward into a folder beside, which an interrupted run goes on with, and put it in place."""
+    if windows.count("test"):
+        check_not_trained_on(windows, _trained_until(models))
+    competitors: list[Competitor] = [
+        ModelCompetitor(name=name, forecaster=forecaster(pair, dataset), config=config, seed=seed)
+        for name, pair in models.items()
+    ]
+    bars = history_bars(windows.lookback, windows.interval_ms)
+    baselines, notes = make_baselines(config, interval_ms=windows.interval_ms, history=bars, seed=seed)
+    work = folder.with_name(f"{folder.name}.part")
+    forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
+
+    def keep(batch: int, made: Forecasts) -> None:
+        forecasts.write(batch, _frame(made))
+        if made.paths:
+            paths.write(batch, paths_frame(made.paths, series=made.series, origin_ms=made.origin_ms))
+
+    with progress_bar("evaluate") as progress:
+        scores = walk_forward(
+            windows,
+            [*competitors, *baselines],
+            config,
+            notes=[*_notes(windows, competitors, config, pretrained=pretrained), *notes],
+            work=work,
+            keep=keep,
+            progress=progress,
+        )
+    tables = [table for table in (forecasts.finish(), paths.finish()) if table is not None]
+    ready = scores.save(work / "scores")
+    for table in tables:
+        table.replace(ready / table.name)
+    ready.replace(folder)
+    shutil.rmtree(work)
+
+
+def _frame(made: Forecasts) -> pl.DataFrame:
+    return forecast_frame(
+        models=made.models,
+        series=made.series,
+        origin_ms=made.origin_ms,
+        open_time=made.open_time,
+        quantiles=made.quantiles,
+        levels=QUANTILES,
+        mean=made.mean,
+        realised=made.realised,
+    )
+
+
+def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:
+    """Open time of the last candle that each model trained on, for those whose folder says so."""
+    told = {name: read_metadata(Path(pair.predictor)) or {} for name, pair in models.items()}
+    found = {name: one.get("training", {}).get("until_ms") for name, one in told.items()}
+    return {name: until for name, until in found.items() if until is not None}
+
+
+def _notes(
+    windows: WindowDataset, competitors: Sequence[Competitor], config: EvaluationConfig, *, pretrained: bool
+) -> list[str]:
+    """What a reader of the scores must know."""
+    notes = []
+    starts = windows.start_ms("test")
+    if pretrained and len(starts) and starts.min() < PRETRAINING_END_MS:
+        notes.append(
+            f"the test range begins {utc_text(int(starts.min()))}, before {utc_text(PRETRAINING_END_MS)}, until when "
+            "Kronos was pre-trained: what its weights score there is not out of sample"
+        )
+    raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.calibration is None]
+    if config.calibrate and raw:
+        notes.append(f"the spread of {', '.join(raw)} is not calibrated for these sampling settings")
+    return notes
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes under another name; a copy where the file system cannot. Weights are never written in place."""
+    if not source.exists():
+        return
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @task(name="gate", task_run_name="gate", **IDEMPOTENT)
@@ -59,6 +202,17 @@ def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef
     """Promote, keep or reject the challenger, with reasons in words."""
     decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
     return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, _against_last_value(scores)))
+
+
+@task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)
+def tokenizer_gate(stage: TrainedRef, policy: GatePolicy) -> TokenizerVerdictRef:
+    """Whether stage 2 may start from the fine-tuned tokenizer."""
+    job = Path(stage.job)
+    decision = judge_tokenizer(
+        read_quality(job, 0), read_quality(job, stage.best_step), codebook_drop=policy.codebook_drop
+    )
+    logger.info("Tokenizer gate: %s.", decision.reason)
+    return TokenizerVerdictRef(use=decision.use, reason=decision.reason)
 
 
 def _against_last_value(scores: ScoresRef) -> str:
@@ -77,7 +231,13 @@ def forecaster(pair: PairRef, dataset: BuiltDataset | None) -> Forecaster:
     return Forecaster.load(Path(pair.tokenizer), Path(pair.predictor), normaliser=normaliser, device=device)
 
 
-def _digest(dataset: BuiltDataset, models: dict[str, PairRef], config: EvaluationConfig, seed: int) -> str:
+def _digest(
+    dataset: BuiltDataset,
+    models: dict[str, PairRef],
+    config: EvaluationConfig,
+    seed: int,
+    pretrained: bool = True,
+) -> str:
     pairs = {name: (pair.tokenizer_digest, pair.predictor_digest) for name, pair in models.items()}
-    text = json.dumps([dataset.digest, pairs, repr(config), seed], sort_keys=True)
+    text = json.dumps([_VERSION, dataset.digest, pairs, repr(config), seed, pretrained], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ __all__ = [
     "RunRef",
     "ScoresRef",
     "SeriesRef",
+    "TokenizerVerdictRef",
     "TrainedRef",
     "VerdictRef",
 ]
@@ -92,6 +93,15 @@ class ScoresRef:
     path: str
     origins: int
     leaderboard: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()  # what whoever reads the numbers must know
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerVerdictRef:
+    """Whether stage 2 starts from the fine-tuned tokenizer."""
+
+    use: bool
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "show_leaderboard",
     "show_links",
     "show_picture",
+    "show_text",
     "verdict_markdown",
 ]
 
@@ -80,6 +81,11 @@ def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["series"] == "all":
             lines.append("| " + " | ".join(_cell(name, row[name]) for name in _COLUMNS) + " |")
     return "\n".join(lines)
+
+
+def show_text(text: str, key: str, description: str) -> None:
+    """A sentence."""
+    create_markdown_artifact(text, key=key, description=description)
 
 
 def show_picture(path: Path, key: str, description: str) -> None:

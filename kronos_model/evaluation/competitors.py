@@ -3,18 +3,30 @@
 Shapes: B origins, C bars of lookback, K >= C bars of history, H steps, S sample paths, F=6 features.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.calibration import Calibration
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.forecaster import Forecast, Forecaster
 from kronos_model.sampling import SamplingConfig
 
-__all__ = ["Competitor", "Context", "LastValue", "ModelCompetitor", "history_bars"]
+__all__ = [
+    "RAW",
+    "Competitor",
+    "Context",
+    "LastValue",
+    "ModelCompetitor",
+    "history_bars",
+    "variant_names",
+    "variants",
+]
 
+RAW = "_raw"
+"""Ends the name of a calibrated model's forecasts as they were before."""
 _WEEK_MS = 7 * 24 * 3_600_000
 _MOST_HISTORY = 20_000  # a week of 1m is 10,080 bars; a week of 1s would not fit
 
@@ -52,21 +64,50 @@ class ModelCompetitor:
     config: EvaluationConfig
     seed: int
 
-    def forecast(self, context: Context) -> Forecast:
-        sampling = SamplingConfig(
+    @property
+    def calibration(self) -> Calibration | None:
+        """How its spread is scaled, if it is."""
+        found = self.forecaster.calibration
+        return found if self.config.calibrate and found is not None and found.suits(self.sampling) else None
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How its paths are drawn."""
+        return SamplingConfig(
             temperature=self.config.temperature,
             top_k=self.config.top_k,
             top_p=self.config.top_p,
             samples=self.config.samples,
         )
+
+    def forecast(self, context: Context) -> Forecast:
+        """Paths as the model draws them; `variants` calibrates them."""
         return self.forecaster.paths(
             context.features,
             context.open_time,
             context.future_open_time,
             context.series,
-            config=sampling,
+            config=self.sampling,
             seed=self.seed,
+            calibrated=False,
         )
+
+
+def variant_names(competitor: Competitor) -> tuple[str, ...]:
+    """Under which names a competitor is scored: a calibrated model also as it was before, with a suffix."""
+    if isinstance(competitor, ModelCompetitor) and competitor.calibration is not None:
+        return (competitor.name, competitor.name + RAW)
+    return (competitor.name,)
+
+
+def variants(
+    competitor: Competitor, forecast: Forecast, last_close: NDArray[np.float64]
+) -> dict[str, Forecast]:
+    """A competitor's forecast by those names: its paths are sampled once."""
+    if isinstance(competitor, ModelCompetitor) and (calibration := competitor.calibration) is not None:
+        scaled = replace(forecast, paths=calibration.apply(forecast.paths, last_close))
+        return {competitor.name: scaled, competitor.name + RAW: forecast}
+    return {competitor.name: forecast}
 
 
 @dataclass(frozen=True, kw_only=True)

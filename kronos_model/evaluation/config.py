@@ -8,6 +8,11 @@ __all__ = ["PRETRAINING_END_MS", "EvaluationConfig"]
 PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 """Kronos was pre-trained on data up to June 2024 (arXiv 2508.02739, app. D)."""
 
+FEE_BAND = 0.002
+"""Moves below this log return, a round trip at 10 basis points a side, earn nothing and count for no direction."""
+
+BASELINES = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
@@ -27,11 +32,24 @@ class EvaluationConfig:
     """Sample within this cumulative probability; below 1 narrows the fan."""
     batch_origins: int = 16
     """Origins forecast at once; memory grows with batch_origins x samples."""
+    calibrate: bool = True
+    """Scale the spread of a model's paths per step by conformal factors of the validation range."""
+    calibration_origins: int = 100
+    """Origins per series at most, evenly spaced over the validation range, that the factors are fitted on."""
+    baselines: tuple[str, ...] = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")
+    """Competitors beside the last value, which always runs: drift, seasonal_24h, seasonal_7d, ewma (a cone of
+    historical volatility), bootstrap (of blocks of past returns)."""
     keep_paths: bool = False
     """Keep every sampled close beside the quantiles (samples x 4 bytes per origin, step and model)."""
 
     def __post_init__(self) -> None:
-        for name in ("origins", "batch_origins", "stride"):
+        if unknown := sorted(set(self.baselines) - set(BASELINES)):
+            raise ValueError(
+                f"baselines must be out of {', '.join(BASELINES)}, found {', '.join(unknown)}; leave them out"
+            )
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError(f"baselines must differ, found {', '.join(self.baselines)}; name each once")
+        for name in ("origins", "batch_origins", "stride", "calibration_origins"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}; set {name}=1 or more")

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.evaluation.diagnostics import loss_tests
+from kronos_model.evaluation.intervals import Resampler, block_length
 from kronos_model.evaluation.scores import Scores
 
-__all__ = ["Comparison", "Decision", "GatePolicy", "Verdict", "block_length", "compare", "judge", "widening"]
+__all__ = ["Comparison", "Decision", "GatePolicy", "Verdict", "compare", "judge", "widening"]
 
 Verdict = Literal["promote", "keep", "reject"]
 _BPS = 10_000
@@ -33,6 +35,12 @@ class GatePolicy:
     """Bootstrap draws behind that interval."""
     violation_margin: float = 0.05
     """Share of impossible bars (high below close and the like) a challenger may have beyond its opponent."""
+    coverage_low: float = 0.85
+    """Least share of bars that the challenger's 90 % band must cover, as it serves (calibrated)."""
+    coverage_high: float = 0.95
+    """Largest share that it may cover: above, its fan says too little."""
+    codebook_drop: float = 0.1
+    """Relative loss of the tokenizer's codes in use that stage 1 may cause before the base tokenizer stays."""
     seed: int = 0
     """Seed of the bootstrap: the same scores always get the same decision."""
 
@@ -44,6 +52,13 @@ class GatePolicy:
             raise ValueError(f"confidence must lie between 0 and 1, found {self.confidence}; 0.9 is usual")
         if not 0 <= self.violation_margin <= 1:
             raise ValueError(f"violation_margin must lie in [0, 1], found {self.violation_margin}; try 0.05")
+        if not 0 <= self.coverage_low < self.coverage_high <= 1:
+            raise ValueError(
+                f"coverage_low and coverage_high must be ascending shares, found {self.coverage_low} and "
+                f"{self.coverage_high}; 0.85 and 0.95 are usual"
+            )
+        if not 0 <= self.codebook_drop <= 1:
+            raise ValueError(f"codebook_drop must lie in [0, 1], found {self.codebook_drop}; try 0.1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +92,11 @@ def judge(
 ) -> Decision:
     """Decide about the challenger against the base model and, where there is one, the champion.
 
-    "promote": its CRPS is below that of every opponent, with the whole interval below 0.
-    "reject": an interval lies above 0, or it breaks clearly more bars.
-    "keep": anything else, too little data included; nothing changes.
+    "promote": its CRPS is below that of every opponent, with the whole interval below 0, no series is
+    significantly worse, and its 90 % band covers what it should.
+    "reject": an interval lies above 0, a series is significantly worse, the coverage is significantly off, or it
+    breaks clearly more bars.
+    "keep": anything else, too little data included; nothing changes. Token loss is not asked for.
     """
     opponents = list(dict.fromkeys(name for name in (base, champion) if name is not None))
     if challenger in opponents:
@@ -88,18 +105,64 @@ def judge(
     short = _too_little(scores, policy, comparisons[0])
     if short is not None:
         return Decision(verdict="keep", reasons=(short,))
-    reasons = [_in_words(comparison, policy, challenger=challenger) for comparison in comparisons]
-    broken = [one for one in comparisons if one.violations > policy.violation_margin]
-    reasons += [
-        f"{challenger} breaks {100 * one.violations:.1f} percentage points more bars than {one.opponent} "
-        f"(at most {100 * policy.violation_margin:.1f} are allowed)"
-        for one in broken
+    better = [_in_words(comparison, policy, challenger=challenger) for comparison in comparisons]
+    coverage = _coverage(scores, policy, challenger)
+    harm = [
+        *(sentence for one in opponents for sentence in _worse_series(scores, policy, challenger, one)),
+        *(sentence for one in comparisons for sentence in _broken_bars(one, policy, challenger)),
     ]
-    if broken or any(one.low > 0 for one in comparisons):
-        return Decision(verdict="reject", reasons=tuple(reasons))
-    if all(one.high < 0 for one in comparisons):
-        return Decision(verdict="promote", reasons=tuple(reasons))
-    return Decision(verdict="keep", reasons=tuple(reasons))
+    reasons = (*better, *harm, coverage.sentence)
+    if harm or coverage.surely_off or any(one.low > 0 for one in comparisons):
+        return Decision(verdict="reject", reasons=reasons)
+    if coverage.inside and all(one.high < 0 for one in comparisons):
+        return Decision(verdict="promote", reasons=reasons)
+    return Decision(verdict="keep", reasons=reasons)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Coverage:
+    inside: bool
+    surely_off: bool  # the whole interval lies outside of what is asked for
+    sentence: str
+
+
+def _coverage(scores: Scores, policy: GatePolicy, challenger: str) -> _Coverage:
+    """The share of bars inside the 90 % band against the policy."""
+    inside = scores.covered[scores.level(0.9), scores.index(challenger)].mean(axis=1)  # (N,)
+    everything = np.ones(len(inside), np.bool_)
+    resampler = Resampler.of(
+        scores, everything, confidence=policy.confidence, draws=policy.draws, seed=policy.seed
+    )
+    low, high = (float(end) for end in resampler.mean(inside, policy.confidence))
+    share = float(inside.mean())
+    asked = f"{100 * policy.coverage_low:g} to {100 * policy.coverage_high:g} % are asked for"
+    return _Coverage(
+        inside=policy.coverage_low <= share <= policy.coverage_high,
+        surely_off=high < policy.coverage_low or low > policy.coverage_high,
+        sentence=f"the 90 % band of {challenger} covers {100 * share:.1f} % of the bars ({asked})",
+    )
+
+
+def _worse_series(scores: Scores, policy: GatePolicy, challenger: str, opponent: str) -> list[str]:
+    """One sentence per series on which the challenger is significantly worse, corrected for their number."""
+    if len(scores.series) == 1:
+        return []
+    tests = loss_tests(scores, challenger, opponent, by_step=False)
+    return [
+        f"{challenger} is worse than {opponent} on {test.series}: CRPS difference "
+        f"{_BPS * test.difference:+.3f} bps, p = {test.p_holm:.2g} (Diebold and Mariano, Holm)"
+        for test in tests
+        if test.difference > 0 and test.p_holm < 1 - policy.confidence
+    ]
+
+
+def _broken_bars(comparison: Comparison, policy: GatePolicy, challenger: str) -> list[str]:
+    if comparison.violations <= policy.violation_margin:
+        return []
+    return [
+        f"{challenger} breaks {100 * comparison.violations:.1f} percentage points more bars than "
+        f"{comparison.opponent} (at most {100 * policy.violation_margin:.1f} are allowed)"
+    ]
 
 
 def compare(scores: Scores, policy: GatePolicy, *, challenger: str, opponent: str) -> Comparison:
@@ -123,12 +186,6 @@ def compare(scores: Scores, policy: GatePolicy, *, challenger: str, opponent: st
         blocks=len(differences) // block,
         violations=float((scores.violation_rate[ours] - scores.violation_rate[theirs]).mean()),
     )
-
-
-def block_length(origin_ms: NDArray[np.int64], horizon_ms: int) -> int:
-    """The most origins that start within one horizon; `origin_ms` (N,) is sorted."""
-    ends = np.searchsorted(origin_ms, origin_ms + horizon_ms, side="left")
-    return int((ends - np.arange(len(origin_ms))).max())
 
 
 def _interval(values: NDArray[np.float64], block: int, policy: GatePolicy) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.competitors import Competitor, Context, history_bars
+from kronos_model.evaluation.competitors import Competitor, Context, history_bars, variant_names, variants
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.metrics import variance
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
@@ -85,7 +85,7 @@ def walk_forward(
     `keep` gets the forecasts of each batch, by its number. With a folder `work`, finished batches are stored
     there and not forecast again; what it holds must come from the same arguments.
     """
-    names = [competitor.name for competitor in competitors]
+    names = [name for competitor in competitors for name in variant_names(competitor)]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected competitors with different names, found {names}; rename or add some")
     origins = _origins(dataset, split, config)
@@ -151,16 +151,21 @@ def _score_batch(
     windows = dataset.batch(split, origins)
     history = dataset.known_closes(split, origins, history_bars(lookback, dataset.interval_ms))
     truth = _truth(windows, lookback)
-    per_model, quantiles, paths = [], [], {}
+    names: list[str] = []
+    per_model: list[Arrays] = []
+    quantiles: list[NDArray[np.float64]] = []
+    paths: dict[str, NDArray[np.float32]] = {}
     for competitor in competitors:
         # A fresh context each: none can reach another's through an array they share.
         forecast = competitor.forecast(_context(windows, lookback, history))
         _check(forecast, competitor.name, truth)
-        scored, values = score_paths(forecast.paths, truth, violation_rate=forecast.violation_rate)
-        per_model.append(scored)
-        quantiles.append(truth.last_close[:, None] * np.exp(values))
-        if config.keep_paths:
-            paths[competitor.name] = np.asarray(forecast.paths[..., CLOSE], np.float32)
+        for name, one in variants(competitor, forecast, truth.last_close).items():
+            scored, values = score_paths(one.paths, truth, violation_rate=one.violation_rate)
+            names.append(name)
+            per_model.append(scored)
+            quantiles.append(truth.last_close[:, None] * np.exp(values))
+            if config.keep_paths:
+                paths[name] = np.asarray(one.paths[..., CLOSE], np.float32)
     joined: Arrays = {
         name: np.stack([one[name] for one in per_model], axis=1 if name in _LEVELLED else 0)
         for name in per_model[0]
@@ -180,7 +185,7 @@ def _score_batch(
         "fan_quantiles": prices[:, _FAN_LEVELS][:, :, fan_rows].transpose(2, 0, 1, 3),  # (B', M, Q', H)
     }
     forecasts = Forecasts(
-        models=tuple(competitor.name for competitor in competitors),
+        models=tuple(names),
         series=tuple(truth.series),
         origin_ms=truth.origin_ms,
         open_time=windows.open_time[:, lookback:],

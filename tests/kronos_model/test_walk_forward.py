@@ -14,8 +14,6 @@ from kronos_model.config import PRESETS
 from kronos_model.errors import DataError, ModelError
 from kronos_model.evaluation.competitors import Context, LastValue, ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.leaderboard import leaderboard
-from kronos_model.evaluation.metrics import wilson_interval
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
 from kronos_model.evaluation.walk_forward import choose_origins, walk_forward
 from kronos_model.forecaster import Forecast, Forecaster
@@ -313,65 +311,6 @@ def test_scores_that_cannot_be_read_end_in_a_sentence(scores, tmp_path):
     (folder / "scores.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ModelError, match="evaluate again"):
         Scores.load(folder)
-
-
-def test_the_leaderboard_equals_loops_over_the_scores(scores):
-    rows = leaderboard(scores)
-    assert [row["series"] for row in rows] == ["all"] * 2 + [name for name in scores.series for _ in range(2)]
-    for row in rows:
-        m = scores.models.index(row["model"])
-        chosen = [
-            n
-            for n in range(len(scores.origin_ms))
-            if row["series"] in ("all", scores.series[scores.series_index[n]])
-        ]
-        cells = [(n, h) for n in chosen for h in range(HORIZON)]
-        crps = mean(float(scores.crps[m, n, h]) for n, h in cells)
-        reference = mean(float(scores.crps[1, n, h]) for n, h in cells)
-        expected = {
-            "origins": len(chosen),
-            "mae_bps": 1e4 * mean(float(scores.absolute_error[m, n, h]) for n, h in cells),
-            "rmse_bps": 1e4 * math.sqrt(mean(float(scores.squared_error[m, n, h]) for n, h in cells)),
-            "crps_bps": 1e4 * crps,
-            "skill": 1 - crps / reference,
-            "coverage_50": mean(float(scores.covered[0, m, n, h]) for n, h in cells),
-            "coverage_90": mean(float(scores.covered[2, m, n, h]) for n, h in cells),
-            "width_90_bps": 1e4 * mean(float(scores.width[2, m, n, h]) for n, h in cells),
-            "violation_rate": 0.25 if row["model"] == "noise" else 0.0,
-        }
-        for name, value in expected.items():
-            assert row[name] == pytest.approx(value, abs=1e-9), name
-        if row["series"] == "all":
-            assert row["mae_price"] is None
-        else:
-            price = mean(float(scores.price_error[m, n, h]) for n, h in cells)
-            assert row["mae_price"] == pytest.approx(price, abs=1e-9)
-
-
-def test_direction_is_a_share_with_an_interval_and_absent_where_nothing_moves(scores):
-    noise, still = sorted(leaderboard(scores)[:2], key=lambda row: row["model"] != "noise")
-    share = mean(scores.direction_hit()[0, :, -1].tolist())
-    assert noise["direction"] == pytest.approx(share)
-    assert (noise["direction_low"], noise["direction_high"]) == pytest.approx(wilson_interval(share, 11))
-    assert still["direction"] is None
-    assert still["direction_low"] is None
-
-
-def test_overlapping_forecasts_do_not_narrow_the_interval_of_the_direction():
-    crps = {name: np.random.default_rng(1).uniform(0.01, 0.02, 60) for name in ("a", "last_value")}
-    apart = leaderboard(planted_scores(crps, stride_hours=6, horizon=6))[0]
-    overlapping = leaderboard(planted_scores(crps, stride_hours=1, horizon=6))[0]
-    assert overlapping["direction"] == apart["direction"]
-    narrow, wide = (row["direction_high"] - row["direction_low"] for row in (apart, overlapping))
-    assert wide == pytest.approx(np.subtract(*wilson_interval(apart["direction"], 10)[::-1]))
-    assert wide > 2 * narrow
-
-
-def test_the_leaderboard_is_sorted_and_has_no_skill_without_its_reference():
-    crps = {name: np.full(40, level) for name, level in (("worse", 0.03), ("better", 0.01))}
-    rows = leaderboard(planted_scores(crps))
-    assert [row["model"] for row in rows[:2]] == ["better", "worse"]
-    assert rows[0]["skill"] is None
 
 
 def test_scores_know_whether_they_overlap_the_pre_training(scores):

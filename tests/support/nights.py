@@ -38,6 +38,7 @@ def quick_settings(klines: Path, **others: Any) -> dict[str, Any]:
         **{f"predictor.{name}": value for name, value in stage.items()},
         "evaluation.origins": 20,
         "evaluation.samples": 4,
+        "evaluation.calibration_origins": 10,
         "forecast.samples": 8,
         **others,
     }

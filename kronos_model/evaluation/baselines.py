@@ -1,0 +1,156 @@
+"""Competitors without a neural network: what a model must beat to be worth its electricity.
+
+All of them see a Context alone, work on whole batches, and draw from a generator of each row's series and origin.
+Shapes: B origins, C bars of lookback, K bars of history, S sample paths, H steps, F=6 features.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos_model.evaluation.competitors import Competitor, Context, LastValue
+from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.intervals import stretches
+from kronos_model.evaluation.scoring import CLOSE, row_generator
+from kronos_model.features import FEATURES
+from kronos_model.forecaster import Forecast
+
+__all__ = ["BlockBootstrap", "Drift", "EwmaCone", "SeasonalNaive", "make_baselines"]
+
+HOUR_MS = 3_600_000
+_SEASONS_MS = {"seasonal_24h": 24 * HOUR_MS, "seasonal_7d": 7 * 24 * HOUR_MS}
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The line through the first and the last close of the lookback, in logarithms, goes on."""
+
+    name: str = "drift"
+
+    def forecast(self, context: Context) -> Forecast:
+        close = np.log(context.features[:, :, CLOSE].astype(np.float64))
+        slope = (close[:, -1] - close[:, 0]) / (close.shape[1] - 1)  # (B,)
+        steps = np.arange(1, context.future_open_time.shape[1] + 1)
+        return _twice(context, slope[:, None] * steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeasonalNaive:
+    """Every bar closes where the bar one season earlier closed; the last whole season repeats."""
+
+    name: str
+    bars: int  # of a season
+
+    def forecast(self, context: Context) -> Forecast:
+        steps = np.arange(context.future_open_time.shape[1])
+        season = context.history[:, -self.bars :]
+        last = context.history[:, -1:]
+        # Before a series' first candle there is no season to repeat: the last close stands in.
+        closes = np.where(np.isnan(season), last, season)[:, steps % self.bars]
+        return _twice(context, np.log(closes / last))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EwmaCone:
+    """A random walk without drift whose volatility is an exponentially weighted mean of squared returns."""
+
+    samples: int
+    seed: int
+    decay: float = (
+        0.97  # weight of a squared return relative to the next one: half of it is gone after 23 bars
+    )
+    name: str = "ewma"
+
+    def forecast(self, context: Context) -> Forecast:
+        moves = _moves(context)
+        weights = self.decay ** np.arange(moves.shape[1] - 1, -1, -1.0) * ~np.isnan(moves)
+        sigma = np.sqrt((weights * np.nan_to_num(moves) ** 2).sum(axis=1) / weights.sum(axis=1))  # (B,)
+        shape = (self.samples, context.future_open_time.shape[1])
+        shocks = _drawn(context, self.seed, lambda generator: generator.standard_normal(shape))
+        return _bars(context, np.cumsum(sigma[:, None, None] * shocks, axis=-1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockBootstrap:
+    """A walk made of stretches of the series' own past returns, less their mean.
+
+    Stationary bootstrap (Politis and Romano 1994): stretches of geometric length, around the end of the
+    history, so that volatility clusters and fat tails stay.
+    """
+
+    samples: int
+    seed: int
+    mean_block: int = 24  # bars
+    name: str = "bootstrap"
+
+    def forecast(self, context: Context) -> Forecast:
+        moves = _moves(context)
+        known = (~np.isnan(moves)).sum(axis=1)  # (B,); they stand at the end
+        centred = np.nan_to_num(moves - np.nanmean(moves, axis=1, keepdims=True))
+        shape = (self.samples, context.future_open_time.shape[1])
+        uniforms = _drawn(context, self.seed, lambda generator: generator.random((2, *shape)))
+        position = stretches(uniforms[:, 0] < 1 / self.mean_block, uniforms[:, 1])
+        start = np.floor(position.start * known[:, None, None]).astype(np.int64)
+        row = (moves.shape[1] - known)[:, None, None] + (start + position.offset) % known[:, None, None]
+        drawn = np.take_along_axis(centred, row.reshape(len(row), -1), axis=1).reshape(row.shape)
+        return _bars(context, np.cumsum(drawn, axis=-1))
+
+
+def make_baselines(
+    config: EvaluationConfig, *, interval_ms: int, history: int, seed: int
+) -> tuple[list[Competitor], list[str]]:
+    """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
+    sampled: Mapping[str, Callable[[], Competitor]] = {
+        "drift": Drift,
+        "ewma": lambda: EwmaCone(samples=config.samples, seed=seed),
+        "bootstrap": lambda: BlockBootstrap(samples=config.samples, seed=seed),
+    }
+    made: list[Competitor] = [LastValue()]
+    notes = []
+    for name in config.baselines:
+        if name not in _SEASONS_MS:
+            made.append(sampled[name]())
+            continue
+        bars, odd = divmod(_SEASONS_MS[name], interval_ms)
+        if odd or bars < 2:
+            notes.append(f"{name} was left out: a season is not two or more whole candles")
+        elif bars > history:
+            notes.append(f"{name} was left out: a season has {bars} candles, {history} are kept in mind")
+        else:
+            made.append(SeasonalNaive(name=name, bars=bars))
+    return made, notes
+
+
+def _moves(context: Context) -> Floats:
+    """One-bar log returns (B, K - 1); NaN before a series' first candle."""
+    return np.diff(np.log(context.history), axis=1)
+
+
+def _drawn(context: Context, seed: int, draw: Callable[[np.random.Generator], Floats]) -> Floats:
+    """What `draw` takes from each row's own generator, stacked."""
+    origins = context.open_time[:, -1].tolist()
+    rows = zip(context.series, origins, strict=True)
+    return np.stack([draw(row_generator(seed, name, origin)) for name, origin in rows])
+
+
+def _twice(context: Context, returns: Floats) -> Forecast:
+    """A point forecast (B, H) as two equal paths: its CRPS is its absolute error."""
+    return _bars(context, np.repeat(returns[:, None], 2, axis=1))
+
+
+def _bars(context: Context, returns: Floats) -> Forecast:
+    """Bars along closes given as log returns since the last close (B, S, H); volumes stay as they were."""
+    last = context.features[:, -1].astype(np.float64)  # (B, F)
+    closes = last[:, CLOSE, None, None] * np.exp(returns)
+    opens = np.concatenate(
+        [np.broadcast_to(last[:, CLOSE, None, None], closes[..., :1].shape), closes[..., :-1]], -1
+    )
+    paths = np.empty((*closes.shape, len(FEATURES)), np.float32)
+    paths[..., 0], paths[..., 3] = opens, closes
+    paths[..., 1], paths[..., 2] = np.maximum(opens, closes), np.minimum(opens, closes)
+    paths[..., 4:] = last[:, None, None, 4:]
+    return Forecast(paths=paths, violation_rate=0.0)

@@ -1,0 +1,170 @@
+"""Uncertainty of what a walk-forward found: bootstrap over time, Diebold and Mariano's test, Holm's correction.
+
+Forecasts that overlap share their future, and series at one time share their market. So whatever is resampled
+or tested here is one value per origin time, all series of that time together.
+Shapes: N origins of all series, T origin times, D bootstrap draws, H steps.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from kronos_model.evaluation.scores import Scores
+
+__all__ = ["Resampler", "TestResult", "block_length", "diebold_mariano", "holm", "per_time", "stretches"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestResult:
+    """Diebold and Mariano's test of a mean loss difference; negative statistics favour the first model."""
+
+    statistic: float
+    p_value: float  # two-sided
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """Where each element of a stationary bootstrap comes from."""
+
+    start: Floats  # uniform in [0, 1): where its stretch begins, as a share of the source
+    offset: NDArray[np.int64]  # how far into its stretch it is
+
+
+def stretches(restart: NDArray[np.bool_], uniforms: Floats) -> Stretches:
+    """Along the last axis: a new stretch begins at every restart (and at 0), at the uniform drawn there."""
+    steps = np.arange(restart.shape[-1])
+    begun = np.maximum.accumulate(np.where(restart, steps, 0), axis=-1)
+    return Stretches(start=np.take_along_axis(uniforms, begun, axis=-1), offset=steps - begun)
+
+
+def block_length(origin_ms: NDArray[np.int64], horizon_ms: int) -> int:
+    """The most origins that start within one horizon; `origin_ms` (N,) is sorted."""
+    ends = np.searchsorted(origin_ms, origin_ms + horizon_ms, side="left")
+    return int((ends - np.arange(len(origin_ms))).max())
+
+
+def per_time(origin_ms: NDArray[np.int64], values: Floats) -> tuple[Floats, Floats]:
+    """Sums (T, ...) and counts (T,) of values (N, ...) over the origins of each time, in order of time."""
+    times, index = np.unique(origin_ms, return_inverse=True)
+    sums = np.zeros((len(times), *values.shape[1:]))
+    np.add.at(sums, index, values)
+    return sums, np.bincount(index, minlength=len(times)).astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Resampler:
+    """Stationary block bootstrap (Politis and Romano 1994) over origin times, drawn once and used by all metrics.
+
+    Stretches have a geometric length whose mean is twice the horizon (or one origin, where none overlap). That
+    still misses part of the dependence and few stretches understate their variance, for which the intervals are
+    widened as the gate's are.
+    """
+
+    origin_ms: NDArray[np.int64]  # (N,)
+    weights: Floats  # (D, T): how often each time was drawn
+    factor: float
+
+    @classmethod
+    def of(
+        cls, scores: Scores, chosen: NDArray[np.bool_], *, confidence: float, draws: int, seed: int = 0
+    ) -> Self:
+        """For the chosen origins (N,) of the scores."""
+        origin_ms = scores.origin_ms[chosen]
+        times = np.unique(origin_ms)
+        block = block_length(times, scores.horizon_ms)
+        mean_block = 2 * block if block > 1 else 1
+        return cls(
+            origin_ms=origin_ms,
+            weights=_weights(len(times), mean_block, draws=draws, seed=seed),
+            factor=_widening(block, mean_block, len(times) / mean_block, confidence),
+        )
+
+    def mean(self, values: Floats, confidence: float) -> tuple[Floats, Floats]:
+        """Ends of the interval of the mean over origins of values (N, ...)."""
+        sums, counts = per_time(self.origin_ms, values)
+        return self._ends(
+            self._drawn(sums) / self._drawn(counts).reshape(-1, *([1] * (values.ndim - 1))),
+            values.mean(axis=0),
+            confidence,
+        )
+
+    def skill(self, loss: Floats, reference: Floats, confidence: float) -> tuple[Floats, Floats]:
+        """Ends of the interval of 1 - mean loss / mean reference, of losses (N, ...) at the same origins."""
+        ours, theirs = (self._drawn(per_time(self.origin_ms, one)[0]) for one in (loss, reference))
+        return self._ends(1 - ours / theirs, 1 - loss.mean(axis=0) / reference.mean(axis=0), confidence)
+
+    def _drawn(self, sums: Floats) -> Floats:
+        return np.tensordot(self.weights, sums, axes=1)
+
+    def _ends(self, drawn: Floats, centre: Floats, confidence: float) -> tuple[Floats, Floats]:
+        if not math.isfinite(self.factor):
+            return np.full_like(drawn[0], -np.inf), np.full_like(drawn[0], np.inf)
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = centre + (np.quantile(drawn, tails, axis=0) - centre) * self.factor
+        return low, high
+
+
+def _weights(count: int, mean_block: int, *, draws: int, seed: int) -> Floats:
+    """(D, T): how often a stationary bootstrap of T times draws each."""
+    rng = np.random.default_rng(seed)
+    found = stretches(rng.random((draws, count)) < 1 / mean_block, rng.random((draws, count)))
+    rows = (np.floor(found.start * count).astype(np.int64) + found.offset) % count
+    flat = rows + count * np.arange(draws)[:, None]
+    return np.bincount(flat.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
+
+
+def _widening(block: int, mean_block: int, pieces: float, confidence: float) -> float:
+    """As in the gate: the share of the long-run variance that stretches show, and Student instead of normal."""
+    if pieces <= 2:
+        return math.inf
+    lags = np.abs(np.arange(1 - block, block))
+    weights = 1 - lags / block
+    shown = float((weights * (1 - 1 / mean_block) ** lags).sum() / weights.sum())
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return math.sqrt(pieces / (pieces - 1) / shown) * (1 + (z * z + 1) / (4 * (pieces - 1)))
+
+
+def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:
+    """Is the mean of the loss differences (T,) zero? Forecasts overlap with `overlaps` - 1 following ones.
+
+    The variance of the mean sums the autocovariances up to that lag (Bartlett's weights where that sum is not
+    positive); the statistic is corrected for small samples and compared with Student's t of T - 1 degrees
+    (Harvey, Leybourne and Newbold 1997).
+    """
+    count, lags = len(differences), min(overlaps, len(differences) - 1)
+    if count < 2:
+        raise ValueError(f"the test needs at least 2 origin times, found {count}; score more origins")
+    centred = differences - differences.mean()
+    covariances = np.array([centred[lag:] @ centred[: count - lag] for lag in range(lags)]) / count
+    if covariances[0] <= 1e-30 * (1 + float(np.abs(differences).max()) ** 2):
+        certain = differences.mean() == 0
+        return TestResult(statistic=0.0, p_value=1.0) if certain else _certain(float(differences.mean()))
+    variance = float(covariances[0] + 2 * covariances[1:].sum())
+    if variance <= 0:
+        variance = float(covariances[0] + 2 * ((1 - np.arange(1, lags) / lags) * covariances[1:]).sum())
+    harvey = (count + 1 - 2 * lags + lags * (lags - 1) / count) / count
+    statistic = float(differences.mean()) / math.sqrt(variance / count) * math.sqrt(max(harvey, 0.0))
+    return TestResult(statistic=statistic, p_value=float(2 * student.sf(abs(statistic), count - 1)))
+
+
+def _certain(mean: float) -> TestResult:
+    """The same difference at every origin: there is nothing random about it."""
+    return TestResult(statistic=math.copysign(math.inf, mean), p_value=0.0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected so that the chance of any false finding in the family stays what each promises (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = highest
+    return corrected
