@@ -189,10 +189,24 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
 ) -> None:
     first = run_night(tmp_path, monkeypatch)
     write_klines(first.klines, count=CANDLES + 48)
-    second = first.again()
+    second = first.again(**{"evaluation.calibrate": True, "gate.min_origins": 100_000})
     assert [one["added"] for one in second["candles"]] == [48, 48]
     assert second["night"] != first.summary["night"]
-    assert "champion" in {row["model"] for row in second["leaderboard"]}
+    models = {row["model"] for row in second["leaderboard"]}
+    assert {"challenger", "challenger_raw", "champion", "base", "base_raw", "ewma", "last_value"} <= models
+    assert "champion_raw" not in models, "the first night calibrated nothing"
+    (evaluation,) = (
+        path for path in first.home.jobs.glob("evaluate-*") if "_raw" in (path / "scores.json").read_text()
+    )
+    table = pl.read_parquet(evaluation / "forecasts.parquet")
+    rows = [row for row in second["leaderboard"] if row["series"] == "all"]
+    assert len(table) == sum(row["origins"] for row in rows) * 4
+    assert set(table["model"]) == models
+    errors = table.group_by("model").agg((pl.col("q0.5") - pl.col("realised")).abs().mean())
+    assert np.isfinite(errors["q0.5"].to_numpy()).all()
+    assert not list(first.home.jobs.glob("*.part"))
+    calibrated = list(first.home.jobs.glob("calibrated-*/predictor/calibration.json"))
+    assert len(calibrated) == 2  # challenger and base
 
 
 @pytest.mark.parametrize("step", ["judge_challenger", "publish", "promote", "forecast_series", "write_night"])
