@@ -87,15 +87,15 @@ def majors_1h() -> RunConfig:
 
 
 def paper_1h() -> RunConfig:
-    """The paper's hourly protocol (Table 8: 80 + 12 candles; Table 6: T 0.6, top-p 0.9, 10 samples) on spot BTCUSDT."""
+    """The paper's hourly protocol: 80 + 12 candles, prices alone, 10 samples at T 0.6 and top-p 0.9, uncalibrated."""
     return RunConfig(
         recipe="paper_1h",
         series=("spot:BTCUSDT",),
-        dataset=DatasetConfig(lookback=80, horizon=12),
+        dataset=DatasetConfig(lookback=80, horizon=12, prices_only=True),
         model=ModelChoice(preset="small"),
         tokenizer=StageConfig(epochs=2, batch_size=64, learning_rate=1e-5, patience=2),
         predictor=StageConfig(epochs=6, batch_size=64, learning_rate=4e-6, patience=3),
-        evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9),
+        evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9, calibrate=False),
         forecast=SamplingConfig(samples=10, temperature=0.6, top_p=0.9),
     )
 

@@ -51,6 +51,7 @@ class Forecaster:
         max_context: int = DEFAULT_CONTEXT,
         s2_decode: S2Decode = "trained",
         calibration: Calibration | None = None,
+        prices_only: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
@@ -60,6 +61,7 @@ class Forecaster:
         self.max_context = max_context
         self.s2_decode: S2Decode = s2_decode
         self.calibration = calibration
+        self.prices_only = prices_only
 
     @classmethod
     def load(
@@ -89,6 +91,7 @@ class Forecaster:
             or (preset.max_context if preset else DEFAULT_CONTEXT),
             s2_decode=s2_decode or metadata.get("s2_decode", "trained"),
             calibration=Calibration.load(predictor_path),
+            prices_only=metadata.get("prices_only", False),
             device=device,
         )
 
@@ -113,6 +116,9 @@ class Forecaster:
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
+        if self.prices_only:
+            features = features.copy()
+            features[..., 4:] = 0.0
         recent = slice(-self.max_context, None)
         context = torch.as_tensor(np.ascontiguousarray(features[:, recent]), device=self.device)
         scale = self.normaliser.measure(context, series)

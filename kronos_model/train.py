@@ -167,6 +167,7 @@ def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -
         "max_context": before.get("max_context") or (known or [dataset.length])[0],
         "s2_decode": before.get("s2_decode") or "trained",
         "normaliser": dataset.normaliser.to_dict(),
+        "prices_only": bool(dataset.manifest["config"].get("prices_only", False)),
         "tokenizer_digest": job.tokenizer.digest,
         "training": {
             "dataset": job.dataset.digest,

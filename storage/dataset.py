@@ -63,6 +63,9 @@ class DatasetConfig:
     purge: bool = True
     """Leave one full window out after each border, so that no candle is in two splits."""
 
+    prices_only: bool = False
+    """Set volume and amount to 0 throughout, as the paper does for crypto; the model then serves without them too."""
+
     normaliser: NormaliserKind = "window_zscore"
     """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
     1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the training part of each series."""
@@ -145,7 +148,7 @@ def build_dataset(
     step_ms = _step_ms(interval)
     series = []
     for key in sorted(candles):
-        series.append(_arrays(key, candles[key], step_ms, stamp))
+        series.append(_arrays(key, candles[key], step_ms, stamp, prices_only=config.prices_only))
         progress(len(series), len(candles) + 1)
     rule = SplitRule(
         length=config.lookback + config.horizon,
@@ -205,10 +208,12 @@ def _step_ms(interval: Interval) -> int:
     return interval.milliseconds
 
 
-def _arrays(key: SeriesKey, frame: pl.DataFrame, step_ms: int, stamp: Stamp) -> _Arrays:
+def _arrays(key: SeriesKey, frame: pl.DataFrame, step_ms: int, stamp: Stamp, *, prices_only: bool) -> _Arrays:
     """Features, stamps and segments of one series; a missing amount becomes volume times the mean price."""
     estimate = pl.col("volume") * pl.mean_horizontal(_PRICES)
     columns = frame.select(*_PRICES, "volume", pl.col("quote_volume").fill_null(estimate)).cast(pl.Float32)
+    if prices_only:
+        columns = columns.with_columns(pl.lit(0.0, pl.Float32).alias(name) for name in columns.columns[4:])
     open_time = frame["open_time"].dt.epoch("ms").to_numpy()
     return _Arrays(
         key=key,

@@ -17,7 +17,7 @@ from prefect import task
 
 from kronos_model.evaluation.baselines import make_baselines
 from kronos_model.evaluation.calibrating import fit_calibration
-from kronos_model.evaluation.competitors import Competitor, ModelCompetitor, history_bars
+from kronos_model.evaluation.competitors import RAW, Competitor, ModelCompetitor, history_bars
 from kronos_model.evaluation.config import PRETRAINING_END_MS, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaderboard import leaderboard
@@ -201,7 +201,8 @@ def _link(source: Path, target: Path) -> None:
 def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef:
     """Promote, keep or reject the challenger, with reasons in words."""
     decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
-    return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, _against_last_value(scores)))
+    told = (*_calibrated(scores), _against_last_value(scores), *(f"note: {note}" for note in scores.notes))
+    return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, *told))
 
 
 @task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)
@@ -213,6 +214,19 @@ def tokenizer_gate(stage: TrainedRef, policy: GatePolicy) -> TokenizerVerdictRef
     )
     logger.info("Tokenizer gate: %s.", decision.reason)
     return TokenizerVerdictRef(use=decision.use, reason=decision.reason)
+
+
+def _calibrated(scores: ScoresRef) -> list[str]:
+    """What the calibration did, before and after."""
+    rows = {row["model"]: row for row in scores.leaderboard if row["series"] == "all"}
+    if (before := rows.get("challenger" + RAW)) is None:
+        return []
+    after = rows["challenger"]
+    return [
+        f"for information: calibration moved the coverage of the 90 % band from {100 * before['coverage_90']:.1f} % "
+        f"to {100 * after['coverage_90']:.1f} % and the CRPS from {before['crps_bps']:.2f} to "
+        f"{after['crps_bps']:.2f} bps"
+    ]
 
 
 def _against_last_value(scores: ScoresRef) -> str:

@@ -180,3 +180,14 @@ def test_the_past_must_be_whole_and_match(forecaster: Forecaster) -> None:
     past[1, 3, 2] = np.nan
     with pytest.raises(DataError, match="features must be finite"):
         forecaster.paths(past, hours(0, 40), hours(40, 7), NAMES, **arguments)
+
+
+def test_a_model_trained_on_prices_alone_does_not_look_at_volumes(forecaster: Forecaster) -> None:
+    alone = Forecaster(forecaster.tokenizer, forecaster.predictor, forecaster.normaliser, prices_only=True)
+    features, without = market(), market()
+    without[..., 4:] = 0.0
+    asked = (hours(0, 40), hours(40, 7), NAMES)
+    settings = SamplingConfig(samples=3)
+    found = alone.paths(features, *asked, config=settings, seed=1).paths
+    np.testing.assert_array_equal(found, forecaster.paths(without, *asked, config=settings, seed=1).paths)
+    assert (features[..., 4:] > 0).all()  # the caller's array is left as it was

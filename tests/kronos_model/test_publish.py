@@ -91,6 +91,15 @@ def test_a_config_can_be_read_without_torch():
     assert publish_module.METADATA_FILE == pretrained.METADATA_FILE
 
 
+def test_a_calibration_travels_with_the_model(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "kronos_nightly.json", "calibration.json"):
+        (model / name).write_text(name)
+    repository = assemble_repository(model, tmp_path / "repository", card=CARD, pictures={})
+    assert (repository / "calibration.json").read_text() == "calibration.json"
+
+
 def test_a_folder_without_weights_is_not_assembled_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ModelError, match=r"config\.json is missing, so nothing can be published"):

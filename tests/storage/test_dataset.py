@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig, build_dataset, load_manifest
 from storage.errors import DatasetError, StorageError
 from storage.schema import SeriesKey
@@ -468,3 +469,19 @@ def test_real_candles_of_several_listings_build_without_a_shared_bar(shared_data
     features = np.load(built.path / "series" / doge["slug"] / "features.npy")
     assert np.isfinite(features).all()
     assert doge["amount_estimated"] == candles["um:DOGEUSDT"]["quote_volume"].null_count()
+
+
+def test_prices_alone_leave_volume_and_amount_at_zero_and_the_prices_as_they_are(tmp_path: Path) -> None:
+    candles = {"um:DOGEUSDT": make_candles(300, seed=1)}
+    both = [
+        WindowDataset.open(
+            build(
+                candles, DatasetConfig(lookback=16, horizon=4, prices_only=alone), tmp_path / str(alone)
+            ).path
+        )
+        for alone in (False, True)
+    ]
+    with_volume, prices = (one.batch("train", [0, 5]).features for one in both)
+    assert (prices[..., 4:] == 0).all()
+    assert (with_volume[..., 4:] > 0).all()
+    assert (prices[..., :4] == with_volume[..., :4]).all()
