@@ -1,20 +1,24 @@
-"""What is on record: forecasts as they were made with what then came, and what the last night found."""
+"""What is on record: forecasts with what then came and how they did, and what the last night found."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
+from kronos_model.evaluation.live import score_quantiles
 from service.errors import Refused
 from service.market import Market
-from service.schemas import Fan, Past, Scores
+from service.schemas import Fan, LiveScores, Past, Scores
 from service.shelf import Shelf
 from service.tell import facts_of
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
+from storage.registry import champions
 from storage.schema import SeriesKey
+from storage.scoreboard import Scoreboard, tally
 
 __all__ = ["history", "scores"]
 
@@ -71,5 +75,19 @@ def scores(home: Home, shelf: Shelf, recipe: str | None) -> Scores:
         verdict=summary["verdict"],
         reasons=summary["reasons"],
         leaderboard=summary["leaderboard"],
+        live=_live(home, summary["recipe"]),
         champion=facts_of(serving) if serving else None,
     )
+
+
+def _live(home: Home, recipe: str) -> list[LiveScores]:
+    """Every series that somebody who served the recipe has forecast, scored up to now."""
+    board = Scoreboard(home, score_quantiles)
+    models = {champion.predictor_digest for champion in champions(home, recipe)}
+    found = []
+    for key in ForecastStore(home.forecasts).series():
+        board.update(key)
+        one = tally(board.rows(key, models), waiting=board.waiting(key, models))
+        if one.scored or one.waiting:
+            found.append(LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one)))
+    return found

@@ -15,6 +15,7 @@ __all__ = [
     "Health",
     "History",
     "HistoryQuery",
+    "LiveScores",
     "ModelFacts",
     "Models",
     "Past",
@@ -294,8 +295,22 @@ class History(BaseModel):
     forecasts: list[Past]
 
 
+class LiveScores(BaseModel):
+    """How the forecasts on record did, of everyone who ever served the recipe; pooled over their steps."""
+
+    symbol: str
+    interval: str
+    scored: int
+    waiting: int = Field(description="Forecasts whose truth has not come yet.")
+    crps_bps: float | None
+    last_value_bps: float | None = Field(description="The CRPS of saying that the price stays.")
+    skill: float | None = Field(description="1 - crps / last value; above 0 is better.")
+    coverage_50: float | None
+    coverage_90: float | None
+
+
 class Scores(BaseModel):
-    """What the last night found."""
+    """What the last night found, and how the forecasts on record did since."""
 
     recipe: str
     night: str
@@ -303,6 +318,7 @@ class Scores(BaseModel):
     verdict: str
     reasons: list[str]
     leaderboard: list[dict[str, Any]]
+    live: list[LiveScores]
     champion: ModelFacts | None
 
 

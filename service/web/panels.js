@@ -135,7 +135,19 @@ export function scores(state) {
     h("tr", { class: one.model === "challenger" ? "ours" : "" }, h("td", {}, one.model.replaceAll("_", " ")), ...COLUMNS.map(([key, , show]) => (one[key] == null ? h("td", { class: "empty" }, "–") : h("td", {}, show(one[key]))))),
   );
   const about = `Walk-forward over the test range, ${own.length ? "this series" : "all series"}, ${say.count(rows[0]?.origins ?? 0)} origins`;
-  fill("scores", h("div", { class: "table" }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...body))), h("p", { class: "sub" }, about));
+  const live = state.scores.live.find((one) => one.symbol === state.key.symbol && one.interval === state.key.interval);
+  fill("scores", h("div", { class: "table" }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...body))), h("p", { class: "sub" }, about), ...since(live));
+}
+
+// How the forecasts on record did on what came.
+function since(live) {
+  if (!live?.scored) return [row("Live", live?.waiting ? `${say.count(live.waiting)} waiting for their candles` : "no forecast on record yet")];
+  return [
+    row("Live forecasts scored", `${say.count(live.scored)}${live.waiting ? `, ${say.count(live.waiting)} waiting` : ""}`),
+    row("Live CRPS, last value's", `${live.crps_bps.toFixed(1)}, ${live.last_value_bps.toFixed(1)}`),
+    row("Live skill", live.skill == null ? "–" : live.skill.toFixed(2)),
+    row("Live in 90 %", say.plain(live.coverage_90)),
+  ];
 }
 
 export function data(state) {

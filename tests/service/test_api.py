@@ -131,6 +131,21 @@ def test_history_shows_what_was_said_and_what_came(tmp_path: Path) -> None:
     assert newer["fan"]["quantiles"]["0.05"] == [5.0] * HORIZON
 
 
+def test_scores_count_the_forecasts_whose_candles_have_come(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    champion = read_champion(home, "demo")
+    assert champion is not None
+    for hours in (2, 30, 100):
+        keep_forecast(home, BTC, origin_ms=LAST_MS - hours * HOUR_MS, digest=champion.predictor_digest)
+    closes = Lake(home.lake).read(BTC)["close"].to_numpy()
+    came = np.concatenate([closes[CANDLES - hours : CANDLES - hours + HORIZON] for hours in (30, 100)])
+    with serving(home) as site:
+        (live,) = site.get("/scores").json()["live"]
+    assert (live["symbol"], live["scored"], live["waiting"]) == (BTC.name, 2, 1)
+    assert live["coverage_90"] == np.mean((came >= 5) & (came <= 95))
+    assert live["last_value_bps"] == pytest.approx(10_000 * np.mean(np.abs(np.log(came / 99))))
+
+
 REFUSED = [
     ("/forecast", {"symbol": "NOPE"}, 404, "spot:BTCUSDT, um:DOGEUSDT"),
     ("/forecast", {}, 422, "symbol"),

@@ -79,6 +79,7 @@ def test_it_loads_by_itself_and_shows_what_the_api_says(page: Page, home: Home) 
     assert "Promoted" in page.text("#gate")
     assert "challenger is better than base" in page.text("#gate")
     assert "109.4" in page.text("#scores")
+    assert "no forecast on record yet" in page.text("#scores")
     assert "up to date" in page.text("#data")
     assert page.errors == []
 
