@@ -39,12 +39,14 @@ def main() -> None:
 
 
 def build(folder: Path, key: SeriesKey, months: int) -> None:
-    """The monthly zips of one series."""
+    """The monthly zips of one series, unless the folder has them."""
+    prefix = f"data/spot/monthly/klines/{key.symbol}/{key.interval}/"
+    if len(list((folder / prefix).glob("*.zip"))) >= months:
+        return
     start_ms = month_ms(-months)
     candles = synthetic_market(
         [key], start_ms=start_ms, count=key.interval.count(start_ms, END_MS - 1), seed=5
     )
-    prefix = f"data/spot/monthly/klines/{key.symbol}/{key.interval}/"
     ReplayExchange(candles, clock=ReplayClock(NOW_MS)).archive.write(folder, prefix)
 
 

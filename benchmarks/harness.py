@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["ROOT", "Case", "machine", "peak_mb", "run_json", "write_results"]
+__all__ = ["ROOT", "Case", "machine", "peak_mb", "results_page", "run_json", "write_results"]
 
 # A parent of measured processes stays on the standard library: a child's peak memory starts at its own.
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,9 +54,14 @@ def machine() -> dict:
     return {"hardware": f"{os.cpu_count()}cpu", "processor": platform.processor() or platform.machine()}
 
 
+def results_page(report: dict) -> Path:
+    """Where the markdown of a report is, by theme, hardware and month; its JSON is beside it."""
+    return RESULTS / f"{report['theme']}_{report['hardware']}_{datetime.now(UTC):%Y%m}.md"
+
+
 def write_results(report: dict, lines: list[str]) -> None:
-    """The report as JSON and as markdown, named by theme, hardware and month."""
-    name = f"{report['theme']}_{report['hardware']}_{datetime.now(UTC):%Y%m}"
+    """The report as JSON and as markdown."""
+    page = results_page(report)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
 """Downloading candles: the archive and the REST API into the lake, against public clients of Binance.
 
-    python benchmarks/ingest.py [--cases archive_rows_per_s,noop_rerun] [--quick] [--save]
+    python benchmarks/ingest.py [--cases archive_rows_per_s,noop_rerun] [--quick | --save] [--folder DIR]
 
 The exchange is the replay exchange on loopback, in a process of its own, with an archive on disk that is
-written before (a minute). Each run is a process of its own into an empty lake. ccxt is found on PYTHONPATH.
+written before (a minute; kept in DIR, if one is given). Each run is a process of its own into an empty lake.
+ccxt is found on PYTHONPATH. Saved are the cases that ran; of others what was saved before, each with its load.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import ROOT, machine, peak_mb, run_json, write_results
+from benchmarks.harness import ROOT, machine, peak_mb, results_page, run_json, write_results
 
 CASES = (
     "archive_rows_per_s",
+    "long_range",
     "noop_rerun",
     "rest_weight_efficiency",
     "vs_python_binance",
@@ -69,6 +71,7 @@ def main() -> None:
         "--quick", action="store_true", help="fewer months, days and runs; ends within a minute"
     )
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results/")
+    parser.add_argument("--folder", type=Path, help="where the archive is kept for the next run")
     parser.add_argument("--side", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -77,35 +80,56 @@ def main() -> None:
     cases = arguments.cases.split(",")
     if unknown := sorted(set(cases) - set(CASES)):
         parser.error(f"expected cases out of {', '.join(CASES)}, found {', '.join(unknown)}")
+    if arguments.quick and arguments.save:
+        parser.error("expected --quick or --save, found both; what is saved takes its time")
     with tempfile.TemporaryDirectory(prefix="ingest-") as name:
-        report = Bench(Path(name), quick=arguments.quick).report(cases)
+        report = Bench(arguments.folder or Path(name), Path(name), quick=arguments.quick).report(cases)
     if arguments.save:
-        write_results(report, markdown(report))
+        save(report)
     print(json.dumps(report))
 
 
-class Bench:
-    """All cases over one archive."""
+def save(report: dict) -> None:
+    """Write the report, with the cases of an earlier one that did not run now, and the picture of growth."""
+    page = results_page(report)
+    earlier = json.loads(page.with_suffix(".json").read_text())["cases"] if page.exists() else []
+    fresh = {one["case"] for one in report["cases"]}
+    cases = report["cases"] + [one for one in earlier if one["case"] not in fresh]
+    whole = report | {"cases": sorted(cases, key=_place)}
+    write_results(whole, markdown(whole))
+    draw_growth(whole, page.with_name(f"{page.stem}_growth.png"))
 
-    def __init__(self, folder: Path, *, quick: bool) -> None:
-        self.folder, self.quick = folder, quick
-        self.months = 2 if quick else 24
+
+def _place(one: dict) -> int:
+    """Where a case stands among all."""
+    return next(number for number, name in enumerate(CASES) if one["case"].startswith(name))
+
+
+class Bench:
+    """All cases over one archive, each run into a lake of its own."""
+
+    def __init__(self, folder: Path, lakes: Path, *, quick: bool) -> None:
+        self.folder, self.lakes, self.quick = folder, lakes, quick
+        self.months, self.longest = (2, 4) if quick else (24, max(GROWTH_MONTHS))
+        self.grown = [count for count in GROWTH_SYMBOLS if count <= (5 if quick else 50)]
         self.runs = 1 if quick else RUNS
         self.serial = 0
-        self.load = round(os.getloadavg()[0], 1)
 
     def report(self, cases: list[str]) -> dict:
-        build = [(symbol, "1m", self.months) for symbol in MAJORS]
+        long = self.longest if {"growth", "long_range"} & set(cases) else self.months
+        build = [(symbol, "1m", long if "long_range" in cases else self.months) for symbol in MAJORS[1:]]
+        build += [(MAJORS[0], "1m", long)]
         if "growth" in cases:
-            build += [(symbol, "5m", 1) for symbol in many(50)] + [(MAJORS[0], "5m", max(GROWTH_MONTHS))]
+            build += [(symbol, "5m", 1) for symbol in many(max(self.grown))]
         archive = ["--folder", str(self.folder / "archive"), "--build", json.dumps(build)]
         subprocess.run([sys.executable, "-m", "benchmarks.exchange_process", *archive], cwd=ROOT, check=True)
-        made = [one for case in cases for one in getattr(self, case)()]
+        made = [
+            one | {"load": round(os.getloadavg()[0], 1)} for case in cases for one in getattr(self, case)()
+        ]
         return {
             "theme": "ingest",
             **machine(),
             "versions": versions(),
-            "load": self.load,
             "runs": self.runs,
             "cases": made,
         }
@@ -118,7 +142,7 @@ class Bench:
 
     def home(self) -> str:
         self.serial += 1
-        return str(self.folder / f"lake{self.serial}")
+        return str(self.lakes / f"lake{self.serial}")
 
     def archive_run(self, url: str, symbols: tuple[str, ...], months: int, interval: str = "1m") -> dict:
         span = {"start_ms": month_ms(-months), "end_ms": END_MS}
@@ -132,6 +156,14 @@ class Bench:
         best = middle(runs, "rows_per_s")
         note = f"{best['rows']:,} rows, {best['zips']} zips, {best['seconds']:.1f} s"
         yield case("archive_rows_per_s", best["rows_per_s"], "rows/s", best, note=note)
+
+    def long_range(self) -> Iterator[dict]:
+        """Peak memory must not grow with the range."""
+        for symbols in (MAJORS[:1], MAJORS):
+            with exchange(self.folder) as (url, _):
+                run = self.archive_run(url, symbols, self.longest)
+            note = f"{self.longest} months of 1m, {run['rows']:,} rows, {run['zips']} zips, {run['seconds']:.1f} s"
+            yield case(f"long_range_{len(symbols)}", run["rows_per_s"], "rows/s", run, note=note)
 
     def noop_rerun(self) -> Iterator[dict]:
         with exchange(self.folder) as (url, ask):
@@ -147,8 +179,19 @@ class Bench:
         yield case("noop_rerun", best["seconds"], "s", best, note=note)
 
     def rest_weight_efficiency(self) -> Iterator[dict]:
+        runs = [self._paged(7 if self.quick else 12) for _ in range(self.runs)]  # months of 44 pages each
+        run, shares = middle(runs, "share"), [f"{one['share']:.3f}" for one in runs]
+        note = (
+            f"of the weight allowed, median of the whole minutes ({SPEED:.0f} times faster) of each run; runs "
+            f"{', '.join(shares)}; "
+            f"{sum(one['refused'] for one in runs)} x 429; weight of klines {run['weight']} "
+            f"where the cheapest paging costs {-(-run['rows'] // 1000) * 2}"
+        )
+        yield case("rest_weight_efficiency", run["share"], "share", run, note=note)
+
+    def _paged(self, months: int) -> dict:
+        """One download over REST alone, and the share of the weight limit that it used."""
         epoch = time.time()
-        months = 7 if self.quick else 12  # of 44 pages each
         options = ["--limit", str(LIMIT), "--speed", str(SPEED), "--epoch", str(epoch)]
         with exchange(self.folder, "--rest-months", str(months), *options) as (url, ask):
             ask("forget")
@@ -157,14 +200,8 @@ class Bench:
             run = self.side("ours", **where, **span, archive=False, epoch=epoch, speed=SPEED)
             asked = ask("counts")
         minutes = [weight for weight in asked["per_minute"] if weight][1:]  # it began within the first one
-        share = statistics.median(minutes) / LIMIT
-        cheapest = -(-run["rows"] // 1000) * 2
-        note = (
-            f"of the weight allowed in each of {len(minutes)} whole minutes ({SPEED:.0f} times faster), "
-            f"{asked['statuses'].get('429', 0)} x 429; weight of klines {asked['klines_weight']} "
-            f"where the cheapest paging costs {cheapest}"
-        )
-        yield case("rest_weight_efficiency", share, "share", run, note=note)
+        refused, weight = asked["statuses"].get("429", 0), asked["klines_weight"]
+        return run | {"share": statistics.median(minutes) / LIMIT, "refused": refused, "weight": weight}
 
     def vs_python_binance(self) -> Iterator[dict]:
         yield self._versus("vs_python_binance", "python_binance", "python-binance get_historical_klines")
@@ -195,18 +232,40 @@ class Bench:
         return case(name, us["rows_per_s"], "rows/s", us, note=note, peer=them, peer_name=label)
 
     def growth(self) -> Iterator[dict]:
-        symbols = (1, 5) if self.quick else GROWTH_SYMBOLS
-        months = (1, 6) if self.quick else GROWTH_MONTHS
-        plan = [("symbols", count, many(count), 1) for count in symbols]
-        plan += [("months", count, MAJORS[:1], count) for count in months]
+        months = [count for count in GROWTH_MONTHS if count <= self.longest]
+        plan = [("symbols", count, many(count), 1, "5m") for count in self.grown]
+        plan += [("months", count, MAJORS[:1], count, "1m") for count in months]
         with exchange(self.folder) as (url, _):
-            for what, count, names, span in plan:
-                runs = [self.archive_run(url, names, span, "5m") for _ in range(self.runs)]
+            for what, count, names, span, interval in plan:
+                runs = [self.archive_run(url, names, span, interval) for _ in range(self.runs)]
                 best = middle(runs, "seconds")
-                found = case(
-                    f"growth_{what}_{count}", best["seconds"], "s", best, note=f"{best['rows']:,} rows"
-                )
-                yield found | {"rows": best["rows"]}
+                note = f"{count} {what} of {interval}, {best['rows']:,} rows"
+                yield case(f"growth_{what}_{count}", best["seconds"], "s", best, note=note) | {
+                    "rows": best["rows"]
+                }
+
+
+def draw_growth(report: dict, target: Path) -> None:
+    """Time and memory of the growth cases against rows, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    time_axis, memory_axis = figure.subplots(1, 2)
+    for what, label in (
+        ("symbols", "1 to 50 symbols, a month of 5m"),
+        ("months", "1 to 60 months of 1m, a symbol"),
+    ):
+        found = [one for one in report["cases"] if one["case"].startswith(f"growth_{what}_")]
+        rows = [one["rows"] for one in found]
+        time_axis.plot(rows, [one["ours"] for one in found], marker="o", label=label)
+        memory_axis.plot(rows, [one["ours_peak_mb"] for one in found], marker="o", label=label)
+    time_axis.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds", title="Time")
+    memory_axis.set(xscale="log", ylim=(0, None), xlabel="rows", ylabel="peak MB", title="Memory")
+    time_axis.legend(frameon=False)
+    for axis in (time_axis, memory_axis):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(target)
 
 
 def versions() -> dict[str, str]:
@@ -256,6 +315,7 @@ def case(
         "ratio": round(ours / theirs, 1) if theirs else None,
         "ours_peak_mb": round(run["peak_mb"], 1),
         "peer_peak_mb": round(peer["peak_mb"], 1) if peer else None,
+        "cpu_s": round(run["cpu_s"], 2),
         "note": note,
     }
 
@@ -300,13 +360,14 @@ def run_ours(
             span = {"start_ms": start_ms, "end_ms": end_ms}
             return sync_series(client, Lake(lake), Ledger(lake), key, archive=zips, **span)
 
-    began = time.perf_counter()
+    began, used_s = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(THREADS) as pool:
         reports = list(pool.map(one, symbols))
-    seconds = time.perf_counter() - began
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - used_s
     rows = sum(report.rows for report in reports)
     used = {"zips": sum(report.zips for report in reports), "requests": sum(one.requests for one in reports)}
-    return {"seconds": seconds, "rows": rows, "rows_per_s": rows / seconds, "peak_mb": peak_mb(), **used}
+    measured = {"seconds": seconds, "cpu_s": cpu_s, "rows": rows, "rows_per_s": rows / seconds}
+    return measured | {"peak_mb": peak_mb(), **used}
 
 
 def run_python_binance(*, url: str, start_ms: int, end_ms: int) -> dict:
@@ -344,22 +405,28 @@ SIDES = {"ours": run_ours, "python_binance": run_python_binance, "ccxt": run_ccx
 
 def markdown(report: dict) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+    picture = results_page(report).stem + "_growth.png"
     lines = [
         f"# Downloading candles on {report['hardware']}",
         "",
-        f"{versions}; loopback, a process per run and one for the exchange on the same cores, whose load "
-        f"was {report['load']} at the start; median of {report['runs']} runs (of rest_weight_efficiency "
-        "one). Archive cases end in the lake: listed, downloaded, checked, unzipped, "
-        "parsed, validated, written. Peak memory is the client's.",
+        f"{versions}; loopback, a process per run and one for the exchange on the same cores; median of "
+        f"{report['runs']} runs (of long_range one). Archive cases end in the lake: listed, downloaded, "
+        "checked, unzipped, parsed, validated, written. Peak memory and CPU seconds are the client's; load is "
+        "that of the last minute of the case, of which these processes themselves make about 2.",
         "",
-        "| case | ours | peer | unit | ratio | peak MB ours | peak MB peer | what it took |",
-        "|---|---:|---:|---|---:|---:|---:|---|",
+        "| case | ours | peer | unit | ratio | peak MB ours | peak MB peer | CPU s | load | what it took |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---|",
     ]
     for one in report["cases"]:
-        shown = [one[name] for name in ("ours", "peer", "unit", "ratio", "ours_peak_mb", "peer_peak_mb")]
+        shown = [
+            one.get(name)
+            for name in ("ours", "peer", "unit", "ratio", "ours_peak_mb", "peer_peak_mb", "cpu_s", "load")
+        ]
         cells = [f"{cell:,}" if isinstance(cell, float) else cell or "" for cell in shown]
         label = f"{one['case']} ({one['peer_name']})" if one["peer_name"] else one["case"]
         lines.append(f"| {' | '.join(map(str, [label, *cells, one['note']]))} |")
+    if any(one["case"].startswith("growth") for one in report["cases"]):
+        lines += ["", f"![Time and memory against rows]({picture})"]
     return lines
 
 
