@@ -1,6 +1,7 @@
 """Forecasts in prices: raw bars in, consistent sample paths out.
 
 B series, C context bars, H horizon, S samples; features open, high, low, close, volume, amount.
+Series of different length come as a sequence of arrays, each (C, 6), in place of one (B, C, 6).
 """
 
 import hashlib
@@ -13,17 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kronos_model.calibration import Calibration
 from kronos_model.errors import DataError
 from kronos_model.hub import load_pair, preset_of, read_metadata
-from kronos_model.normalise import Normaliser
+from kronos_model.normalise import Normaliser, Scale
 from kronos_model.predictor import Kronos, S2Decode
-from kronos_model.sampling import SamplingConfig, sample_paths
+from kronos_model.sampling import Precision, Sampler, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.windows import calendar_stamps
 
 __all__ = ["Forecast", "Forecaster", "consistent"]
+
+Bars = NDArray[np.float32] | Sequence[NDArray[np.float32]]
+Times = NDArray[np.int64] | Sequence[NDArray[np.int64]]
 
 DEFAULT_CONTEXT = 512
 PRICE_FLOOR = 1e-6  # of the last close
@@ -40,7 +45,7 @@ class Forecast:
 
 
 class Forecaster:
-    """A tokenizer, a predictor and their normaliser, ready to forecast."""
+    """A tokenizer, a predictor and their normaliser, ready to forecast. Their weights must not change any more."""
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Forecaster:
         self.s2_decode: S2Decode = s2_decode
         self.calibration = calibration
         self.prices_only = prices_only
+        self._samplers: dict[Precision, Sampler] = {}
 
     @classmethod
     def load(
@@ -97,8 +103,8 @@ class Forecaster:
 
     def paths(
         self,
-        features: NDArray[np.float32],
-        open_time: NDArray[np.int64],
+        features: Bars,
+        open_time: Times,
         future_open_time: NDArray[np.int64],
         series: Sequence[str],
         *,
@@ -116,38 +122,55 @@ class Forecaster:
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
-        if self.prices_only:
-            features = features.copy()
-            features[..., 4:] = 0.0
-        recent = slice(-self.max_context, None)
-        context = torch.as_tensor(np.ascontiguousarray(features[:, recent]), device=self.device)
-        scale = self.normaliser.measure(context, series)
-        normalised = sample_paths(
-            self.tokenizer,
-            self.predictor,
-            self.normaliser.forward(context, scale),
-            self._stamps(open_time[:, recent]),
-            self._stamps(future_open_time),
+        recent = [
+            self._tensors(bars[-self.max_context :], times[-self.max_context :])
+            for bars, times in zip(features, open_time, strict=True)
+        ]
+        scales = [
+            self.normaliser.measure(bars[None], [name])
+            for (bars, _), name in zip(recent, series, strict=True)
+        ]
+        context = [
+            self.normaliser.forward(bars[None], scale)[0]
+            for (bars, _), scale in zip(recent, scales, strict=True)
+        ]
+        normalised = self._sampler(config.precision).paths(
+            pad_sequence(context, batch_first=True),
+            pad_sequence([stamps for _, stamps in recent], batch_first=True),
+            torch.stack([self._stamps(times) for times in future_open_time]),
+            lengths=[len(bars) for bars in context],
             samples=samples,
             config=config,
             generator=[
                 _generator(one, name, row[-1])
                 for one, name, row in zip(seeds, series, open_time, strict=True)
             ],
-            s2_decode=self.s2_decode,
             max_context=self.max_context,
             progress=progress,
         )
+        scale = Scale(*(torch.cat(parts) for parts in zip(*scales, strict=True)))
         raw = self.normaliser.inverse(normalised, scale)
-        paths, broken = consistent(raw, last_close=context[:, -1, 3])
+        last_close = torch.stack([bars[-1, 3] for bars, _ in recent])
+        paths, broken = consistent(raw, last_close=last_close)
         prices = paths.cpu().numpy()
         if calibrated and self.calibration is not None and self.calibration.suits(config):
-            prices = self.calibration.apply(prices, features[:, -1, 3])
+            prices = self.calibration.apply(prices, last_close.cpu().numpy())
         return Forecast(paths=prices, violation_rate=float(broken.double().mean()))
 
+    def _sampler(self, precision: Precision) -> Sampler:
+        if precision not in self._samplers:
+            self._samplers[precision] = Sampler(
+                self.tokenizer, self.predictor, s2_decode=self.s2_decode, precision=precision
+            )
+        return self._samplers[precision]
+
+    def _tensors(self, bars: NDArray[np.float32], times: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        if self.prices_only:
+            bars = np.concatenate([bars[:, :4], np.zeros_like(bars[:, 4:])], axis=1)
+        return torch.as_tensor(np.ascontiguousarray(bars), device=self.device), self._stamps(times)
+
     def _stamps(self, open_time: NDArray[np.int64]) -> Tensor:
-        stamps = calendar_stamps(open_time.reshape(-1)).reshape(*open_time.shape, 5)
-        return torch.as_tensor(stamps, device=self.device)
+        return torch.as_tensor(calendar_stamps(open_time), device=self.device)
 
 
 def consistent(raw: Tensor, *, last_close: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,24 +195,32 @@ def _generator(seed: int, name: str, origin_ms: int) -> torch.Generator:
 
 
 def _check(
-    features: NDArray[np.float32],
-    open_time: NDArray[np.int64],
-    future_open_time: NDArray[np.int64],
-    series: Sequence[str],
+    features: Bars, open_time: Times, future_open_time: NDArray[np.int64], series: Sequence[str]
 ) -> None:
-    expected = (len(series), open_time.shape[-1], 6)
+    shapes = [bars.shape for bars in features]
+    matching = len(shapes) == len(open_time) == len(future_open_time) == len(series) > 0
     if (
-        features.shape != expected
-        or open_time.shape != expected[:2]
-        or future_open_time.shape[:-1] != expected[:1]
+        not matching
+        or future_open_time.ndim != 2
+        or any(
+            len(times) == 0 or shape != (*times.shape, 6)
+            for shape, times in zip(shapes, open_time, strict=True)
+        )
     ):
         raise DataError(
             f"for {len(series)} series, features must be (B, C, 6) and open times (B, C) and (B, H), found "
-            f"{features.shape}, {open_time.shape} and {future_open_time.shape}: pass matching arrays."
+            f"{_shape(features)}, {_shape(open_time)} and {future_open_time.shape}: pass matching arrays."
         )
-    if features.dtype != np.float32:
-        raise DataError(f"features must be float32, found {features.dtype}: convert them.")
-    if not np.isfinite(features).all():
-        raise DataError("features must be finite, found NaN or infinity: cut the context after the last gap.")
-    if not (features[:, -1, 3] > 0).all():
-        raise DataError("the last close must be above 0, found one that is not: check the candles.")
+    for bars in features:
+        if bars.dtype != np.float32:
+            raise DataError(f"features must be float32, found {bars.dtype}: convert them.")
+        if not np.isfinite(bars).all():
+            raise DataError(
+                "features must be finite, found NaN or infinity: cut the context after the last gap."
+            )
+        if not bars[-1, 3] > 0:
+            raise DataError("the last close must be above 0, found one that is not: check the candles.")
+
+
+def _shape(arrays: Bars | Times) -> object:
+    return arrays.shape if isinstance(arrays, np.ndarray) else [array.shape for array in arrays]

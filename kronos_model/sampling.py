@@ -6,18 +6,24 @@ B series, S samples, R rows (series x sample), C context bars, H horizon, T toke
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kronos_model.decoding import CachedDecoder, CachedPredictor, Memory, Prompt
 from kronos_model.errors import MismatchedPair
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["SamplingConfig", "draw", "filter_logits", "sample_paths", "sample_tokens"]
+__all__ = ["Precision", "Sampler", "SamplingConfig", "draw", "filter_logits", "sample_paths"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
-Tokens = tuple[Tensor, Tensor]
+Precision = Literal["float32", "bfloat16", "float16"]
+Progress = Callable[[int, int], object]
+
+_DECODED_ROWS = 32  # paths through the tokenizer's decoder at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +40,8 @@ class SamplingConfig:
     """Paths per series."""
     rows: int = 256
     """Paths advanced at once; bounds the memory, does not change the paths."""
+    precision: Precision = "float32"
+    """Of the predictor's weights and caches while sampling; half of it is faster, its paths are other draws."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -61,14 +69,19 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         lowest = logits.topk(config.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
     if config.top_p is not None and config.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
+        ordered = _descending(logits)
         reached = ordered.softmax(dim=-1).cumsum(dim=-1)
-        late = reached > config.top_p
-        late = torch.cat(
-            [torch.zeros_like(late[:, :1]), late[:, :-1]], dim=-1
-        )  # the one that reaches it stays
-        logits = logits.masked_fill(torch.zeros_like(late).scatter(1, order, late), -torch.inf)
+        needed = (reached <= config.top_p).sum(dim=-1, keepdim=True)  # and the one that reaches it
+        lowest = ordered.gather(-1, needed.clamp(max=logits.shape[-1] - 1))
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
     return logits
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """Sorted values; numpy's sort without indices takes a twentieth of torch's time on a CPU."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(-np.sort(-logits.numpy(), axis=-1))
+    return logits.sort(dim=-1, descending=True).values
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
@@ -81,7 +94,62 @@ def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     return torch.searchsorted(reached, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-@torch.inference_mode()
+class Sampler:
+    """A tokenizer and a predictor prepared for sampling; keep one for as long as their weights stay as they are."""
+
+    def __init__(
+        self,
+        tokenizer: KronosTokenizer,
+        predictor: Kronos,
+        *,
+        s2_decode: S2Decode = "trained",
+        precision: Precision = "float32",
+    ) -> None:
+        _check_pair(tokenizer, predictor)
+        self.tokenizer = tokenizer
+        with torch.inference_mode():
+            self.predictor = CachedPredictor(predictor, s2_decode=s2_decode, dtype=getattr(torch, precision))
+            self.decoder = CachedDecoder(tokenizer)
+
+    @torch.inference_mode()
+    def paths(
+        self,
+        context: Tensor,
+        stamps: Tensor,
+        future_stamps: Tensor,
+        *,
+        config: SamplingConfig,
+        generator: Generators,
+        max_context: int,
+        samples: int | None = None,
+        lengths: Sequence[int] | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Tensor:
+        """Normalised paths (B, S, H, 6) after the normalised context (B, C, 6).
+
+        `stamps` (B, C, 5) and `future_stamps` (B, H, 5) are the calendar. `samples` overrides the config's.
+        `lengths` says how many of its C bars each series has, from the first on; what follows is ignored.
+        One generator serves the batch; one per series makes a series' paths independent of its batch.
+        """
+        horizon, count = future_stamps.shape[1], config.samples if samples is None else samples
+        _check_horizon(horizon, max_context)
+        drawn = 1 if config.greedy else count
+        uniforms = _uniforms(generator, (len(context), drawn, horizon, 2)).to(context.device)
+        with _evaluating(self.tokenizer):
+            tokens = self.tokenizer.encode_halves(context)
+        own = torch.tensor(
+            lengths or [context.shape[1]] * len(context), device=context.device, dtype=torch.long
+        )
+        whole = Prompt(*tokens, stamps, own)
+        task = _Task(self, config, max_context, future_stamps, _counter(progress, uniforms))
+        paths = torch.empty(len(context), drawn, horizon, context.shape[2], device=context.device)
+        for series, cached in _groups(own.tolist(), horizon=horizon, max_context=max_context):
+            for few in _split(series, max(1, config.rows // drawn)):
+                chosen = torch.tensor(few, device=context.device)
+                paths[chosen] = task.grow(_rows(whole, chosen), chosen, uniforms[chosen], cached=cached)
+        return paths.expand(-1, count, -1, -1).contiguous()
+
+
 def sample_paths(
     tokenizer: KronosTokenizer,
     predictor: Kronos,
@@ -94,108 +162,132 @@ def sample_paths(
     max_context: int,
     samples: int | None = None,
     s2_decode: S2Decode = "trained",
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """Normalised paths (B, S, H, 6) after the normalised context (B, C, 6).
-
-    `stamps` (B, C, 5) and `future_stamps` (B, H, 5) are the calendar. `samples` overrides the config's.
-    One generator serves the batch; one per series makes a series' paths independent of its batch.
-    """
-    _check(tokenizer, predictor, future_stamps.shape[1], max_context)
-    batch, length, _ = context.shape
-    horizon, count = future_stamps.shape[1], config.samples if samples is None else samples
-    drawn = 1 if config.greedy else count
-    with _evaluating(tokenizer, predictor):
-        prompt = tokenizer.encode_halves(context)
-        uniforms = _uniforms(generator, (batch, drawn, horizon, 2)).to(context.device)
-        calendar = torch.cat([stamps, future_stamps], dim=1)
-        s1_ids, s2_ids = sample_tokens(
-            predictor,
-            prompt,
-            calendar,
-            uniforms,
-            config=config,
-            max_context=max_context,
-            s2_decode=s2_decode,
-            progress=progress,
-        )
-        tail = slice(max(0, length + horizon - max_context), None)
-        parts = [
-            tokenizer.decode((s1_ids[rows, tail], s2_ids[rows, tail]), half=True, last=horizon)
-            for rows in _chunks(len(s1_ids), config.rows)
-        ]
-    paths = torch.cat(parts).view(batch, drawn, horizon, -1)
-    return paths.expand(batch, count, -1, -1).contiguous()
+    """What `Sampler.paths` gives, for a pair that is used once."""
+    sampler = Sampler(tokenizer, predictor, s2_decode=s2_decode, precision=config.precision)
+    return sampler.paths(
+        context,
+        stamps,
+        future_stamps,
+        config=config,
+        generator=generator,
+        max_context=max_context,
+        samples=samples,
+        progress=progress,
+    )
 
 
-def sample_tokens(
-    predictor: Kronos,
-    prompt: Tokens,
-    calendar: Tensor,
-    uniforms: Tensor,
-    *,
-    config: SamplingConfig,
-    max_context: int,
-    s2_decode: S2Decode = "trained",
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Tokens:
-    """Coarse and fine tokens (B x S, C + H) each: the prompt (B, C) with its continuations.
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is the same for all series of one call."""
 
-    `calendar` (B, C + H, 5) holds the stamps, `uniforms` (B, S, H, 2) the random numbers of every token.
-    """
-    batch, samples, horizon, _ = uniforms.shape
-    series = torch.arange(batch, device=uniforms.device).repeat_interleave(samples)  # (R,)
-    done, total = 0, batch * samples * horizon
-    parts: list[Tokens] = []
-    for rows in _chunks(len(series), config.rows):
-        state = _Rows(predictor, prompt, calendar, series[rows], max_context=max_context, s2_decode=s2_decode)
-        numbers = uniforms.flatten(0, 1)[rows]  # (R, H, 2)
-        for step in range(horizon):
-            state.advance(numbers[:, step], config)
-            done += len(numbers)
-            progress(done, total)
-        parts.append((state.s1_ids, state.s2_ids))
-    return torch.cat([s1 for s1, _ in parts]), torch.cat([s2 for _, s2 in parts])
+    sampler: Sampler
+    config: SamplingConfig
+    max_context: int
+    future_stamps: Tensor  # (all, H, 5)
+    count: Callable[[int], object]
 
+    def grow(self, prompt: Prompt, series: Tensor, uniforms: Tensor, *, cached: int) -> Tensor:
+        """Paths (B, S, H, 6) of some series; the first `cached` bars come with the prompt's cache."""
+        future = self.future_stamps[series]
+        horizon = future.shape[1]
+        parts = []
+        for rows in _chunks(uniforms.shape[1], self.config.rows):
+            numbers = uniforms[:, rows]
+            ids = numbers.new_zeros((2, *numbers.shape[:3]), dtype=torch.long)  # (2, B, S, H)
+            self._grow_cached(_newest(prompt, self.max_context), future, ids, numbers, stop=cached)
+            for step in range(cached, horizon):
+                self._slide(prompt, future, ids, numbers, step)
+            parts.append(ids)
+        tokens = torch.cat(parts, dim=2)
+        return self._decode(_newest(prompt, self.max_context - horizon), tokens)
 
-class _Rows:
-    """Token rows in growth; the first step runs once per series. A cache of keys and values belongs here."""
-
-    def __init__(
-        self,
-        predictor: Kronos,
-        prompt: Tokens,
-        calendar: Tensor,
-        series: Tensor,
-        *,
-        max_context: int,
-        s2_decode: S2Decode,
+    def _grow_cached(
+        self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, *, stop: int
     ) -> None:
-        self.predictor, self.max_context, self.s2_decode = predictor, max_context, s2_decode
-        self.prompt, self.calendar, self.series = prompt, calendar, series
-        self.length = prompt[0].shape[1]
-        room = (len(series), calendar.shape[1])
-        self.s1_ids, self.s2_ids = prompt[0].new_zeros(room), prompt[1].new_zeros(room)
-        self.s1_ids[:, : self.length], self.s2_ids[:, : self.length] = prompt[0][series], prompt[1][series]
+        """Draw the bars 0..stop-1 into `ids` (2, B, S, H) from one reading of the prompt."""
+        memory = self._memory(prompt, samples=ids.shape[2], horizon=stop - 1)
+        memory.read(prompt)
+        for step in range(stop):
+            if step:
+                last = slice(step - 1, step)
+                memory.extend(ids[0, :, :, last], ids[1, :, :, last], future[:, last], step - 1)
+            self._draw_bar(memory, ids, uniforms, step)
 
-    def advance(self, uniforms: Tensor, config: SamplingConfig) -> None:
-        """Append one bar to every row, from uniforms (R, 2)."""
-        hidden = self._hidden()
-        s1_next = draw(self.predictor.head(hidden[:, -1]), uniforms[:, 0], config)
-        s2_logits = self.predictor.decode_s2(hidden, s1_next[:, None], s2_decode=self.s2_decode)[:, -1]
-        self.s1_ids[:, self.length] = s1_next
-        self.s2_ids[:, self.length] = draw(s2_logits, uniforms[:, 1], config)
-        self.length += 1
+    def _slide(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, step: int) -> None:
+        """Draw one bar past the model's context, as upstream does: every position moves, so all is read again."""
+        window = _newest(prompt, self.max_context - step)
+        memory = self._memory(window, samples=ids.shape[2], horizon=step)
+        memory.read(window)
+        memory.extend(ids[0, :, :, :step], ids[1, :, :, :step], future[:, :step], 0)
+        self._draw_bar(memory, ids, uniforms, step)
 
-    def _hidden(self) -> Tensor:
-        """State (R, T, D) over the window of at most max_context bars that ends at the newest one."""
-        window = slice(max(0, self.length - self.max_context), self.length)
-        if self.length == self.prompt[0].shape[1]:
-            known, row = torch.unique(self.series, return_inverse=True)
-            s1_ids, s2_ids = (ids[known, window] for ids in self.prompt)
-            return self.predictor.trunk(s1_ids, s2_ids, self.calendar[known, window])[row]
-        stamps = self.calendar[self.series, window]
-        return self.predictor.trunk(self.s1_ids[:, window], self.s2_ids[:, window], stamps)
+    def _memory(self, prompt: Prompt, *, samples: int, horizon: int) -> Memory:
+        series, length = prompt.s1_ids.shape
+        return self.sampler.predictor.memory(series=series, prompt=length, samples=samples, horizon=horizon)
+
+    def _draw_bar(self, memory: Memory, ids: Tensor, uniforms: Tensor, step: int) -> None:
+        numbers = uniforms[:, :, step].flatten(0, 1)  # (R, 2)
+        coarse = draw(memory.coarse_logits(), numbers[:, 0], self.config).view(ids.shape[1:3])
+        fine = draw(memory.fine_logits(coarse, step), numbers[:, 1], self.config).view(ids.shape[1:3])
+        ids[0, :, :, step], ids[1, :, :, step] = coarse, fine
+        self.count(len(numbers))
+
+    def _decode(self, prompt: Prompt, ids: Tensor) -> Tensor:
+        read = self.sampler.decoder.read(prompt, horizon=ids.shape[-1])
+        few = max(1, _DECODED_ROWS // ids.shape[1])
+        return torch.cat([read.bars(*ids[:, :, rows]) for rows in _chunks(ids.shape[2], few)], dim=1)
+
+
+def _groups(lengths: Sequence[int], *, horizon: int, max_context: int) -> list[tuple[list[int], int]]:
+    """Series that can grow together, and how many of their bars fit into the context with the prompt.
+
+    Those whose horizon fits may differ in length; where the window must slide, it slides alike.
+    """
+    groups: dict[int, list[int]] = {}
+    for series, length in enumerate(lengths):
+        groups.setdefault(max(length, max_context - horizon + 1), []).append(series)
+    return [(some, max(1, min(horizon, max_context - key + 1))) for key, some in groups.items()]
+
+
+def _rows(prompt: Prompt, series: Tensor) -> Prompt:
+    return Prompt.of(
+        prompt.s1_ids[series], prompt.s2_ids[series], prompt.stamps[series], prompt.lengths[series]
+    )
+
+
+def _newest(prompt: Prompt, bars: int) -> Prompt:
+    """At most so many bars of each prompt, its newest."""
+    cut = int((prompt.lengths - bars).clamp_min(0).max())
+    if cut == 0:
+        return prompt
+    kept = prompt.lengths.clamp(max=bars)
+    first = prompt.lengths - kept
+    columns = first[:, None] + torch.arange(int(kept.max()), device=first.device)
+    columns = columns.clamp(
+        max=prompt.s1_ids.shape[1] - 1
+    )  # of shorter ones, what follows the end is ignored
+    rows = torch.arange(len(first), device=first.device)[:, None]
+    return Prompt(
+        prompt.s1_ids[rows, columns], prompt.s2_ids[rows, columns], prompt.stamps[rows, columns], kept
+    )
+
+
+def _counter(progress: Progress, uniforms: Tensor) -> Callable[[int], object]:
+    """Tells `progress` how many bars have been drawn, of how many."""
+    total, done = uniforms.shape[0] * uniforms.shape[1] * uniforms.shape[2], 0
+
+    def count(bars: int) -> object:
+        nonlocal done
+        done += bars
+        return progress(done, total)
+
+    return count
+
+
+def _split(items: list[int], size: int) -> list[list[int]]:
+    return [items[part] for part in _chunks(len(items), size)]
 
 
 def _chunks(count: int, size: int) -> list[slice]:
@@ -212,11 +304,14 @@ def _uniforms(generator: Generators, shape: tuple[int, int, int, int]) -> Tensor
     return torch.stack([torch.rand(shape[1:], generator=one, device=one.device) for one in generator])
 
 
-def _check(tokenizer: KronosTokenizer, predictor: Kronos, horizon: int, max_context: int) -> None:
+def _check_horizon(horizon: int, max_context: int) -> None:
     if not 1 <= horizon < max_context:
         raise ValueError(
             f"the horizon must be in 1..{max_context - 1}, below max_context, found {horizon}: change it."
         )
+
+
+def _check_pair(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
     bits = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
     found = (predictor.config.s1_bits, predictor.config.s2_bits)
     if bits != found:

@@ -223,4 +223,4 @@ def test_progress_counts_every_bar(models) -> None:
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (18, 18)
-    assert [done for done, _ in seen] == [4, 8, 12, 14, 16, 18]
+    assert [done for done, _ in seen] == [3, 6, 9, 12, 15, 18]

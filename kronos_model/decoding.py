@@ -1,0 +1,203 @@
+"""The predictor and the tokenizer's decoder with caches: prompts once per series, then only what is new.
+
+B series, S samples of each, R rows (B x S), C bars of prompt, H horizon, Q new bars, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from kronos_model.cache import Cache, CachedStack, Span, Turns, normalise, rotate
+from kronos_model.layers import TransformerBlock
+from kronos_model.predictor import Kronos, S2Decode
+from kronos_model.projection import projection
+from kronos_model.tokenizer import KronosTokenizer
+
+__all__ = ["CachedDecoder", "CachedPredictor", "Memory", "Prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """B series of tokens, left-aligned, each with its own length."""
+
+    s1_ids: Tensor  # (B, C)
+    s2_ids: Tensor  # (B, C)
+    stamps: Tensor  # (B, C, 5)
+    lengths: Tensor  # (B,)
+
+    @classmethod
+    def of(cls, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor, lengths: Tensor) -> "Prompt":
+        """Cut to the longest of them."""
+        longest = int(lengths.max())
+        return cls(s1_ids[:, :longest], s2_ids[:, :longest], stamps[:, :longest], lengths)
+
+    def padding(self) -> Tensor | None:
+        """-inf after the end of each, (B, 1, C); None where all are as long."""
+        return _padding(self.lengths, self.s1_ids.shape[1])
+
+
+class CachedPredictor:
+    """A predictor's weights, prepared; `memory` reads prompts."""
+
+    def __init__(self, predictor: Kronos, *, s2_decode: S2Decode, dtype: torch.dtype = torch.float32) -> None:
+        self.stack = CachedStack(cast(list[TransformerBlock], predictor.transformer), dtype)
+        self.norm, self.time_emb = predictor.norm, predictor.time_emb
+        layer = predictor.dep_layer
+        attention, width = layer.cross_attn, predictor.config.d_model
+        self.dependency_heads, self.dependency_norm = attention.n_heads, layer.norm
+        weight, bias = attention.qkv_proj.weight, attention.qkv_proj.bias
+        self.dependency_keys = projection(weight[width:], bias[width:], dtype)
+        self.dependency_out = projection(attention.out_proj.weight, attention.out_proj.bias, dtype)
+        self.head_s1 = projection(predictor.head.proj_s1.weight, predictor.head.proj_s1.bias, dtype)
+        self.head_s2 = projection(predictor.head.proj_s2.weight, predictor.head.proj_s2.bias, dtype)
+        self.rotary, self.dependency_rotary = self.stack.attention.rotary, attention.rotary
+        self.turn = s2_decode == "trained"  # upstream's single query is not turned, so its keys need not be
+        # A row of each table is what a projection of that token's embedding would be.
+        embedding = predictor.embedding
+        fusion, scale = embedding.fusion_proj, embedding.scale
+        mixing = fusion.weight.detach().float() * scale
+        self.coarse = embedding.emb_s1.weight.detach().float() @ mixing[:, :width].T
+        self.fine = embedding.emb_s2.weight.detach().float() @ mixing[:, width:].T + fusion.bias.detach()
+        self.siblings = projection(weight[:width], bias[:width], dtype)(embedding.emb_s1.weight.detach())
+
+    def embed(self, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor) -> Tensor:
+        """Bars (..., D) of tokens (...) and stamps that broadcast to (..., 5)."""
+        return self.coarse[s1_ids] + self.fine[s2_ids] + cast(Tensor, self.time_emb(stamps))
+
+    def memory(self, *, series: int, prompt: int, samples: int, horizon: int) -> "Memory":
+        """Room for prompts and their continuations."""
+        return Memory(self, series=series, prompt=prompt, samples=samples, horizon=horizon)
+
+
+class Memory:
+    """What a predictor remembers of B prompts and of S continuations of each."""
+
+    def __init__(
+        self, model: CachedPredictor, *, series: int, prompt: int, samples: int, horizon: int
+    ) -> None:
+        self.model, self.samples = model, samples
+        like = model.siblings
+        self.caches = model.stack.caches(like, series=series, prompt=prompt)
+        heads, width = model.dependency_heads, like.shape[-1]
+        self.states = Cache(like, series=series, heads=heads, width=width, prompt=prompt)
+        for cache in (*self.caches, self.states):
+            cache.reserve(samples, horizon)
+        self.lengths = torch.zeros(series, dtype=torch.long, device=like.device)
+        self.padding: Tensor | None = None
+        self.turns = Turns.table(model.rotary, prompt + horizon)
+        self.state_turns = Turns.table(model.dependency_rotary, prompt + horizon, turn=model.turn)
+        self.hidden = like.new_empty(0)  # (B, 1 or S, D), float32
+
+    def read(self, prompt: Prompt) -> None:
+        """Read prompts of at most the room's length; the state is then that of their last bars."""
+        model, length = self.model, prompt.s1_ids.shape[1]
+        self.lengths, self.padding = prompt.lengths, prompt.padding()
+        if self.padding is not None:
+            self.padding = self.padding.to(model.stack.dtype)
+        positions = torch.arange(length, device=self.lengths.device)
+        x = model.embed(prompt.s1_ids, prompt.s2_ids, prompt.stamps)
+        hidden = normalise(model.stack.read(x, self.turns.at(positions), self.caches), model.norm)
+        keys, values = self._state_keys(hidden, self.state_turns.at(positions))  # (B, C, M, d)
+        self.states.remember_prompt(keys.transpose(1, 2), values.transpose(1, 2))
+        self.hidden = hidden[torch.arange(len(hidden)), self.lengths - 1][:, None]
+
+    def extend(self, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor, start: int) -> None:
+        """Read the bars (B, S, Q) that every sample has at `start`; stamps are (B, Q, 5)."""
+        model, bars = self.model, s1_ids.shape[2]
+        positions = self.lengths[:, None] + torch.arange(start, start + bars, device=s1_ids.device)
+        stop, mask = start + bars, _causal(bars, start, like=model.siblings)
+        span = Span(_for_samples(self.turns.at(positions)), start, stop, mask)
+        x = model.embed(s1_ids, s2_ids, stamps[:, None])
+        x = model.stack.extend(x, span, self.caches, self.padding)
+        hidden = normalise(x, model.norm)
+        state_span = Span(_for_samples(self.state_turns.at(positions)), start, stop, None)
+        keys, values = self._state_keys(hidden, state_span.turns)  # (B, S, Q, M, d)
+        self.states.remember(keys.permute(0, 3, 1, 2, 4), values.permute(0, 3, 1, 2, 4), state_span)
+        self.hidden = hidden[:, :, -1]
+
+    def coarse_logits(self) -> Tensor:
+        """Of the next bar's coarse token, (R, V)."""
+        logits: Tensor = self.model.head_s1(self.hidden).float()
+        return logits.expand(-1, self.samples, -1).flatten(0, 1)
+
+    def fine_logits(self, s1_ids: Tensor, seen: int) -> Tensor:
+        """Of its fine token, (R, V), given its coarse one (B, S); `seen` bars have been read since the prompt."""
+        model = self.model
+        turns = _for_samples(self.state_turns.at(self.lengths[:, None] + (seen - 1)))
+        queries = model.siblings[s1_ids][:, :, None]  # (B, S, 1, D)
+        queries = rotate(queries.view(*queries.shape[:-1], model.dependency_heads, -1), turns.part(0))
+        span = Span(turns, seen, seen, None)
+        found = self.states.attend(queries.permute(0, 3, 1, 2, 4), span, self.padding)[:, :, 0]
+        conditioned = normalise(self.hidden + model.dependency_out(found), model.dependency_norm)
+        logits: Tensor = model.head_s2(conditioned).float()
+        return logits.flatten(0, 1)
+
+    def _state_keys(self, hidden: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
+        """Keys, turned, and values (..., M, d) of states (..., D)."""
+        pair = self.model.dependency_keys(hidden)
+        pair = pair.view(*hidden.shape[:-1], 2, self.model.dependency_heads, -1)
+        return rotate(pair[..., 0, :, :], turns.part(1)), pair[..., 1, :, :]
+
+
+class CachedDecoder:
+    """The tokenizer's decoder: a prompt is decoded once per series, and only the horizon of its samples."""
+
+    def __init__(self, tokenizer: KronosTokenizer) -> None:
+        self.codes = tokenizer.tokenizer
+        self.stack = CachedStack(cast(list[TransformerBlock], tokenizer.decoder))
+        self.embed = projection(tokenizer.post_quant_embed.weight, tokenizer.post_quant_embed.bias)
+        self.head = projection(tokenizer.head.weight, tokenizer.head.bias)
+
+    def read(self, prompt: Prompt, *, horizon: int) -> "DecodedPrompt":
+        """Read prompts that H bars will follow."""
+        return DecodedPrompt(self, prompt, horizon=horizon)
+
+
+class DecodedPrompt:
+    """Prompts that have been read; `bars` decodes what follows them."""
+
+    def __init__(self, decoder: CachedDecoder, prompt: Prompt, *, horizon: int) -> None:
+        self.decoder = decoder
+        series, length = prompt.s1_ids.shape
+        turns = Turns.table(decoder.stack.attention.rotary, length + horizon)
+        x = decoder.embed(decoder.codes.decode(prompt.s1_ids, prompt.s2_ids))
+        self.caches = decoder.stack.caches(x, series=series, prompt=length)
+        positions = torch.arange(length + horizon, device=x.device)
+        decoder.stack.read(x, turns.at(positions[:length]), self.caches)
+        self.padding, self.mask = prompt.padding(), _causal(horizon, 0, like=x)
+        self.turns = _for_samples(turns.at(prompt.lengths[:, None] + positions[:horizon]))
+
+    def bars(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
+        """Normalised bars (B, S, H, F) of the tokens (B, S, H) after the prompts."""
+        _, samples, horizon = s1_ids.shape
+        for cache in self.caches:
+            cache.reserve(samples, horizon)
+        x = self.decoder.embed(self.decoder.codes.decode(s1_ids, s2_ids))
+        span = Span(self.turns, 0, horizon, self.mask)
+        return self.decoder.head(self.decoder.stack.extend(x, span, self.caches, self.padding))
+
+
+def _for_samples(turns: Turns) -> Turns:
+    """With an axis for the samples: (B, 1, Q, 2, 1, d)."""
+    return Turns(turns.cos[:, None], turns.sin[:, None])
+
+
+def _causal(bars: int, start: int, *, like: Tensor) -> Tensor | None:
+    """Hides from each of Q new bars what stands behind it, (Q, start + Q); a single bar sees all."""
+    if bars == 1:
+        return None
+    rows = torch.arange(start, start + bars, device=like.device)[:, None]
+    columns = torch.arange(start + bars, device=like.device)
+    return torch.zeros(bars, start + bars, dtype=like.dtype, device=like.device).masked_fill(
+        columns > rows, -torch.inf
+    )
+
+
+def _padding(lengths: Tensor, longest: int) -> Tensor | None:
+    if bool((lengths == longest).all()):
+        return None
+    columns = torch.arange(longest, device=lengths.device)
+    late = columns >= lengths[:, None]
+    return torch.zeros(late.shape, device=lengths.device).masked_fill(late, -torch.inf)[:, None]
