@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from kronos_model.layers import Attention, RMSNorm, Rotary, TransformerBlock
 from kronos_model.projection import projection
 
-__all__ = ["Cache", "CachedStack", "Span", "Turns", "normalise", "rotate"]
+__all__ = ["KEYS_AND_VALUES", "QUERIES", "Cache", "CachedStack", "Span", "Turns", "normalise", "rotate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Rotary angles of positions, for queries (first) and keys; the queries' carry the scale of attention."""
+    """Rotary angles of positions, for queries, keys and values: queries are scaled too, values stay as they are."""
 
-    cos: Tensor  # (..., T, 2, 1, d)
+    cos: Tensor  # (..., T, 3, 1, d)
     sin: Tensor  # the first half negated
 
     @classmethod
@@ -32,17 +32,26 @@ class Turns:
         if not turn:
             cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
         first, second = sin.chunk(2, dim=-1)
-        scales = cos.new_tensor([rotary.head_dim**-0.5, 1.0]).view(2, 1, 1)
-        signed = torch.cat([-first, second], dim=-1)
-        return cls(cos[:, None, None] * scales, signed[:, None, None] * scales)
+        sin, scale = torch.cat([-first, second], dim=-1), rotary.head_dim**-0.5
+        return cls(
+            torch.stack([cos * scale, cos, torch.ones_like(cos)], dim=1).unsqueeze(2),
+            torch.stack([sin * scale, sin, torch.zeros_like(sin)], dim=1).unsqueeze(2),
+        )
 
-    def at(self, positions: Tensor) -> "Turns":
+    def at(self, positions: Tensor | slice) -> "Turns":
         """Of positions (...)."""
         return Turns(self.cos[positions], self.sin[positions])
 
-    def part(self, index: int) -> "Turns":
-        """For queries alone (0) or keys alone (1)."""
-        return Turns(self.cos.select(-3, index), self.sin.select(-3, index))
+    def bars(self, first: int, last: int) -> "Turns":
+        """Of some of the bars of (B, H, 3, 1, d), with an axis for the samples: (B, 1, Q, 3, 1, d)."""
+        return Turns(self.cos[:, None, first:last], self.sin[:, None, first:last])
+
+    def of(self, parts: slice) -> "Turns":
+        """For some of queries, keys and values."""
+        return Turns(self.cos[..., parts, :, :], self.sin[..., parts, :, :])
+
+
+QUERIES, KEYS_AND_VALUES = slice(0, 1), slice(1, 3)
 
 
 def rotate(x: Tensor, turns: Turns) -> Tensor:
@@ -52,8 +61,9 @@ def rotate(x: Tensor, turns: Turns) -> Tensor:
 
 
 def normalise(x: Tensor, norm: RMSNorm) -> Tensor:
-    """The module's function, without its dispatch; float32 in, float32 out."""
-    return F.rms_norm(x, x.shape[-1:], norm.weight.float(), norm.eps)
+    """The module's function for a float32 input, without its dispatch."""
+    scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True).add_(norm.eps))
+    return x * scale * norm.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +71,35 @@ class Span:
     """Q new bars of every sample: where they go, and what they may see."""
 
     turns: Turns
-    """Their angles, (B, 1, Q, 2, 1, d)."""
+    """Their angles, (B, 1, Q, 3, 1, d)."""
     start: int | Tensor
-    """Their first place in the suffix; a tensor (Q,) of places where the step must not change the program."""
+    """Their first place in the suffix; a tensor (Q,) of places where a step must not change the program."""
     stop: int
     """So many places of the suffix are looked at."""
-    mask: Tensor | None
+    mask: Tensor | None = None
     """Added to the scores of these places, (Q, stop); None where each may be seen."""
 
 
 class Cache:
-    """Keys and values of one attention: of B prompts, and of what their S samples have added."""
+    """Keys and values of one attention: of B prompts, and of what S samples of each have added."""
 
     def __init__(self, like: Tensor, *, series: int, heads: int, width: int, prompt: int) -> None:
-        room = (series, heads, prompt, width // heads)
-        self.prefix_keys, self.prefix_values = like.new_empty(room), like.new_empty(room)
-        self.keys = self.values = like.new_empty(0)  # (B, M, S, H, d)
+        self.prefix = like.new_empty(2, series, heads, prompt, width // heads)
+        self.suffix = like.new_empty(2, series, heads, 0, 0, width // heads)
 
     def reserve(self, samples: int, horizon: int) -> None:
         """Make room for so many bars of so many samples."""
-        series, heads, _, width = self.prefix_keys.shape
-        room = (series, heads, samples, horizon, width)
-        if self.keys.shape != room:
-            self.keys, self.values = self.prefix_keys.new_empty(room), self.prefix_keys.new_empty(room)
+        pair, series, heads, _, width = self.prefix.shape
+        room = (pair, series, heads, samples, horizon, width)
+        if self.suffix.shape != room:
+            self.suffix = self.prefix.new_empty(room)
 
-    def remember_prompt(self, keys: Tensor, values: Tensor) -> None:
-        """(B, M, C, d) each."""
-        self.prefix_keys.copy_(keys)
-        self.prefix_values.copy_(values)
-
-    def remember(self, keys: Tensor, values: Tensor, span: Span) -> None:
-        """(B, M, S, Q, d) each."""
+    def remember(self, pair: Tensor, span: Span) -> None:
+        """Keys and values (2, B, M, S, Q, d) of new bars."""
         if isinstance(span.start, Tensor):
-            self.keys.index_copy_(3, span.start, keys)
-            self.values.index_copy_(3, span.start, values)
+            self.suffix.index_copy_(4, span.start, pair)
         else:
-            places = slice(span.start, span.start + keys.shape[3])
-            self.keys[:, :, :, places], self.values[:, :, :, places] = keys, values
+            self.suffix[:, :, :, :, span.start : span.start + pair.shape[4]] = pair
 
     def attend(self, queries: Tensor, span: Span, padding: Tensor | None) -> Tensor:
         """What queries (B, M, S, Q, d), turned and scaled, find: (B, S, Q, D).
@@ -105,17 +107,24 @@ class Cache:
         `padding` (B, 1, C) is added to the scores of the prompts, -inf after the end of a shorter one.
         """
         series, heads, samples, bars, width = queries.shape
-        prefix = self.prefix_keys.shape[2]
+        keys, values = self.prefix.flatten(1, 2)  # (B M, C, d)
+        prefix = keys.shape[1]
         stacked = queries.contiguous().view(series * heads, samples * bars, width)
-        shared = _scores(stacked, self.prefix_keys.flatten(0, 1), _per_head(padding, heads))
-        shared = shared.view(-1, bars, prefix)  # (B M S, Q, C)
-        rows = stacked.view(-1, bars, width)
-        keys, values = (x[:, :, :, : span.stop].flatten(0, 2) for x in (self.keys, self.values))
-        weights = torch.cat([shared, _scores(rows, keys, span.mask)], dim=-1).softmax(dim=-1)
-        per_series = weights.view(series * heads, samples * bars, -1)[..., :prefix]
-        found = torch.bmm(per_series, self.prefix_values.flatten(0, 1)).view(-1, bars, width)
-        found = torch.baddbmm(found, weights[..., prefix:], values)
+        shared = _scores(stacked, keys, _per_head(padding, heads)).view(-1, bars, prefix)  # (B M S, Q, C)
+        if span.stop == 0:
+            found = torch.bmm(_stacked(shared.softmax(dim=-1), stacked), values)
+        else:
+            own_keys, own_values = self.suffix[:, :, :, :, : span.stop].flatten(1, 3)  # (B M S, stop, d)
+            own = _scores(stacked.view(-1, bars, width), own_keys, span.mask)
+            weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
+            found = torch.bmm(_stacked(weights, stacked)[..., :prefix], values).view(-1, bars, width)
+            found = torch.baddbmm(found, weights[..., prefix:], own_values)
         return found.view(series, heads, samples, bars, width).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def _stacked(weights: Tensor, queries: Tensor) -> Tensor:
+    """Weights (B M S, Q, ...) as one matrix per series and head, (B M, S Q, ...), like the queries."""
+    return weights.view(*queries.shape[:2], -1)
 
 
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
@@ -139,10 +148,10 @@ class _Block:
         self.w13 = projection(feed.w13.weight, None, dtype)
         self.w2 = projection(feed.w2.weight, None, dtype)
 
-    def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
-        """Turned queries and keys (..., 2, M, d), and values (..., M, d)."""
-        qkv = self.qkv(normalise(x, self.norm1)).view(*x.shape[:-1], 3, self.heads, -1)
-        return rotate(qkv[..., :2, :, :], turns), qkv[..., 2, :, :]
+    def project(self, x: Tensor, turns: Turns) -> Tensor:
+        """Turned queries and keys, and values, (..., 3, M, d)."""
+        qkv = self.qkv(normalise(x, self.norm1))
+        return rotate(qkv.view(*x.shape[:-1], 3, self.heads, -1), turns)
 
     def finish(self, x: Tensor, found: Tensor) -> Tensor:
         """The block's output from its input and what its attention found."""
@@ -172,19 +181,16 @@ class CachedStack:
     def read(self, x: Tensor, turns: Turns, caches: list[Cache]) -> Tensor:
         """Read prompts (B, C, D) from their first position on; what stands after an end is seen by none."""
         for block, cache in zip(self.blocks, caches, strict=True):
-            turned, values = block.project(x, turns)
-            queries, keys = turned.permute(2, 0, 3, 1, 4).unbind()  # (B, M, C, d)
-            values = values.transpose(1, 2)
-            cache.remember_prompt(keys, values)
-            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+            qkv = block.project(x, turns).permute(2, 0, 3, 1, 4)  # (3, B, M, C, d)
+            cache.prefix.copy_(qkv[1:])
+            found = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=1.0)
             x = block.finish(x, found.transpose(1, 2).flatten(2))
         return x
 
     def extend(self, x: Tensor, span: Span, caches: list[Cache], padding: Tensor | None) -> Tensor:
         """Read Q more bars (B, S, Q, D) of every sample."""
         for block, cache in zip(self.blocks, caches, strict=True):
-            turned, values = block.project(x, span.turns)
-            queries, keys = turned.permute(3, 0, 4, 1, 2, 5).unbind()  # (B, M, S, Q, d)
-            cache.remember(keys, values.permute(0, 3, 1, 2, 4), span)
-            x = block.finish(x, cache.attend(queries, span, padding))
+            qkv = block.project(x, span.turns).permute(3, 0, 4, 1, 2, 5)  # (3, B, M, S, Q, d)
+            cache.remember(qkv[1:], span)
+            x = block.finish(x, cache.attend(qkv[0], span, padding))
         return x

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kronos_model.cache import Cache, CachedStack, Span, Turns, normalise, rotate
+from kronos_model.cache import KEYS_AND_VALUES, QUERIES, Cache, CachedStack, Span, Turns, normalise, rotate
 from kronos_model.layers import TransformerBlock
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.projection import projection
@@ -62,9 +62,9 @@ class CachedPredictor:
         self.fine = embedding.emb_s2.weight.detach().float() @ mixing[:, width:].T + fusion.bias.detach()
         self.siblings = projection(weight[:width], bias[:width], dtype)(embedding.emb_s1.weight.detach())
 
-    def embed(self, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor) -> Tensor:
-        """Bars (..., D) of tokens (...) and stamps that broadcast to (..., 5)."""
-        return self.coarse[s1_ids] + self.fine[s2_ids] + cast(Tensor, self.time_emb(stamps))
+    def embed(self, s1_ids: Tensor, s2_ids: Tensor, calendar: Tensor) -> Tensor:
+        """Bars (..., D) of tokens (...) and the embedding of their stamps."""
+        return self.coarse[s1_ids] + self.fine[s2_ids] + calendar
 
     def memory(self, *, series: int, prompt: int, samples: int, horizon: int) -> "Memory":
         """Room for prompts and their continuations."""
@@ -72,49 +72,48 @@ class CachedPredictor:
 
 
 class Memory:
-    """What a predictor remembers of B prompts and of S continuations of each."""
+    """What a predictor remembers of B prompts, and of what S samples of each have added to them."""
 
     def __init__(
         self, model: CachedPredictor, *, series: int, prompt: int, samples: int, horizon: int
     ) -> None:
-        self.model, self.samples = model, samples
+        self.model, self.samples, self.horizon = model, samples, horizon
         like = model.siblings
         self.caches = model.stack.caches(like, series=series, prompt=prompt)
         heads, width = model.dependency_heads, like.shape[-1]
         self.states = Cache(like, series=series, heads=heads, width=width, prompt=prompt)
         for cache in (*self.caches, self.states):
             cache.reserve(samples, horizon)
-        self.lengths = torch.zeros(series, dtype=torch.long, device=like.device)
-        self.padding: Tensor | None = None
-        self.turns = Turns.table(model.rotary, prompt + horizon)
-        self.state_turns = Turns.table(model.dependency_rotary, prompt + horizon, turn=model.turn)
-        self.hidden = like.new_empty(0)  # (B, 1 or S, D), float32
+        self.table = Turns.table(model.rotary, prompt + horizon)
+        self.state_table = Turns.table(model.dependency_rotary, prompt + horizon, turn=model.turn)
 
-    def read(self, prompt: Prompt) -> None:
-        """Read prompts of at most the room's length; the state is then that of their last bars."""
-        model, length = self.model, prompt.s1_ids.shape[1]
-        self.lengths, self.padding = prompt.lengths, prompt.padding()
-        if self.padding is not None:
-            self.padding = self.padding.to(model.stack.dtype)
-        positions = torch.arange(length, device=self.lengths.device)
-        x = model.embed(prompt.s1_ids, prompt.s2_ids, prompt.stamps)
-        hidden = normalise(model.stack.read(x, self.turns.at(positions), self.caches), model.norm)
-        keys, values = self._state_keys(hidden, self.state_turns.at(positions))  # (B, C, M, d)
-        self.states.remember_prompt(keys.transpose(1, 2), values.transpose(1, 2))
-        self.hidden = hidden[torch.arange(len(hidden)), self.lengths - 1][:, None]
+    def read(self, prompt: Prompt, future_stamps: Tensor) -> None:
+        """Read prompts of the room's length, which bars with the stamps (B, H, 5) will follow."""
+        model, length, device = self.model, prompt.s1_ids.shape[1], prompt.s1_ids.device
+        padding = prompt.padding()
+        self.padding = None if padding is None else padding.to(model.stack.dtype)
+        self.future = cast(Tensor, model.time_emb(future_stamps))  # (B, H, D)
+        after = prompt.lengths[:, None] + torch.arange(-1, self.horizon, device=device)
+        self.turns, self.state_turns = self.table.at(after[:, 1:]), self.state_table.at(after)
+        x = model.embed(prompt.s1_ids, prompt.s2_ids, cast(Tensor, model.time_emb(prompt.stamps)))
+        hidden = normalise(model.stack.read(x, self.table.at(slice(length)), self.caches), model.norm)
+        pair = self._state_pair(hidden, self.state_table.at(slice(length)))  # (B, C, 2, M, d)
+        self.states.prefix.copy_(pair.permute(2, 0, 3, 1, 4))
+        self.hidden = hidden[torch.arange(len(hidden), device=device), prompt.lengths - 1][:, None]
 
-    def extend(self, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor, start: int) -> None:
-        """Read the bars (B, S, Q) that every sample has at `start`; stamps are (B, Q, 5)."""
+    def extend(self, s1_ids: Tensor, s2_ids: Tensor, start: int) -> None:
+        """Read the bars (B, S, Q) that every sample has from `start` on."""
         model, bars = self.model, s1_ids.shape[2]
-        positions = self.lengths[:, None] + torch.arange(start, start + bars, device=s1_ids.device)
-        stop, mask = start + bars, _causal(bars, start, like=model.siblings)
-        span = Span(_for_samples(self.turns.at(positions)), start, stop, mask)
-        x = model.embed(s1_ids, s2_ids, stamps[:, None])
-        x = model.stack.extend(x, span, self.caches, self.padding)
+        stop = start + bars
+        mask = _causal(bars, start, like=model.siblings)
+        x = model.embed(s1_ids, s2_ids, self.future[:, None, start:stop])
+        x = model.stack.extend(
+            x, Span(self.turns.bars(start, stop), start, stop, mask), self.caches, self.padding
+        )
         hidden = normalise(x, model.norm)
-        state_span = Span(_for_samples(self.state_turns.at(positions)), start, stop, None)
-        keys, values = self._state_keys(hidden, state_span.turns)  # (B, S, Q, M, d)
-        self.states.remember(keys.permute(0, 3, 1, 2, 4), values.permute(0, 3, 1, 2, 4), state_span)
+        span = Span(self.state_turns.bars(start + 1, stop + 1), start, stop)
+        pair = self._state_pair(hidden, span.turns)  # (B, S, Q, 2, M, d)
+        self.states.remember(pair.permute(3, 0, 4, 1, 2, 5), span)
         self.hidden = hidden[:, :, -1]
 
     def coarse_logits(self) -> Tensor:
@@ -123,22 +122,20 @@ class Memory:
         return logits.expand(-1, self.samples, -1).flatten(0, 1)
 
     def fine_logits(self, s1_ids: Tensor, seen: int) -> Tensor:
-        """Of its fine token, (R, V), given its coarse one (B, S); `seen` bars have been read since the prompt."""
+        """Of its fine token, (R, V), given its coarse one (B, S), when `seen` bars follow the prompt."""
         model = self.model
-        turns = _for_samples(self.state_turns.at(self.lengths[:, None] + (seen - 1)))
-        queries = model.siblings[s1_ids][:, :, None]  # (B, S, 1, D)
-        queries = rotate(queries.view(*queries.shape[:-1], model.dependency_heads, -1), turns.part(0))
-        span = Span(turns, seen, seen, None)
-        found = self.states.attend(queries.permute(0, 3, 1, 2, 4), span, self.padding)[:, :, 0]
+        span = Span(self.state_turns.bars(seen, seen + 1), seen, seen)
+        queries = model.siblings[s1_ids].view(*s1_ids.shape, 1, 1, model.dependency_heads, -1)
+        queries = rotate(queries, span.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
+        found = self.states.attend(queries, span, self.padding)[:, :, 0]
         conditioned = normalise(self.hidden + model.dependency_out(found), model.dependency_norm)
         logits: Tensor = model.head_s2(conditioned).float()
         return logits.flatten(0, 1)
 
-    def _state_keys(self, hidden: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
-        """Keys, turned, and values (..., M, d) of states (..., D)."""
-        pair = self.model.dependency_keys(hidden)
-        pair = pair.view(*hidden.shape[:-1], 2, self.model.dependency_heads, -1)
-        return rotate(pair[..., 0, :, :], turns.part(1)), pair[..., 1, :, :]
+    def _state_pair(self, hidden: Tensor, turns: Turns) -> Tensor:
+        """Keys, turned, and values (..., 2, M, d) of states (..., D)."""
+        pair = self.model.dependency_keys(hidden).view(*hidden.shape[:-1], 2, self.model.dependency_heads, -1)
+        return rotate(pair, turns.of(KEYS_AND_VALUES))
 
 
 class CachedDecoder:
@@ -165,9 +162,9 @@ class DecodedPrompt:
         x = decoder.embed(decoder.codes.decode(prompt.s1_ids, prompt.s2_ids))
         self.caches = decoder.stack.caches(x, series=series, prompt=length)
         positions = torch.arange(length + horizon, device=x.device)
-        decoder.stack.read(x, turns.at(positions[:length]), self.caches)
+        decoder.stack.read(x, turns.at(slice(length)), self.caches)
         self.padding, self.mask = prompt.padding(), _causal(horizon, 0, like=x)
-        self.turns = _for_samples(turns.at(prompt.lengths[:, None] + positions[:horizon]))
+        self.turns = turns.at(prompt.lengths[:, None] + positions[:horizon]).bars(0, horizon)
 
     def bars(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
         """Normalised bars (B, S, H, F) of the tokens (B, S, H) after the prompts."""
@@ -177,11 +174,6 @@ class DecodedPrompt:
         x = self.decoder.embed(self.decoder.codes.decode(s1_ids, s2_ids))
         span = Span(self.turns, 0, horizon, self.mask)
         return self.decoder.head(self.decoder.stack.extend(x, span, self.caches, self.padding))
-
-
-def _for_samples(turns: Turns) -> Turns:
-    """With an axis for the samples: (B, 1, Q, 2, 1, d)."""
-    return Turns(turns.cos[:, None], turns.sin[:, None])
 
 
 def _causal(bars: int, start: int, *, like: Tensor) -> Tensor | None:

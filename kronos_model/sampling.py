@@ -208,19 +208,18 @@ class _Task:
     ) -> None:
         """Draw the bars 0..stop-1 into `ids` (2, B, S, H) from one reading of the prompt."""
         memory = self._memory(prompt, samples=ids.shape[2], horizon=stop - 1)
-        memory.read(prompt)
+        memory.read(prompt, future[:, : stop - 1])
         for step in range(stop):
             if step:
-                last = slice(step - 1, step)
-                memory.extend(ids[0, :, :, last], ids[1, :, :, last], future[:, last], step - 1)
+                memory.extend(*ids[:, :, :, step - 1 : step], step - 1)
             self._draw_bar(memory, ids, uniforms, step)
 
     def _slide(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, step: int) -> None:
         """Draw one bar past the model's context, as upstream does: every position moves, so all is read again."""
         window = _newest(prompt, self.max_context - step)
         memory = self._memory(window, samples=ids.shape[2], horizon=step)
-        memory.read(window)
-        memory.extend(ids[0, :, :, :step], ids[1, :, :, :step], future[:, :step], 0)
+        memory.read(window, future[:, :step])
+        memory.extend(*ids[:, :, :, :step], 0)
         self._draw_bar(memory, ids, uniforms, step)
 
     def _memory(self, prompt: Prompt, *, samples: int, horizon: int) -> Memory:
