@@ -183,7 +183,8 @@ class CachedStack:
         for block, cache in zip(self.blocks, caches, strict=True):
             qkv = block.project(x, turns).permute(2, 0, 3, 1, 4)  # (3, B, M, C, d)
             cache.prefix.copy_(qkv[1:])
-            found = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=1.0)
+            queries, keys, values = qkv.unbind()
+            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
             x = block.finish(x, found.transpose(1, 2).flatten(2))
         return x
 

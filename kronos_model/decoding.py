@@ -101,12 +101,12 @@ class Memory:
         self.states.prefix.copy_(pair.permute(2, 0, 3, 1, 4))
         self.hidden = hidden[torch.arange(len(hidden), device=device), prompt.lengths - 1][:, None]
 
-    def extend(self, s1_ids: Tensor, s2_ids: Tensor, start: int) -> None:
-        """Read the bars (B, S, Q) that every sample has from `start` on."""
-        model, bars = self.model, s1_ids.shape[2]
+    def extend(self, ids: Tensor, start: int) -> None:
+        """Read the bars (2, B, S, Q) that every sample has from `start` on."""
+        model, bars = self.model, ids.shape[3]
         stop = start + bars
         mask = _causal(bars, start, like=model.siblings)
-        x = model.embed(s1_ids, s2_ids, self.future[:, None, start:stop])
+        x = model.embed(ids[0], ids[1], self.future[:, None, start:stop])
         x = model.stack.extend(
             x, Span(self.turns.bars(start, stop), start, stop, mask), self.caches, self.padding
         )
@@ -166,12 +166,12 @@ class DecodedPrompt:
         self.padding, self.mask = prompt.padding(), _causal(horizon, 0, like=x)
         self.turns = turns.at(prompt.lengths[:, None] + positions[:horizon]).bars(0, horizon)
 
-    def bars(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
-        """Normalised bars (B, S, H, F) of the tokens (B, S, H) after the prompts."""
-        _, samples, horizon = s1_ids.shape
+    def bars(self, ids: Tensor) -> Tensor:
+        """Normalised bars (B, S, H, F) of the tokens (2, B, S, H) after the prompts."""
+        _, _, samples, horizon = ids.shape
         for cache in self.caches:
             cache.reserve(samples, horizon)
-        x = self.decoder.embed(self.decoder.codes.decode(s1_ids, s2_ids))
+        x = self.decoder.embed(self.decoder.codes.decode(ids[0], ids[1]))
         span = Span(self.turns, 0, horizon, self.mask)
         return self.decoder.head(self.decoder.stack.extend(x, span, self.caches, self.padding))
 

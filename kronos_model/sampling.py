@@ -211,7 +211,7 @@ class _Task:
         memory.read(prompt, future[:, : stop - 1])
         for step in range(stop):
             if step:
-                memory.extend(*ids[:, :, :, step - 1 : step], step - 1)
+                memory.extend(ids[..., step - 1 : step], step - 1)
             self._draw_bar(memory, ids, uniforms, step)
 
     def _slide(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, step: int) -> None:
@@ -219,7 +219,7 @@ class _Task:
         window = _newest(prompt, self.max_context - step)
         memory = self._memory(window, samples=ids.shape[2], horizon=step)
         memory.read(window, future[:, :step])
-        memory.extend(*ids[:, :, :, :step], 0)
+        memory.extend(ids[..., :step], 0)
         self._draw_bar(memory, ids, uniforms, step)
 
     def _memory(self, prompt: Prompt, *, samples: int, horizon: int) -> Memory:
@@ -236,7 +236,7 @@ class _Task:
     def _decode(self, prompt: Prompt, ids: Tensor) -> Tensor:
         read = self.sampler.decoder.read(prompt, horizon=ids.shape[-1])
         few = max(1, _DECODED_ROWS // ids.shape[1])
-        return torch.cat([read.bars(*ids[:, :, rows]) for rows in _chunks(ids.shape[2], few)], dim=1)
+        return torch.cat([read.bars(ids[:, :, rows]) for rows in _chunks(ids.shape[2], few)], dim=1)
 
 
 def _groups(lengths: Sequence[int], *, horizon: int, max_context: int) -> list[tuple[list[int], int]]:
