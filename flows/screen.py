@@ -59,7 +59,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
     if summary["forecasts"]:
         screen.print(_forecasts(summary["forecasts"]))
-    for one in summary["not_forecast"]:
+    for one in summary.get("not_forecast", ()):  # a night of an older version has none
         screen.print(Text.assemble(("note:", "yellow"), f" {one['series']} is not forecast: {one['reason']}"))
     if summary["nothing_new"]:
         said = "same candles and settings as a finished night; nothing was trained."

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from kronos_model.calibration import Calibration
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 
-__all__ = ["PICTURES", "CardFacts", "model_card"]
+__all__ = ["PICTURES", "CardFacts", "calibration_in_words", "model_card"]
+
 
 PICTURES = {
     "fans.png": "Forecasts over what then happened, test range",
@@ -109,6 +111,18 @@ def model_card(facts: CardFacts) -> str:
         "No forecast here is financial advice. Licence: MIT, as upstream Kronos (shiyu-coder/Kronos).",
     ]
     return f"---\n{_metadata(facts).to_yaml()}\n---\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def calibration_in_words(predictor: Path) -> str:
+    """What serving does to the spread of the paths of this model folder; empty where it is not calibrated."""
+    told = Calibration.load(predictor)
+    if told is None:
+        return ""
+    return (
+        f"the spread of the paths is scaled by {min(told.factors):.2f} to {max(told.factors):.2f}, by step, so that "
+        f"the {100 * told.level:.0f} % band covers what it says: fitted on {told.origins} validation origins at "
+        f"temperature {told.temperature:g}, top-k {told.top_k}, top-p {told.top_p:g}"
+    )
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kronos_model.card import CardFacts
+from kronos_model.card import CardFacts, calibration_in_words
 from kronos_model.config import PRESETS
 from kronos_model.hub import read_metadata
 from kronos_model.publish import PublishConfig, repository_names
@@ -63,7 +63,7 @@ def card_facts(
         max_context=metadata["max_context"],
         normaliser=manifest["normaliser"]["kind"],
         base_models=_base_models(facts, part),
-        calibration=_calibration(Path(model.predictor)),
+        calibration=calibration_in_words(Path(model.predictor)),
         settings=facts.settings,
         leaderboard=facts.scores.leaderboard,
         verdict=facts.verdict.verdict,
@@ -82,8 +82,3 @@ def _base_models(facts: NightFacts, part: str) -> dict[str, str]:
     else:
         repository, revision = preset.predictor_id, preset.predictor_revision
     return {repository: revision} if facts.pretrained and repository and revision else {}
-
-
-def _calibration(predictor: Path) -> str:
-    """What serving does to the spread of the paths, in words; empty where nothing is recorded."""
-    return ""
