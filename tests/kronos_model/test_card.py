@@ -1,6 +1,5 @@
 """The model card: its metadata, its numbers, and the code it tells people to run."""
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from exchange.replay import synthetic_market
+from kronos_model.calibration import Calibration
 from kronos_model.card import CardFacts, calibration_in_words, model_card
 from kronos_model.config import PRESETS
 from kronos_model.evaluation.leaderboard import leaderboard
@@ -199,9 +199,9 @@ def test_a_calibration_is_told():
 
 def test_the_calibration_beside_the_weights_is_put_into_words(tmp_path: Path):
     assert calibration_in_words(tmp_path) == ""
-    told = {"version": 1, "level": 0.9, "factors": [1.314, 1.2, 0.98], "origins": 64, "samples": 20}
-    told |= {"temperature": 1.0, "top_k": 0, "top_p": 0.9}
-    (tmp_path / "calibration.json").write_text(json.dumps(told))
+    Calibration(
+        level=0.9, factors=(1.314, 1.2, 0.98), origins=64, samples=20, temperature=1.0, top_k=0, top_p=0.9
+    ).save(tmp_path)
     assert calibration_in_words(tmp_path) == (
         "the spread of the paths is scaled by 0.98 to 1.31, by step, so that the 90 % band covers what it says: "
         "fitted on 64 validation origins at temperature 1, top-k 0, top-p 0.9"

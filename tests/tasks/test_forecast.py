@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import polars as pl
 import pytest
 
 from exchange.replay import synthetic_market
+from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
 from kronos_model.files import model_digest
 from kronos_model.forecaster import Forecaster
@@ -105,6 +108,26 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
             assert frame["close_mean"][step] == pytest.approx(closes.mean(), rel=1e-9)
             assert frame["probability_up"][step] == sum(closes > last) / SAMPLES
         assert Path(one.figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_calibration_beside_the_predictor_is_applied(home: Home, pair: PairRef, tmp_path: Path) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(pair.predictor, folder)
+    Calibration(
+        level=0.9, factors=(2.0, 3.0), origins=20, samples=SAMPLES, temperature=1.0, top_k=0, top_p=1.0
+    ).save(folder)
+    calibrated = replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
+    plain, scaled = run(home, pair), run(home, calibrated)
+    assert all(one.made for one in (*plain.forecasts, *scaled.forecasts))
+    for before, after in zip(plain.forecasts, scaled.forecasts, strict=True):
+        frames = [pl.read_parquet(Path(one.path) / "forecast.parquet") for one in (before, after)]
+        for step, factor in enumerate((2.0, 3.0, 3.0, 3.0)):
+            low, high = (
+                [math.log(frame[f"close_q{level}"][step] / frame["close_q50"][step]) for frame in frames]
+                for level in ("10", "90")
+            )
+            assert low[1] == pytest.approx(factor * low[0], rel=0.02)
+            assert high[1] == pytest.approx(factor * high[0], rel=0.02)
 
 
 def test_all_series_are_sampled_in_one_call(
