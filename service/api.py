@@ -131,7 +131,14 @@ class Service:
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
         behind = await run_in_threadpool(self._behind, order)
-        return tell.forecast_answer(order, paths, levels=asked.quantiles, shown=asked.paths, behind=behind)
+        return tell.forecast_answer(
+            order,
+            paths,
+            calibrated=order.served.calibrated(self.config),
+            levels=asked.quantiles,
+            shown=asked.paths,
+            behind=behind,
+        )
 
     def _behind(self, order: Order) -> int:
         """Candles that have closed since the one the forecast starts after."""

@@ -191,7 +191,7 @@ class Sampler:
             np.stack([one.past.open_time for one in orders]),
             np.stack([one.past.future for one in orders]),
             [one.past.key.name for one in orders],
-            config=self._config.sampling,
+            config=orders[0].served.sampling(self._config),
             seed=[one.seed for one in orders],
             samples=orders[0].samples,
             progress=progress,

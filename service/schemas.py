@@ -264,6 +264,9 @@ class ForecastAnswer(BaseModel):
     predictor: str
     tokenizer: str
     trained_on_it: bool
+    calibrated: bool = Field(
+        description="Whether the spread is scaled to what it proved to be on held-out candles."
+    )
     origin_ms: int = Field(description="Open time of the last candle that the model saw.")
     last_close: float
     horizon: int

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from kronos_model.errors import ModelError
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
+from kronos_model.sampling import SamplingConfig
+from service.config import ServiceConfig
 from service.errors import Refused
 from storage.errors import StorageError
 from storage.interval import Interval
@@ -44,6 +46,18 @@ class Served:
     def digests(self) -> tuple[str, str]:
         """What the model is: tokenizer and predictor."""
         return self.champion.tokenizer_digest, self.champion.predictor_digest
+
+    def sampling(self, config: ServiceConfig) -> SamplingConfig:
+        """How its paths are drawn."""
+        known = self.forecaster.calibration
+        if known is None or not config.as_judged:
+            return config.sampling
+        return replace(config.sampling, temperature=known.temperature, top_k=known.top_k, top_p=known.top_p)
+
+    def calibrated(self, config: ServiceConfig) -> bool:
+        """Whether the spread of these paths is."""
+        known = self.forecaster.calibration
+        return known is not None and known.suits(self.sampling(config))
 
 
 class Shelf:

@@ -54,7 +54,13 @@ def facts_of(one: Served) -> ModelFacts:
 
 
 def forecast_answer(
-    order: Order, paths: NDArray[np.float32], *, levels: Sequence[float], shown: int, behind: int
+    order: Order,
+    paths: NDArray[np.float32],
+    *,
+    calibrated: bool,
+    levels: Sequence[float],
+    shown: int,
+    behind: int,
 ) -> ForecastAnswer:
     """A forecast out of its paths (S, H, 6)."""
     past, key = order.past, order.past.key
@@ -68,6 +74,7 @@ def forecast_answer(
         predictor=order.served.champion.predictor_digest,
         tokenizer=order.served.champion.tokenizer_digest,
         trained_on_it=key.name in order.served.series,
+        calibrated=calibrated,
         origin_ms=past.origin_ms,
         last_close=past.last_close,
         horizon=len(past.future),

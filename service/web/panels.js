@@ -186,6 +186,7 @@ export function model(state) {
     row("Sees, forecasts", `${one.lookback}, ${one.horizon} candles of ${one.interval}`),
     row("Trained on", trained ? "this series" + (one.series.length > 1 ? ` and ${one.series.length - 1} more` : "") : "other series"),
     state.forecast ? row("Paths", say.count(state.forecast.samples)) : null,
+    state.forecast ? row("Spread", state.forecast.calibrated ? "calibrated" : "as sampled") : null,
     state.problem ? h("p", { class: "sub" }, ...sentence(state.problem)) : null,
   );
 }

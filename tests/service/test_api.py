@@ -10,6 +10,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from kronos_model.calibration import Calibration
 from kronos_model.forecaster import Forecaster
 from kronos_model.sampling import SamplingConfig
 from service.config import ServiceConfig
@@ -47,7 +48,9 @@ def site(home: Home):
         yield site
 
 
-def our_paths(home: Home, *, seed: int, samples: int, end: int = CANDLES) -> np.ndarray:
+def our_paths(
+    home: Home, *, seed: int, samples: int, end: int = CANDLES, temperature: float = 1.0
+) -> np.ndarray:
     """Paths (S, H, 6) straight from the champion's files."""
     champion = read_champion(home, "demo")
     assert champion is not None
@@ -57,7 +60,7 @@ def our_paths(home: Home, *, seed: int, samples: int, end: int = CANDLES) -> np.
     features = np.stack([rows[name].to_numpy() for name in names], axis=-1)[None].astype(np.float32)
     opened = rows["open_time"].dt.epoch("ms").to_numpy()[None]
     future = opened[:, -1:] + HOUR_MS * np.arange(1, HORIZON + 1)
-    config = SamplingConfig(samples=samples)
+    config = SamplingConfig(samples=samples, temperature=temperature)
     return model.paths(features, opened, future, [BTC.name], config=config, seed=seed).paths[0]
 
 
@@ -129,6 +132,24 @@ def test_history_shows_what_was_said_and_what_came(tmp_path: Path) -> None:
     assert older["came"] == closes[CANDLES - 30 : CANDLES - 26]
     assert newer["came"] == [closes[-2], closes[-1], None, None]
     assert newer["fan"]["quantiles"]["0.05"] == [5.0] * HORIZON
+
+
+def test_a_calibrated_champion_draws_as_it_was_calibrated_unless_told_otherwise(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    champion = read_champion(home, "demo")
+    assert champion is not None
+    calibration = Calibration(
+        level=0.9, factors=(2.0, 3.0), origins=40, samples=20, temperature=0.5, top_k=0, top_p=1.0
+    )
+    calibration.save(home.root / champion.predictor)
+    with serving(home) as site:
+        judged = site.forecast(samples=20, quantiles=[0.1, 0.9])
+    with serving(home, ServiceConfig(as_judged=False)) as site:
+        plain = site.forecast(samples=20, quantiles=[0.1, 0.9])
+    assert (judged["calibrated"], plain["calibrated"]) == (True, False)
+    for found, temperature in ((judged, 0.5), (plain, 1.0)):
+        close = our_paths(home, seed=0, samples=20, temperature=temperature)[:, :, 3].astype(np.float64)
+        np.testing.assert_allclose(found["fan"]["quantiles"]["0.9"], np.quantile(close, 0.9, axis=0))
 
 
 def test_scores_count_the_forecasts_whose_candles_have_come(tmp_path: Path) -> None:
