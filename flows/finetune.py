@@ -16,9 +16,9 @@ from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
 from storage.layout import Home
+from tasks.charts import loss_chart
 from tasks.dataset import build
 from tasks.evaluate import calibrate, tokenizer_gate
-from tasks.figures import draw_losses
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
 from tasks.report import show_picture, show_text
@@ -99,9 +99,8 @@ def train_challenger(
     log_text(run, gated.reason + "\n", "tokenizer_gate.txt")
     show_text(gated.reason, "tokenizer-gate", "Which tokenizer stage 2 starts from")
     predictor = bounded(home, "predictor", start=start, config=config.predictor, **shared)
-    losses = draw_losses(
-        {one.stage: Path(one.job) for one in (tokenizer, predictor)}, Path(predictor.job) / "losses.png"
-    )
+    jobs = {str(one.stage): Path(one.job) for one in (tokenizer, predictor)}
+    losses = loss_chart(jobs).png(Path(predictor.job))
     show_picture(losses, "losses", "Training and validation loss of both stages")
     log_artifact(run, losses, "figures")
     challenger = replace(

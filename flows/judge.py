@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.config import RunConfig
+from flows.config import RunConfig, knobs
 from kronos_model.evaluation.scores import Scores
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
-from tasks.figures import draw_fans, draw_skill
+from tasks.figures import draw_fans
 from tasks.policies import within
-from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
-from tasks.report import show_leaderboard, show_picture, verdict_markdown
+from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, TrainedRef, VerdictRef
+from tasks.report import show_leaderboard, show_picture, show_text, verdict_markdown
+from tasks.run_report import Reported, report, summary_markdown
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
 
-__all__ = ["Judged", "champion_pair", "judge_challenger"]
+__all__ = ["Judged", "champion_pair", "judge_challenger", "report_judgement"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,19 +63,44 @@ def judge_challenger(
     )
     verdict = gate(scores, config.gate, champion=champion is not None)
     loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)
-    pictures = {
-        "fans.png": draw_fans(loaded, folder / "fans.png"),
-        "skill.png": draw_skill(loaded, folder / "skill.png"),
-    }
+    fans = draw_fans(loaded, folder / "fans.png")
     show_leaderboard(scores.leaderboard, verdict)
-    show_picture(pictures["fans.png"], "fans", "Forecasts of the challenger over what then happened")
-    show_picture(pictures["skill.png"], "skill", "CRPS skill against the last value by step")
-    for picture in pictures.values():
-        log_artifact(run, picture, "figures")
+    show_picture(fans, "fans", "Forecasts of the challenger over what then happened")
+    log_artifact(run, fans, "figures")
     log_table(run, scores.leaderboard, "leaderboard.json")
     describe_run(run, verdict_markdown(scores.leaderboard, verdict))
     log_metrics(run, _pooled(scores))
-    return Judged(scores=scores, verdict=verdict, pictures=pictures)
+    return Judged(scores=scores, verdict=verdict, pictures={"fans.png": fans})
+
+
+def report_judgement(
+    home: Home,
+    config: RunConfig,
+    dataset: BuiltDataset,
+    judged: Judged,
+    *,
+    night: str,
+    stages: tuple[TrainedRef, ...],
+    run: RunRef,
+) -> Reported:
+    """Charts and the page that holds them, in MLflow, in Prefect and beside the scores."""
+    reported = report(
+        home,
+        config.recipe,
+        night=night,
+        dataset=dataset,
+        stages=stages,
+        scores=judged.scores,
+        verdict=judged.verdict,
+        settings={knob.path: knob.value for knob in knobs(config)},
+        run=run,
+    )
+    for picture in reported.pictures.values():
+        log_artifact(run, picture, "figures")
+    log_artifact(run, reported.page)
+    show_picture(reported.pictures["skill.png"], "skill", "CRPS skill against the last value by step")
+    show_text(summary_markdown(reported, judged.verdict, run), "report", f"Report of night {night}")
+    return reported
 
 
 def _pooled(scores: ScoresRef) -> dict[str, float]:

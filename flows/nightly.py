@@ -16,7 +16,7 @@ from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, calibrated, train_challenger
 from flows.forecast import forecast_series
 from flows.ingest import ingest_series
-from flows.judge import Judged, champion_pair, judge_challenger
+from flows.judge import Judged, champion_pair, judge_challenger, report_judgement
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
@@ -92,6 +92,7 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
     judged: Judged
+    page: str  # report.html
     published: tuple[PublishedRef, ...]
     champion: Champion | None  # who serves now
 
@@ -114,6 +115,7 @@ def _decide(
     judged = judge_challenger(
         home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
     )
+    reported = report_judgement(home, config, dataset, judged, night=night, stages=trained.stages, run=run)
     register(
         home,
         config.recipe,
@@ -129,7 +131,8 @@ def _decide(
     published: tuple[PublishedRef, ...] = ()
     if wanted(config.publish, judged.verdict):
         facts = _facts(config, night, dataset, judged)
-        pictures = {**judged.pictures, "losses.png": Path(trained.stages[1].job) / "losses.png"}
+        losses = Path(trained.stages[1].job) / "losses.png"
+        pictures = {**judged.pictures, "skill.png": reported.pictures["skill.png"], "losses.png": losses}
         bounded = within(publish, config.limits, "publish_h")
         published = bounded(home, trained.challenger, config.publish, facts=facts, pictures=pictures)
     champion = serving
@@ -146,7 +149,7 @@ def _decide(
             serving=serving,
             config=config.publish,
         )
-    return _Outcome(judged=judged, published=published, champion=champion)
+    return _Outcome(judged=judged, page=reported.page, published=published, champion=champion)
 
 
 def _is(champion: Champion, pair: PairRef) -> bool:
@@ -204,6 +207,7 @@ def _summary(
         "leaderboard": list(outcome.judged.scores.leaderboard),
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
+        "report": outcome.page,
         "published": [asdict(one) for one in outcome.published],
         "forecasts": [asdict(one) for one in forecasts.forecasts],
         "not_forecast": [asdict(one) for one in forecasts.failures],

@@ -54,6 +54,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
     screen.print(Text.assemble("Gate: ", (summary["verdict"], "bold")))
     for reason in summary["reasons"]:
         screen.print(f"  - {reason}", highlight=False)
+    screen.print(f"Report: {summary['report']}", highlight=False, soft_wrap=True)
     for one in summary["published"]:
         place = one["url"] if one["url"] else f"{one['path']} (a folder; nothing was uploaded)"
         screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)

@@ -1,8 +1,7 @@
-"""Pictures of a night, as PNG files: loss curves, the forecast fan, skill by step. All times UTC."""
+"""Pictures of candles and of what is forecast after them, as PNG files. All times UTC."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -19,43 +18,10 @@ from numpy.typing import NDArray
 from kronos_model.evaluation.scores import Scores
 from storage.atomic import atomic_path
 
-__all__ = ["draw_fans", "draw_forecast", "draw_ingest", "draw_losses", "draw_skill"]
+__all__ = ["draw_fans", "draw_forecast", "draw_ingest"]
 
 # Okabe and Ito's palette: distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#6B7280", "#D55E00"
-MODEL_COLOURS = {"challenger": BLUE, "champion": GREEN, "base": ORANGE, "last_value": GREY}
-
-
-def draw_losses(jobs: Mapping[str, Path], target: Path) -> Path:
-    """Training and validation loss per stage, the kept step marked. `jobs` maps a stage to its job folder."""
-    figure, axes = _canvas(len(jobs), "Loss by stage")
-    for axis, (stage, job) in zip(axes, jobs.items(), strict=True):
-        records = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
-        train = [(r["step"], r["loss"]) for r in records if r["phase"] == "train"]
-        validation = [(r["step"], r["loss"]) for r in records if r["phase"] == "validation"]
-        if train:
-            axis.plot(*zip(*train, strict=True), color=GREY, alpha=0.35, linewidth=0.8, label="training step")
-        if validation:
-            axis.plot(
-                *zip(*validation, strict=True), color=BLUE, marker="o", markersize=4, label="validation"
-            )
-            step, loss = min(validation, key=lambda point: point[1])
-            axis.axvline(step, color=GREEN, linestyle="--", linewidth=1)
-            axis.annotate(
-                f"kept: step {step}, {loss:.4f}",
-                (step, loss),
-                xytext=(0, 14),
-                textcoords="offset points",
-                ha="right" if step else "left",
-                fontsize=9,
-                color=GREEN,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-            )
-        axis.set(
-            title=stage, xlabel="optimizer step", ylabel="loss" if stage == "tokenizer" else "loss (nats)"
-        )
-        axis.legend(frameon=False)
-    return _save(figure, target)
 
 
 def draw_forecast(
@@ -101,23 +67,6 @@ def draw_fans(scores: Scores, target: Path, *, model: str = "challenger") -> Pat
         axis.set(title=scores.series[index], xlabel="time (UTC)", ylabel="close (quote currency)")
         _time_axis(axis)
     _legend(figure, axes[0])
-    return _save(figure, target)
-
-
-def draw_skill(scores: Scores, target: Path, *, reference: str = "last_value") -> Path:
-    """CRPS skill against the last value by step: above 0 is better than saying "no change"."""
-    figure, (axis,) = _canvas(1, f"CRPS skill against {reference.replace('_', ' ')} by step")
-    base = scores.crps[scores.index(reference)].mean(axis=0)  # (H,)
-    steps = np.arange(1, scores.horizon + 1)
-    for at, model in enumerate(scores.models):
-        if model != reference:
-            skill = 1 - scores.crps[at].mean(axis=0) / base
-            axis.plot(
-                steps, skill, marker="o", markersize=3, color=MODEL_COLOURS.get(model, VERMILION), label=model
-            )
-    axis.axhline(0, color=GREY, linewidth=1)
-    axis.set(xlabel=f"step ({scores.interval} candles ahead)", ylabel="skill (1 - CRPS / CRPS of reference)")
-    axis.legend(frameon=False)
     return _save(figure, target)
 
 

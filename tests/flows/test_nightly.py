@@ -1,6 +1,7 @@
 """Whole nights over a replay exchange, with a real Prefect server and a real MLflow store."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,21 @@ def test_the_mlflow_run_has_settings_losses_of_every_step_figures_and_model_file
             expected = [(line["step"], line["loss"]) for line in lines if line["phase"] == phase]
             assert night.history(f"{stage['stage']}/{phase}/loss") == expected
     figures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}
-    assert {"figures/losses.png", "figures/skill.png", "figures/fans.png"} <= figures
+    drawn = (
+        "losses",
+        "fans",
+        "leaderboard",
+        "fans_extremes",
+        "skill",
+        "coverage",
+        "pit",
+        "reliability",
+        "equity",
+    )
+    assert {f"figures/{name}.png" for name in drawn} <= figures
+    page = Path(client.download_artifacts(run.info.run_id, "report.html", dst_path=tempfile.mkdtemp()))
+    assert page.read_bytes() == Path(night.summary["report"]).read_bytes()
+    assert night.summary["night"] in page.read_text()
     (output,) = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     folder = Path(model.artifact_location.removeprefix("file://"))
@@ -153,7 +168,16 @@ def test_the_prefect_run_shows_candles_losses_leaderboard_and_forecasts(night: N
         flow_run_id = night.run().data.tags["prefect.flow_run_id"]
         artifacts = client.read_artifacts()
         keys = {artifact.key for artifact in artifacts if str(artifact.flow_run_id) == flow_run_id}
-    shown = {"candles", "train-tokenizer", "train-predictor", "losses", "fans", "skill", "leaderboard"}
+    shown = {
+        "candles",
+        "train-tokenizer",
+        "train-predictor",
+        "losses",
+        "fans",
+        "skill",
+        "leaderboard",
+        "report",
+    }
     assert shown | {"forecast-spot-btcusdt", "forecast-um-dogeusdt"} <= keys
 
 
