@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 KLINES ?=
 RECIPE ?= demo
 
-.PHONY: help install install-dev demo run test lint check constraints ui-prefect ui-mlflow clean
+.PHONY: help install install-dev demo run test lint check constraints up deploy ui-prefect ui-mlflow clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,12 @@ lint: install-dev  ## Lint, types and import contracts only
 
 constraints: install-dev  ## Write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -vE '^(kronos-model-arch|kronos-nightly)' > constraints.txt
+
+up: install  ## Prefect, MLflow, the deployments and a worker on this machine, until Ctrl-C
+	$(BIN)/kronos up
+
+deploy: install  ## Bring the Prefect server at PREFECT_API_URL up to date with prefect.yaml
+	$(BIN)/kronos deploy
 
 ui-prefect: install  ## Open the Prefect UI over .kronos on http://127.0.0.1:4200
 	$(BIN)/kronos ui prefect

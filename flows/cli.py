@@ -42,6 +42,13 @@ KLINES = click.option(
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
 PORT = click.IntRange(0, 65_535)
+SERVER_PORT = click.IntRange(1, 65_535)
+NOTIFY = click.option(
+    "--notify",
+    metavar="URL",
+    envvar="KRONOS_NOTIFY_URL",
+    help="Webhook that is told the cause of every bad run, as JSON with a text.",
+)
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
@@ -91,7 +98,9 @@ def run(obj: dict[str, Any], /, **options: Any) -> None:
 @KLINES
 @SET
 @click.option("--symbols", help="Other symbols than the recipe's, comma-separated, e.g. BTCUSDT,ETHUSDT.")
-@click.option("--top", type=int, help="So many symbols, by their traded volume of the last 24 hours.")
+@click.option(
+    "--top", type=click.IntRange(1, 500), help="So many symbols, by their traded volume of the last 24 hours."
+)
 @click.option(
     "--market",
     type=click.Choice(["spot", "um"]),
@@ -343,6 +352,57 @@ def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
     override(RetentionPolicy(), settings)  # a typing mistake is told before anything starts
     found: Any = flow(delete=delete, settings=settings or None)
     show_expired(found, home, deleted=delete)
+
+
+@cli.command()
+@NOTIFY
+@click.option(
+    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
+)
+@click.option(
+    "--prefect-port", type=SERVER_PORT, default=4200, show_default=True, help="Port of Prefect's UI and API."
+)
+@click.option(
+    "--mlflow-port", type=SERVER_PORT, default=5000, show_default=True, help="Port of MLflow's UI and API."
+)
+@click.option(
+    "--service-port", type=SERVER_PORT, default=8765, show_default=True, help="Port of the forecast service."
+)
+@click.pass_obj
+def up(obj: dict[str, Any], /, **options: Any) -> None:
+    """Run everything on this machine until Ctrl-C: Prefect, MLflow, the forecast service and a worker.
+
+    A server that is configured elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one.
+    """
+    home = _start(obj)
+    from flows.up import up as run_everything
+
+    run_everything(home, **options)
+
+
+@cli.command()
+@NOTIFY
+@click.option(
+    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
+)
+@click.pass_obj
+def deploy(obj: dict[str, Any], notify: str | None, paused: bool) -> None:
+    """Bring pool, automations and deployments on the Prefect server up to date with prefect.yaml."""
+    _start(obj)
+    from flows.deploy import deploy as bring_up_to_date
+    from flows.up import show_deployed
+
+    show_deployed(bring_up_to_date(notify=notify, paused=paused))
+
+
+@cli.command()
+@click.pass_obj
+def worker(obj: dict[str, Any]) -> None:
+    """Run what is due on this machine until Ctrl-C or SIGTERM, which first ends the runs under way in order."""
+    home = _start(obj)
+    from flows.up import work
+
+    work(home)
 
 
 @cli.command()

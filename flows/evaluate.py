@@ -11,7 +11,9 @@ from prefect.client.schemas.objects import State
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.finetune import build_dataset, calibrated
+from flows.forms import SeriesName
 from flows.judge import champion_pair
+from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.turns import in_turn
 from storage.layout import Home
@@ -25,10 +27,10 @@ from tasks.train import base_model
 __all__ = ["evaluate"]
 
 
-@flow(name="evaluate", flow_run_name="evaluate {recipe}")
+@flow(name="evaluate", flow_run_name=run_name)
 def evaluate(
     recipe: RecipeName = "demo",
-    series: list[str] | None = None,
+    series: list[SeriesName] | None = None,
     interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,

@@ -12,6 +12,8 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig
 from flows.environment import open_home
+from flows.forms import SeriesName
+from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
@@ -37,10 +39,10 @@ class Trained:
     tokenizer: TokenizerVerdictRef
 
 
-@flow(name="finetune", flow_run_name="finetune {recipe}")
+@flow(name="finetune", flow_run_name=run_name)
 def finetune(
     recipe: RecipeName = "demo",
-    series: list[str] | None = None,
+    series: list[SeriesName] | None = None,
     interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled
 
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.ingest import ingest_series
 from flows.judge import champion_pair
+from flows.names import run_name
 from flows.recipes import RecipeName, configure
-from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.forecast import complete
@@ -24,8 +26,8 @@ from tasks.report import show_picture
 __all__ = ["forecast", "forecast_series"]
 
 
-@flow(name="forecast", flow_run_name="forecast {recipe}")
-def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> ForecastsRef:
+@flow(name="forecast", flow_run_name=run_name)
+def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> ForecastsRef | State:
     """Ingest what is new, then forecast every series of a recipe with its champion.
 
     Raises IncompleteForecast where a series is stale or has a hole in its lookback; the others are stored.
@@ -38,10 +40,11 @@ def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None
     home = open_home()
     champion = read_champion(home, recipe)
     if champion is None:
-        raise StorageError(
+        message = (
             f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
             f"trains, judges and promotes one."
         )
+        return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
     ingest_series(home, config)
     return complete(forecast_series(home, config, champion_pair(home, champion), dataset=None))
 

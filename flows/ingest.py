@@ -10,6 +10,8 @@ from prefect import flow
 
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
+from flows.forms import Count, SeriesName
+from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from storage.layout import Home
 from storage.schema import SeriesKey
@@ -21,17 +23,17 @@ from tasks.report import show_ingest
 __all__ = ["ingest", "ingest_series"]
 
 
-@flow(name="ingest", flow_run_name="ingest {recipe}")
+@flow(name="ingest", flow_run_name=run_name)
 def ingest(
     recipe: RecipeName = "demo",
-    series: list[str] | None = None,
+    series: list[SeriesName] | None = None,
     interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
     settings: dict[str, Any] | None = None,
     symbols: list[str] | None = None,
     market: Literal["spot", "um"] = "um",
-    top: int | None = None,
+    top: Count | None = None,
     quote: str = "USDT",
 ) -> IngestRef:
     """Download the closed candles of a recipe, or of other series, that the lake does not have yet.
@@ -50,8 +52,6 @@ def ingest(
     """
     if sum(bool(given) for given in (series, symbols, top)) > 1:
         raise ConfigError("Expected one of series, symbols and top, found several; leave the others out.")
-    if top is not None and top < 1:
-        raise ConfigError(f"Expected top of at least 1, found {top}; say how many symbols.")
     chosen = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
     config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
     ranked = (market, top, quote.upper()) if top else None

@@ -18,7 +18,9 @@ from exchange.rest import ExchangeConfig
 from exchange.stream import StreamConfig
 from flows.config import ConfigError, override
 from flows.environment import open_home
+from flows.forms import Duration, SeriesName
 from flows.live import LogLines, stop_on_signals, view
+from flows.recipes import IntervalName
 from storage.layout import Home
 from storage.schema import SeriesKey
 from tasks.monitor import monitor as monitor_task
@@ -75,11 +77,11 @@ class WatchConfig:
 
 @flow(name="monitor", flow_run_name="monitor {interval}")
 def monitor(
-    series: list[str],
-    interval: str = "1m",
-    backfill: str = "24h",
-    every: str = "60s",
-    duration: str | None = "1h",
+    series: list[SeriesName],
+    interval: IntervalName = "1m",
+    backfill: Duration = "24h",
+    every: Duration = "60s",
+    duration: Duration | None = "1h",
     csv_file: str | None = None,
     json_file: str | None = None,
     settings: dict[str, Any] | None = None,

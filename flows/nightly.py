@@ -15,8 +15,10 @@ from flows.config import RunConfig, config_digest, knobs
 from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, calibrated, train_challenger
 from flows.forecast import forecast_series
+from flows.forms import SeriesName
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger, report_judgement
+from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
 from flows.turns import in_turn
@@ -28,7 +30,7 @@ from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import BuiltDataset, ForecastsRef, PairRef, PublishedRef, RunRef, SeriesRef
-from tasks.report import show_links
+from tasks.report import show_published
 from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model
 
@@ -37,10 +39,10 @@ __all__ = ["nightly", "run_night"]
 logger = logging.getLogger(__name__)
 
 
-@flow(name="nightly", flow_run_name="nightly {recipe}")
+@flow(name="nightly", flow_run_name=run_name)
 def nightly(
     recipe: RecipeName = "demo",
-    series: list[str] | None = None,
+    series: list[SeriesName] | None = None,
     interval: IntervalName | None = None,
     start: date | None = None,
     end: date | None = None,
@@ -180,7 +182,7 @@ def _record(run: RunRef, forecasts: ForecastsRef, published: tuple[PublishedRef,
         log_artifact(run, one.figure, "figures")
     if forecasts.seconds:
         log_metrics(run, {"forecast/seconds": forecasts.seconds})
-    show_links(run, published)
+    show_published(published)
 
 
 def _summary(

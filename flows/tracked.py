@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.metadata import version
 
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from flows.config import RunConfig, config_digest, knobs
 from storage.layout import Home
 from tasks.refs import BuiltDataset, PairRef, RunRef
-from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset
+from tasks.report import show_run
+from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics
 
 __all__ = ["night_identity", "tracked"]
 
@@ -38,7 +39,7 @@ def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str)
     run = begin_run(
         home,
         experiment=f"kronos-{config.recipe}",
-        name=f"{config.recipe} {datetime.now(UTC):%Y-%m-%d}",
+        name=flow_run.name,
         identity=identity,
         params={knob.path: knob.value for knob in knobs(config)},
         tags={
@@ -46,12 +47,15 @@ def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str)
             "kronos.dataset_digest": dataset.digest,
             "kronos.config_digest": config_digest(config),
             "kronos.version": version("kronos-nightly"),
-            "prefect.flow_run_id": flow_run.id or "",
+            "prefect.flow_run_id": flow_run.id,
+            "prefect.flow_run_url": url_for("flow-run", obj_id=flow_run.id) or "",
         },
     )
+    show_run(run)
     try:
         log_dataset(run, path=str(dataset.path), digest=dataset.digest, name=config.recipe)
-        yield run
+        with system_metrics(run):
+            yield run
     except (TerminationSignal, KeyboardInterrupt):
         end_run(run, "KILLED")
         raise

@@ -20,8 +20,9 @@ __all__ = [
     "leaderboard_markdown",
     "show_ingest",
     "show_leaderboard",
-    "show_links",
     "show_picture",
+    "show_published",
+    "show_run",
     "show_text",
     "verdict_markdown",
 ]
@@ -96,13 +97,17 @@ def show_picture(path: Path, key: str, description: str) -> None:
     )
 
 
-def show_links(run: RunRef, published: Sequence[PublishedRef]) -> None:
-    """Where the MLflow run and the repositories are."""
+def show_run(run: RunRef) -> None:
+    """Where the MLflow run is, from its beginning on."""
     if run.url:
         create_link_artifact(run.url, key="mlflow-run", link_text="MLflow run")
     else:
         text = f"Run `{run.run_id}` in `{run.uri}`; `kronos ui mlflow` shows it on this machine."
         create_markdown_artifact(text, key="mlflow-run", description="Where the MLflow run is")
+
+
+def show_published(published: Sequence[PublishedRef]) -> None:
+    """Where the repositories are that were uploaded."""
     for one in published:
         if one.url:
             key = "hub-" + "".join(c if c.isalnum() else "-" for c in one.name.lower())

@@ -49,6 +49,7 @@ __all__ = [
     "register_model",
     "registered_name",
     "registered_versions",
+    "system_metrics",
     "tolerant",
     "tracking_uri",
 ]
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "kronos.identity"
 _HOME = "kronos.home"
+_PREFECT_URL = "prefect.flow_run_url"
+_SYSTEM_EVERY_S = 10
 _SQLITE = "sqlite:///"
 _PARAM_LIMIT = 6000  # MLflow truncates longer values silently
 _BATCH = 1000  # metrics that MLflow takes in one request
@@ -166,7 +169,9 @@ def log_artifact(run: RunRef, path: str | Path, folder: str | None = None) -> No
 
 def describe_run(run: RunRef, text: str) -> None:
     """The run's description, markdown, shown at its top."""
-    _client(run.uri).set_tag(run.run_id, "mlflow.note.content", text)
+    client = _client(run.uri)
+    link = client.get_run(run.run_id).data.tags.get(_PREFECT_URL)
+    client.set_tag(run.run_id, "mlflow.note.content", f"[Prefect run]({link})\n\n{text}" if link else text)
 
 
 def log_text(run: RunRef, text: str, name: str) -> None:
@@ -323,6 +328,22 @@ class MetricTail:
     def _last_step(self, phase: str) -> int:
         history = _client(self._run.uri).get_metric_history(self._run.run_id, f"{self._prefix}/{phase}/loss")
         return max((point.step for point in history), default=-1)
+
+
+@contextmanager
+def system_metrics(run: RunRef) -> Iterator[None]:
+    """Record processors, memory, disk, network and, with nvidia-ml-py, GPUs every 10 s while the block lasts."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    untyped: Any = SystemMetricsMonitor
+    monitor = untyped(
+        run.run_id, sampling_interval=_SYSTEM_EVERY_S, resume_logging=True, tracking_uri=run.uri
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 @contextmanager

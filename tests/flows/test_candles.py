@@ -109,7 +109,7 @@ def test_a_ban_ends_every_series_and_is_told(
     ("words", "sentence"),
     [
         (("--symbols", "AAAUSDT", "--top", "3"), "one of series, symbols and top"),
-        (("--top", "0"), "top of at least 1"),
+        (("--top", "0"), "0 is not in the range 1<=x<=500"),
         (("--top", "3", "--quote", "EUR"), "quoted in 'EUR', found none"),
         (("--symbols", "aaausdt"), "symbol in capital letters"),
     ],

@@ -18,8 +18,9 @@ from flows.environment import DEFAULTS
 from flows.recipes import RECIPES
 from tests.support.nights import CANDLES, SERIES, quick_settings, write_klines
 from tests.support.prefect_site import Site, prefect_site, wait_for
+from tests.support.webhook import Webhook, webhook
 
-pytestmark = pytest.mark.timeout(480)  # the first test also waits for the site and its runs
+pytestmark = pytest.mark.timeout(900)  # the first test also waits for the site and its runs
 
 SHARED = {"recipe", "series", "interval", "start", "end", "settings"}
 PARAMETERS = {
@@ -28,7 +29,15 @@ PARAMETERS = {
     "finetune": SHARED,
     "evaluate": SHARED,
     "forecast": {"recipe", "settings"},
+    "gc": {"delete", "settings"},
     "monitor": {"series", "interval", "backfill", "every", "duration", "csv_file", "json_file", "settings"},
+}
+SCHEDULES = {
+    "nightly": "30 0 * * *",
+    "ingest": "2 * * * *",
+    "forecast": "5 * * * *",
+    "evaluate": "0 12 * * 0",
+    "gc": "40 23 * * *",
 }
 TASKS = {
     "check publishing", "base model", "download spot:BTCUSDT:1h", "download um:DOGEUSDT:1h", "dataset",
@@ -44,6 +53,7 @@ class Triggered:
     night: dict[str, Any]
     other: dict[str, Any]
     mistaken: dict[str, Any]  # an ingest with a setting that does not exist
+    hook: Webhook
 
     def artifact(self, key: str) -> dict[str, Any]:
         query = {"artifacts": {"flow_run_id": {"any_": [self.night["id"]]}, "key": {"any_": [key]}}}
@@ -52,14 +62,15 @@ class Triggered:
 
     @property
     def mlflow(self) -> MlflowClient:
-        return MlflowClient(self.site.home.mlflow_uri)
+        return MlflowClient(self.site.mlflow)
 
-    def tracked(self) -> Run:
-        """The only MLflow run there is."""
+    def tracked(self, run: str = "") -> Run:
+        """The only MLflow run there is of a flow run, of the night's unless told."""
         experiment = self.mlflow.get_experiment_by_name("kronos-demo")
         assert experiment is not None
-        (run,) = self.mlflow.search_runs([experiment.experiment_id])
-        return run
+        wanted = f"tags.`prefect.flow_run_id` = '{run or self.night['id']}'"
+        (found,) = self.mlflow.search_runs([experiment.experiment_id], wanted)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +79,12 @@ def triggered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triggered]:
     write_klines(folder / "klines")
     form = {"recipe": "demo", "series": None, "interval": None, "start": None, "end": None}
     night = {**form, "settings": quick_settings(folder / "klines")}
-    with prefect_site(folder) as site:
+    with webhook() as hook, prefect_site(folder, notify=hook.url) as site:
         runs = [site.run("nightly", night), site.run("nightly", night)]
         runs.append(site.run("ingest", {**form, "settings": {"dataset.lokback": 80}}))
-        *nights, mistaken = site.finished(*runs, within_s=180)
+        *nights, mistaken = site.finished(*runs, within_s=400)
         executed, other = sorted(nights, key=lambda run: run["run_count"], reverse=True)
-        yield Triggered(site, executed, other, mistaken)
+        yield Triggered(site, executed, other, mistaken, hook)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +105,9 @@ def test_every_flow_is_deployed_with_typed_and_described_parameters(triggered: T
         for day in {"start", "end"} & set(fields):
             assert {"type": "string", "format": "date"} in fields[day]["anyOf"]
         assert deployment["enforce_parameter_schema"]
+        assert deployment["entrypoint"] == f"flows.{name}.{name}", (
+            "a file would be imported under another name"
+        )
         assert deployment["description"]
 
 
@@ -110,38 +124,93 @@ def test_a_run_is_told_what_the_command_line_tells_its_own(triggered: Triggered)
         assert told == expected
 
 
-def test_nightly_runs_by_the_utc_clock_and_a_second_one_is_cancelled(triggered: Triggered) -> None:
-    for name, deployment in triggered.site.deployments.items():
-        assert len(deployment["schedules"]) == (name == "nightly")
-    nightly = triggered.site.deployments["nightly"]
-    (schedule,) = nightly["schedules"]
-    assert schedule["active"]
-    assert schedule["schedule"]["cron"] == "30 0 * * *"
-    assert schedule["schedule"]["timezone"] == "UTC"
-    assert nightly["global_concurrency_limit"]["limit"] == 1
-    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+def test_flows_run_by_the_utc_clock_one_at_a_time_and_a_second_one_is_cancelled(triggered: Triggered) -> None:
+    schedules = {
+        name: [(one["schedule"]["cron"], one["schedule"]["timezone"]) for one in deployment["schedules"]]
+        for name, deployment in triggered.site.deployments.items()
+    }
+    expected = {name: [(SCHEDULES[name], "UTC")] if name in SCHEDULES else [] for name in PARAMETERS}
+    assert schedules == expected
+    for name in set(PARAMETERS) - {"monitor"}:
+        deployment = triggered.site.deployments[name]
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_schedules_may_be_left_paused(triggered: Triggered) -> None:
+    schedules = [one for deployment in triggered.site.deployments.values() for one in deployment["schedules"]]
+    assert {one["active"] for one in schedules} == {False}
+
+
+def test_deploying_again_changes_nothing_but_a_schedule_that_is_no_longer_declared(
+    triggered: Triggered,
+) -> None:
+    def all_of_it() -> dict[str, Any]:
+        kinds = ("deployments", "automations", "work_pools", "block_documents", "v2/concurrency_limits")
+        found = {kind: triggered.site.post(f"{kind}/filter", {}) for kind in kinds}
+        for deployment in found["deployments"]:  # what a worker's polling changes
+            deployment.pop("last_polled")
+            deployment.pop("status")
+        found["work_pools"] = [
+            (one["name"], one["type"], one["base_job_template"]) for one in found["work_pools"]
+        ]
+        return found
+
+    before = all_of_it()
+    monitor = triggered.site.deployments["monitor"]["id"]
+    cron = {"schedule": {"cron": "0 0 1 1 *", "timezone": "UTC"}, "slug": "once", "active": False}
+    triggered.site.post(f"deployments/{monitor}/schedules", [cron])
+    printed = triggered.site.command(f"kronos deploy --notify {triggered.hook.url}")
+    assert all_of_it() == before
+    *rest, last = printed.splitlines()
+    assert {line.split()[0] for line in rest} == {"unchanged"}
+    assert last == "deployed   schedule once of monitor, no longer declared"
+
+
+def test_a_bad_run_is_told_to_the_webhook_with_its_cause_in_one_sentence(triggered: Triggered) -> None:
+    wait_for(lambda: triggered.hook.told, within_s=60, what="the webhook to be told")
+    (told,) = triggered.hook.told
+    assert re.fullmatch(
+        r"Kronos Nightly: ingest demo \d{4}-\d\d-\d\d failed: ConfigError: Expected a known setting, found "
+        r"'dataset.lokback'; did you mean dataset.lookback .*",
+        told["text"],
+    )
+    assert told["url"].endswith(f"/runs/flow-run/{triggered.mistaken['id']}")
 
 
 @pytest.mark.parametrize(
-    "parameters",
+    ("deployment", "parameters"),
     [
-        {"recipe": "doge_2h"},
-        {"recipe": 1},
-        {"series": "um:DOGEUSDT"},
-        {"interval": 4},
-        {"start": 20240101},
-        {"settings": "predictor.epochs=3"},
+        ("nightly", {"recipe": "doge_2h"}),
+        ("nightly", {"recipe": 1}),
+        ("nightly", {"series": "um:DOGEUSDT"}),
+        ("nightly", {"series": ["DOGEUSDT"]}),
+        ("nightly", {"interval": 4}),
+        ("nightly", {"interval": "7m"}),
+        ("nightly", {"start": 20240101}),
+        ("nightly", {"settings": "predictor.epochs=3"}),
+        ("ingest", {"market": "coin"}),
+        ("ingest", {"top": 0}),
+        ("ingest", {"top": 501}),
+        ("monitor", {"every": "soon"}),
+        ("gc", {"delete": "perhaps"}),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_a_run_exists(
-    triggered: Triggered, parameters: dict[str, Any]
+    triggered: Triggered, deployment: str, parameters: dict[str, Any]
 ) -> None:
     before = triggered.site.post("flow_runs/count", {})
-    answer = triggered.site.submit("nightly", parameters)
+    answer = triggered.site.submit(deployment, parameters)
     assert answer.status_code == 409
     (name,) = parameters
-    assert f"Validation failed for field '{name}'" in answer.json()["detail"]
+    assert "Validation failed" in answer.json()["detail"]
+    assert name in answer.json()["detail"]
     assert triggered.site.post("flow_runs/count", {}) == before
+
+
+def test_the_forecast_service_answers_beside_the_others(triggered: Triggered) -> None:
+    answer = triggered.site.fetch(f"http://127.0.0.1:{triggered.site.service_port}/health")
+    assert answer["status"] in ("ok", "empty")
 
 
 def test_an_unknown_setting_fails_the_run_with_one_sentence(triggered: Triggered) -> None:
@@ -153,7 +222,7 @@ def test_an_unknown_setting_fails_the_run_with_one_sentence(triggered: Triggered
 
 def test_a_run_triggered_as_the_form_does_is_completed_by_the_worker(triggered: Triggered) -> None:
     assert triggered.night["state_type"] == "COMPLETED", triggered.night["state"]
-    assert triggered.night["name"] == "nightly demo"
+    assert re.fullmatch(r"nightly demo BTCUSDT\+DOGEUSDT 1h \d{4}-\d\d-\d\d", triggered.night["name"])
     assert triggered.night["work_pool_name"] == "local-process"
 
 
@@ -216,10 +285,14 @@ def test_the_runs_log_in_the_ui_has_the_lines_of_our_packages(triggered: Trigger
     wait_for(shown, within_s=15, what=f"log lines of {', '.join(expected)}")
 
 
-def test_the_mlflow_run_is_finished_and_names_its_prefect_run(triggered: Triggered) -> None:
+def test_the_mlflow_run_is_finished_and_both_runs_link_to_each_other(triggered: Triggered) -> None:
     run = triggered.tracked()
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["prefect.flow_run_id"] == triggered.night["id"]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", triggered.night["name"])
+    url = run.data.tags["prefect.flow_run_url"]
+    assert url.endswith(f"/runs/flow-run/{triggered.night['id']}")
+    assert run.data.tags["mlflow.note.content"].startswith(f"[Prefect run]({url})\n\n## Verdict: ")
+    assert f"{triggered.site.mlflow}/#/experiments/" in triggered.artifact("mlflow-run")["data"]
+    assert run.info.run_id in triggered.artifact("mlflow-run")["data"]
     assert run.data.params["recipe"] == "demo"
     assert run.data.params["dataset.lookback"] == "24"
 
@@ -247,3 +320,18 @@ def test_the_mlflow_run_has_figures_and_model_files(triggered: Triggered) -> Non
         (best,) = triggered.site.home.jobs.glob(f"{part}-*/best/model.safetensors")
         assert files[f"model/{part}/model.safetensors"] == best.stat().st_size
         assert f"model/{part}/config.json" in files
+
+
+def test_a_run_cancelled_while_it_trains_stops_its_child_and_can_be_resumed(triggered: Triggered) -> None:
+    site = triggered.site
+    settings = {**triggered.night["parameters"]["settings"], "tokenizer.epochs": 5_000}
+    run = site.run("nightly", {"recipe": "demo", "settings": settings})
+    job = wait_for(lambda: site.training(), within_s=120, what="the training to begin")
+    site.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    (ended,) = site.finished(run, within_s=60)
+    assert ended["state_type"] == "CANCELLED", ended["state"]
+    assert site.training() is None
+    assert (job / "checkpoint").is_dir()
+    assert not (job / "result.json").exists()
+    assert triggered.tracked(run).info.status == "KILLED"
+    wait_for(lambda: site.slots() == 0, within_s=30, what="its concurrency slot to be free")

@@ -1,4 +1,4 @@
-"""A Prefect site on loopback as prefect.yaml describes it: server, process work pool, deployments and a worker.
+"""A whole site on loopback, as `kronos up` starts it: Prefect, MLflow, deployments and a worker.
 
 Everything it writes lies below one folder, and every process it starts, directly or through the worker, ends with it.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from urllib3.util import Retry
 
 from storage.layout import Home
 
-__all__ = ["Site", "prefect_site", "wait_for"]
+__all__ = ["Site", "prefect_site", "restart", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
 _TERMINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -37,9 +37,11 @@ class Site:
 
     folder: Path
     port: int
-    deployments: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # as deployed, schedules not yet paused
+    mlflow_port: int
+    service_port: int
+    notify: str
+    deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    up: subprocess.Popen[bytes] | None = None
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _session: requests.Session = field(default_factory=lambda: _patient_session())
 
@@ -52,6 +54,10 @@ class Site:
         return f"http://127.0.0.1:{self.port}/api"
 
     @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a user would export in a fresh shell: nothing of this process's own Prefect settings."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
@@ -60,18 +66,16 @@ class Site:
             "NO_PROXY": "127.0.0.1,localhost",
             "DO_NOT_TRACK": "true",
             "KRONOS_HOME": str(self.home.root),
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PYTHONPATH": str(ROOT),
         }
 
-    def command(self, line: str) -> None:
-        """Run one line in the repository's root until it ends."""
-        done = subprocess.run(
-            _arguments(line), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=90
-        )
+    def command(self, line: str) -> str:
+        """What one line prints, run against this site until it ends."""
+        environment = self.environment | {"PREFECT_API_URL": self.api, "MLFLOW_TRACKING_URI": self.mlflow}
+        done = subprocess.run(_arguments(line), env=environment, capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, f"{line} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def start(self, line: str, log: str, *, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
         """Start one line that stays, with its output in <folder>/<log>.log."""
@@ -84,6 +88,10 @@ class Site:
 
     def get(self, path: str) -> Any:
         return self._answer(self._session.get(f"{self.api}/{path}", timeout=30))
+
+    def fetch(self, url: str) -> Any:
+        """The JSON at any address on loopback."""
+        return self._answer(self._session.get(url, timeout=30))
 
     def post(self, path: str, body: Any) -> Any:
         return self._answer(self._session.post(f"{self.api}/{path}", json=body, timeout=30))
@@ -123,6 +131,21 @@ class Site:
             lambda: self._all_terminal(runs), within_s=within_s, what=f"flow runs {', '.join(runs)} to end"
         )
 
+    def training(self) -> Path | None:
+        """The job that a child process trains now, once it has begun to tell its numbers."""
+        for process in self._descendants():
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if "kronos_model.train" in command:
+                    job = Path(command[command.index("kronos_model.train") + 1])
+                    if (job / "checkpoint").is_dir():
+                        return job
+        return None
+
+    def slots(self) -> int:
+        """Concurrency slots that are taken."""
+        return sum(one["active_slots"] for one in self.post("v2/concurrency_limits/filter", {}))
+
     def log_of(self, run: str) -> list[dict[str, Any]]:
         """The log lines of a flow run as the UI lists them."""
         query = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
@@ -132,21 +155,26 @@ class Site:
         """The last lines of every process's output."""
         return "\n".join(
             "\n".join([f"---- {path.name}", *path.read_text(errors="replace").splitlines()[-lines:]])
-            for path in sorted(self.folder.glob("*.log"))
+            for path in sorted([*self.folder.glob("*.log"), *self.home.root.glob("logs/*.log")])
         )
 
     def stop(self) -> None:
-        """Terminate what was started, then kill whatever of it is left; a run is in a session of its own."""
+        """Terminate what was started, then kill whatever of it is left."""
         for process in reversed(self._processes):
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the site at once, as a power cut would."""
         left = list(self._descendants())
         for one in left:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         psutil.wait_procs(left, timeout=10)
 
     def _descendants(self) -> Iterator[psutil.Process]:
@@ -171,9 +199,9 @@ class Site:
 
 
 @contextmanager
-def prefect_site(folder: Path) -> Iterator[Site]:
-    """Start a site as the head of prefect.yaml says; its schedules are paused, so that nothing starts by itself."""
-    site = Site(folder, _free_port())
+def prefect_site(folder: Path, *, notify: str) -> Iterator[Site]:
+    """Start a site over a folder, that may hold an earlier one; posts about bad runs go to `notify`."""
+    site = Site(folder, *_free_ports(3), notify=notify)
     try:
         _start(site)
         yield site
@@ -182,6 +210,11 @@ def prefect_site(folder: Path) -> Iterator[Site]:
         raise
     finally:
         site.stop()
+
+
+def restart(site: Site) -> None:
+    """Start a site again that was stopped or killed, where it was."""
+    _start(site)
 
 
 def wait_for(check: Callable[[], Any], *, within_s: float, what: str) -> Any:
@@ -194,53 +227,28 @@ def wait_for(check: Callable[[], Any], *, within_s: float, what: str) -> Any:
 
 
 def _start(site: Site) -> None:
-    start_server, _, create_pool, deploy, start_worker = _head_of_prefect_yaml()
-    server = site.start(f"{start_server} --port {site.port}", "server")
-    wait_for(lambda: _healthy(site, server), within_s=120, what="the Prefect server to answer")
-    site.command(create_pool)
-    site.command(deploy)
-    site.deployments = {one["name"]: one for one in site.post("deployments/filter", {})}
-    _pause_schedules(site)
+    """Schedules are paused, so that nothing starts by itself; from elsewhere, so that no path is relative."""
     elsewhere = site.folder / "elsewhere"
-    elsewhere.mkdir()
-    worker = site.start(start_worker, "worker", cwd=elsewhere)
-    wait_for(lambda: _polling(site, worker), within_s=60, what="the worker to poll")
-
-
-def _head_of_prefect_yaml() -> list[str]:
-    """The lines a user is told to type, in order."""
-    head = (ROOT / "prefect.yaml").read_text().partition("\nname:")[0]
-    return [
-        line.removeprefix("#   ").partition("  #")[0].strip().removesuffix(" &")
-        for line in head.splitlines()
-        if line.startswith("#   ")
-    ]
+    elsewhere.mkdir(exist_ok=True)
+    ports = f"--prefect-port {site.port} --mlflow-port {site.mlflow_port} --service-port {site.service_port}"
+    site.up = site.start(f"kronos up --no-schedules --notify {site.notify} {ports}", "up", cwd=elsewhere)
+    wait_for(lambda: _polling(site), within_s=300, what="the worker to poll")
+    site.deployments = {one["name"]: one for one in site.post("deployments/filter", {})}
 
 
 def _arguments(line: str) -> list[str]:
     """The line for this interpreter, without a shell or PATH."""
     program, *arguments = line.split()
-    module = {"kronos": "flows.cli", "prefect": "prefect"}[program]
-    return [sys.executable, "-m", module, *arguments]
+    assert program == "kronos"
+    return [sys.executable, "-m", "flows.cli", *arguments]
 
 
-def _healthy(site: Site, server: subprocess.Popen[bytes]) -> bool:
-    assert server.poll() is None, "the Prefect server ended by itself"
-    try:
-        return bool(site.get("health"))
-    except requests.ConnectionError:
+def _polling(site: Site) -> bool:
+    assert site.up is not None
+    assert site.up.poll() is None, "the site ended by itself"
+    if "worker" not in (site.folder / "up.log").read_text():
         return False
-
-
-def _polling(site: Site, worker: subprocess.Popen[bytes]) -> bool:
-    assert worker.poll() is None, "the worker ended by itself"
     return any(one["status"] == "ONLINE" for one in site.post("work_pools/local-process/workers/filter", {}))
-
-
-def _pause_schedules(site: Site) -> None:
-    for deployment in site.deployments.values():
-        for schedule in deployment["schedules"]:
-            site.patch(f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
 
 
 def _patient_session() -> requests.Session:
@@ -259,7 +267,9 @@ def _patient_session() -> requests.Session:
     return session
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
