@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kronos_model.kernels import causal_attention, dropout, linear, rms_norm, rotate
+
 __all__ = [
     "Angles",
     "CalendarEmbedding",
     "DependencyLayer",
+    "Dropout",
     "DualHead",
     "FusedLinear",
+    "Linear",
     "RMSNorm",
     "TokenEmbedding",
     "TransformerBlock",
@@ -28,7 +32,7 @@ __all__ = [
 ]
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, (T, d) each, in float32."""
+"""Cosines and sines of the rotary angles, (T, d / 2) each, in float32; both halves of a head turn alike."""
 
 CALENDAR_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 
@@ -42,12 +46,24 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * scale).type_as(x) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
-class FusedLinear(nn.Linear):
+class Linear(nn.Linear):
+    """torch's, by the faster product where there is a choice."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Dropout(nn.Dropout):
+    """torch's, with cheaper random numbers on CPUs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, training=self.training)
+
+
+class FusedLinear(Linear):
     """Projections of one input as one product; the rows of its weight are theirs, one after the other."""
 
     def __init__(self, in_features: int, out_features: int, parts: Sequence[str], *, bias: bool) -> None:
@@ -100,8 +116,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.w13 = FusedLinear(d_model, ff_dim, ("w1", "w3"), bias=False)
         _saved_as_parts(self, "w13")
-        self.w2 = nn.Linear(ff_dim, d_model, bias=False)
-        self.ffn_dropout = nn.Dropout(dropout)
+        self.w2 = Linear(ff_dim, d_model, bias=False)
+        self.ffn_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)
@@ -127,19 +143,12 @@ class Rotary(nn.Module):
         if frequencies.dtype != torch.float32:  # a model cast to half precision must not lose positions
             frequencies = _frequencies(self.head_dim, frequencies.device)
         positions = torch.arange(length, device=frequencies.device, dtype=torch.float32)
-        angles = torch.outer(positions, frequencies).repeat(1, 2)  # (T, d)
+        angles = torch.outer(positions, frequencies)  # (T, d / 2)
         return angles.cos(), angles.sin()
 
 
 def _frequencies(head_dim: int, device: torch.device | None) -> Tensor:
     return 1.0 / (10000 ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim))
-
-
-def _rotate(x: Tensor, angles: Angles) -> Tensor:
-    cos, sin = angles
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos + turned * sin).type_as(x)
 
 
 class Attention(nn.Module):
@@ -150,10 +159,10 @@ class Attention(nn.Module):
         self.n_heads = n_heads
         self.qkv_proj = FusedLinear(d_model, d_model, ("q_proj", "k_proj", "v_proj"), bias=True)
         _saved_as_parts(self, "qkv_proj")
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout
-        self.resid_dropout = nn.Dropout(resid_dropout)
+        self.resid_dropout = Dropout(resid_dropout)
 
     def forward(
         self,
@@ -172,13 +181,14 @@ class Attention(nn.Module):
         q, k, v = self.project(query, memory)
         if angles is not None:
             tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
-            q, k = _rotate(q, tail), _rotate(k, angles)
+            q, k = rotate(q, *tail), rotate(k, *angles)
         square = q.shape[2] == k.shape[2]
         implied = causal and square and padding is None  # the kernel's own causal mask is the fastest
-        mask = None if implied else _mask(q, k, causal=causal, padding=padding)
-        dropout = self.attn_dropout_p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=implied)
-        return self.merge(out)
+        share = self.attn_dropout_p if self.training else 0.0
+        if implied:
+            return self.merge(causal_attention(q, k, v, share))
+        mask = _mask(q, k, causal=causal, padding=padding)
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share))
 
     def project(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, M, Q, d), keys and values (B, M, T, d); one product where `query` is `memory`."""
@@ -187,8 +197,8 @@ class Attention(nn.Module):
             return q, k, v
         weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
         width = memory.shape[-1]
-        (q,) = self._heads(F.linear(query, weight[:width], bias[:width]), 1)
-        k, v = self._heads(F.linear(memory, weight[width:], bias[width:]), 2)
+        (q,) = self._heads(linear(query, weight[:width], bias[:width]), 1)
+        k, v = self._heads(linear(memory, weight[width:], bias[width:]), 2)
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -268,7 +278,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.emb_s1 = nn.Embedding(2**s1_bits, d_model)
         self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
-        self.fusion_proj = nn.Linear(2 * d_model, d_model)
+        self.fusion_proj = Linear(2 * d_model, d_model)
         self.scale = math.sqrt(d_model)
 
     def forward(self, s1_ids: Tensor, s2_ids: Tensor) -> Tensor:
@@ -313,8 +323,8 @@ class DualHead(nn.Module):
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
-        self.proj_s1 = nn.Linear(d_model, 2**s1_bits)
-        self.proj_s2 = nn.Linear(d_model, 2**s2_bits)
+        self.proj_s1 = Linear(d_model, 2**s1_bits)
+        self.proj_s2 = Linear(d_model, 2**s2_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.proj_s1(x))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kronos_model.predictor import Kronos
+from kronos_model.predictor import Kronos, draw_tokens
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.tokens import TokenSource, normalised
 from kronos_model.windows import Split, WindowDataset
@@ -138,8 +138,7 @@ class PredictorObjective:
     def _draw(self, s1_logits: Tensor, indices: Indices) -> Tensor:
         """Coarse tokens (B, L - 1), drawn from a generator that depends on the windows alone."""
         generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + int(indices[0]))
-        drawn = torch.multinomial(s1_logits.float().softmax(dim=-1).flatten(0, 1), 1, generator=generator)
-        return drawn.view(s1_logits.shape[:-1])
+        return draw_tokens(s1_logits, generator)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from kronos_model.config import DEPENDENCY_HEADS, PredictorConfig
 from kronos_model.layers import (
     CalendarEmbedding,
     DependencyLayer,
+    Dropout,
     DualHead,
     RMSNorm,
     TokenEmbedding,
@@ -20,7 +21,7 @@ from kronos_model.layers import (
 )
 from kronos_model.pretrained import Pretrained
 
-__all__ = ["Kronos", "S2Decode"]
+__all__ = ["Kronos", "S2Decode", "draw_tokens"]
 
 S2Decode = Literal["trained", "upstream"]
 """How the fine token is decoded: at its true position, as in training, or as upstream's code does it."""
@@ -35,7 +36,7 @@ class Kronos(Pretrained[PredictorConfig]):
         super().__init__(config)
         self.embedding = TokenEmbedding(config.s1_bits, config.s2_bits, config.d_model)
         self.time_emb = CalendarEmbedding(config.d_model, learned=config.learn_te)
-        self.token_drop = nn.Dropout(config.token_dropout_p)
+        self.token_drop = Dropout(config.token_dropout_p)
         self.transformer = nn.ModuleList(
             TransformerBlock(
                 config.d_model,
@@ -77,7 +78,7 @@ class Kronos(Pretrained[PredictorConfig]):
                 )
             siblings = s1_targets
         else:
-            siblings = _draw(s1_logits.detach(), generator)
+            siblings = draw_tokens(s1_logits.detach(), generator)
         return s1_logits, self.decode_s2(hidden, siblings, padding_mask)
 
     def trunk(
@@ -128,7 +129,10 @@ class Kronos(Pretrained[PredictorConfig]):
         return self.head.cond_forward(conditioned)
 
 
-def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    probabilities = logits.float().softmax(dim=-1)
-    drawn = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator)
-    return drawn.view(logits.shape[:-1])
+def draw_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per row of logits, by inverting its distribution: one random number, not one per token."""
+    reached = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    shape = (*logits.shape[:-1], 1)
+    uniforms = torch.rand(shape, generator=generator, device=logits.device) * reached[..., -1:]
+    drawn = torch.searchsorted(reached, uniforms, right=True)[..., 0]
+    return drawn.clamp_(max=logits.shape[-1] - 1)

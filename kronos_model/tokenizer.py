@@ -6,10 +6,11 @@ B batch, T bars, F features, D width, K bits.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from kronos_model.config import TokenizerConfig
-from kronos_model.layers import TransformerBlock
+from kronos_model.layers import Linear, TransformerBlock
 from kronos_model.pretrained import Pretrained
 from kronos_model.quantizer import BinaryQuantizer
 
@@ -37,22 +38,25 @@ class KronosTokenizer(Pretrained[TokenizerConfig]):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         bits = config.s1_bits + config.s2_bits
-        self.embed = nn.Linear(config.d_in, config.d_model)
-        self.head = nn.Linear(config.d_model, config.d_in)
+        self.embed = Linear(config.d_in, config.d_model)
+        self.head = Linear(config.d_model, config.d_in)
         self.encoder = _blocks(config, config.n_enc_layers - 1)
         self.decoder = _blocks(config, config.n_dec_layers - 1)
-        self.quant_embed = nn.Linear(config.d_model, bits)
-        self.post_quant_embed_pre = nn.Linear(config.s1_bits, config.d_model)
-        self.post_quant_embed = nn.Linear(bits, config.d_model)
+        self.quant_embed = Linear(config.d_model, bits)
+        self.post_quant_embed_pre = Linear(config.s1_bits, config.d_model)
+        self.post_quant_embed = Linear(bits, config.d_model)
         self.tokenizer = BinaryQuantizer(config)
 
     def forward(self, x: Tensor) -> TokenizerOutput:
-        """Reconstruct normalised bars (B, T, F) through their tokens, for the training loss."""
+        """Reconstruct normalised bars (B, T, F) through their tokens, for the training loss.
+
+        The decoder takes both sets of codes as one batch.
+        """
         quantised = self.tokenizer(self._latent(x))
         coarse = self.post_quant_embed_pre(quantised.codes[..., : self.config.s1_bits])
         full = self.post_quant_embed(quantised.codes)
-        reconstructions = (self._bars(coarse), self._bars(full))
-        return TokenizerOutput(reconstructions, quantised.loss, quantised.codes, quantised.indices)
+        from_coarse, from_both = self._bars(torch.cat([coarse, full])).chunk(2)
+        return TokenizerOutput((from_coarse, from_both), quantised.loss, quantised.codes, quantised.indices)
 
     def encode(self, x: Tensor, half: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Whole tokens (B, T) of normalised bars (B, T, F), or with `half` the coarse and the fine ones."""
