@@ -22,8 +22,9 @@ if __package__ in (None, ""):
 
 from benchmarks.harness import Case, machine, peak_mb, run_json, write_results
 from benchmarks.model_sampling import CASES as SAMPLING
+from benchmarks.model_training import CASES as TRAINING
 
-CASES: Mapping[str, Case] = {**SAMPLING}
+CASES: Mapping[str, Case] = {**SAMPLING, **TRAINING}
 PACKAGES = ("torch", "numpy", "safetensors")
 
 
@@ -102,6 +103,11 @@ def compare(name: str, *, threads: int, quick: bool) -> dict:
         "runs": {side: len(runs[side]) for side in runs},
         "quick": quick,
         "hardware": runs["ours"][0]["hardware"],
+        **{
+            key: {side: runs[side][0].get(key) for side in runs}
+            for key in ("batch", "mfu")
+            if key in runs["ours"][0]
+        },
     }
 
 

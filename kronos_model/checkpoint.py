@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -107,7 +108,10 @@ def save_checkpoint(directory: Path, state: TrainState, *, job: str, world: Worl
 
 
 def restore_checkpoint(directory: Path, state: TrainState, *, job: str, world: World | None = None) -> bool:
-    """Bring the state to where the checkpoint left it; False where there is no checkpoint yet."""
+    """Bring the state to where the checkpoint left it; False where there is no checkpoint yet.
+
+    Another number of processes sees the same windows in the same order, but draws other random numbers.
+    """
     world = world or World()
     if world.leads:
         settle_directory(directory)
@@ -115,7 +119,7 @@ def restore_checkpoint(directory: Path, state: TrainState, *, job: str, world: W
     if not directory.exists():
         return False
     told = read_json(directory / "progress.json")
-    expected = {"version": _VERSION, "job": job, "processes": world.size}
+    expected = {"version": _VERSION, "job": job}
     found = {name: told.get(name) for name in expected}
     if found != expected:
         raise ModelError(
@@ -131,8 +135,11 @@ def restore_checkpoint(directory: Path, state: TrainState, *, job: str, world: W
         ) from error
     state.model.load_state_dict(_under("model.", tensors))  # copies into the parameters' own memory
     _restore_moments(state.optimizer, _under("optimizer.", tensors))
-    _restore_random(state, _under(f"random.{world.rank}.", tensors))
     state.progress = Progress(**told["progress"])
+    if told["processes"] == world.size:
+        _restore_random(state, _under(f"random.{world.rank}.", tensors))
+    else:
+        _reseed(state, world)
     return True
 
 
@@ -147,6 +154,14 @@ def _restore_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor
         # cloned: kernels may round differently on the file's memory, which is not aligned as torch's own
         state.setdefault(int(key), {})[moment] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _reseed(state: TrainState, world: World) -> None:
+    """New streams, which no process has drawn from: the old ones belonged to other processes."""
+    root = [state.generator.initial_seed(), state.progress.step, world.size, world.rank]
+    dropout, sampling = np.random.SeedSequence(root).generate_state(2)
+    torch.manual_seed(int(dropout))
+    state.generator.manual_seed(int(sampling))
 
 
 def _random_states(state: TrainState) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kronos_model.accounting import Accounting
 from kronos_model.checkpoint import TrainState
 from kronos_model.distributed import World
 from kronos_model.errors import NonFiniteLoss
@@ -119,6 +120,7 @@ def fit(
     keeper: Keeper,
     bfloat16: bool = False,
     world: World | None = None,
+    accounting: Accounting | None = None,
 ) -> None:
     """Train until the last epoch or until patience is spent; both stages, new or resumed.
 
@@ -148,6 +150,8 @@ def fit(
             seconds = time.perf_counter() - started
             bars = len(indices) * objective.dataset.length
             speed = {"lr": rate, "ms_per_step": seconds * 1000, "bars_per_s": bars / seconds}
+            if accounting is not None:
+                speed |= accounting.speed(len(indices), seconds)
             run.report("train", epoch + 1, values | speed, seconds=seconds)
             run.check()
             if progress.step % config.checkpoint_steps == 0 and into + 1 < sampler.steps_per_epoch:

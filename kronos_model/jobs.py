@@ -16,6 +16,7 @@ __all__ = ["Job", "Reference", "Stage", "StageConfig", "read_job", "write_job"]
 
 Stage = Literal["tokenizer", "predictor"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Targets = Literal["attention", "mlp", "all"]
 
 _VERSION = 1
 
@@ -60,7 +61,26 @@ class StageConfig:
 
     precision: Precision = "auto"
     """auto: bfloat16 autocast for the predictor on CUDA devices that support it, else float32 (rounding flips
-    the tokenizer's bits)."""
+    the tokenizer's bits). bfloat16 also pays on CPUs with AVX512-BF16 or AMX."""
+
+    compile: bool = False
+    """Let torch.compile fuse the forward pass: minutes of compiling for faster steps, on GPUs above all."""
+
+    recompute: bool = False
+    """Activation checkpointing: compute each predictor block again in the backward pass instead of remembering
+    what is inside it; less memory, about a third more time."""
+
+    frozen_layers: int = 0
+    """Leave this many bottom blocks, and the embeddings below them, as they are."""
+
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of the weights; they are merged into best/. 0: all weights."""
+
+    lora_alpha: float = 16.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+
+    lora_targets: Targets = "all"
+    """Projections that get adapters: of attention, of the feed-forward (mlp), or all of both."""
 
     validation_windows: int | None = None
     """At most this many validation windows, evenly spaced. None: all."""
@@ -93,6 +113,15 @@ class StageConfig:
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"precision: expected one of {', '.join(get_args(Precision))}, found {self.precision!r}"
+            )
+        for name in ("frozen_layers", "lora_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, found {getattr(self, name)}; 0 turns it off")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(f"lora_alpha: expected a number above 0, found {self.lora_alpha}")
+        if self.lora_targets not in get_args(Targets):
+            raise ValueError(
+                f"lora_targets: expected one of {', '.join(get_args(Targets))}, found {self.lora_targets!r}"
             )
         if self.token_cache_mb < 0:
             raise ValueError(f"token_cache_mb: expected 0 or more MiB, found {self.token_cache_mb}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kronos_model.adapters import merged
 from kronos_model.checkpoint import TrainState, restore_checkpoint, save_checkpoint
 from kronos_model.distributed import World
 from kronos_model.files import model_digest, replace_directory, replace_file, write_json
@@ -86,7 +87,7 @@ class JobKeeper:
             "initial_validation_loss": progress.initial_loss,
         }
         with replace_directory(self.directory / "best") as folder:
-            model.save_pretrained(folder)
+            merged(model).save_pretrained(folder)
             told = {**self._metadata, "training": training}
             if self._job.stage == "tokenizer":
                 told["tokenizer_digest"] = model_digest(folder)

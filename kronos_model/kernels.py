@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) over its root mean square, computed in float32, times weight (D,)."""
     wide = x.float()
-    if wide.device.type == "cpu":
+    if wide.device.type == "cpu" and not torch.compiler.is_compiling():
         return _Norm.apply(wide, eps).type_as(x) * weight  # type: ignore[no-any-return, no-untyped-call]
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (wide * scale).type_as(x) * weight
@@ -42,6 +42,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (..., d) turned by angles whose cosines and sines, of half the width, broadcast to (..., d / 2)."""
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x)
     return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -49,7 +52,7 @@ def dropout(x: Tensor, share: float, *, training: bool) -> Tensor:
     """x with this share of it zeroed and the rest scaled up, in training."""
     if not training or share == 0:
         return x
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _Dropout.apply(x, share)  # type: ignore[no-any-return, no-untyped-call]
     return F.dropout(x, share)
 
@@ -69,6 +72,8 @@ def _plain(x: Tensor) -> bool:
 
 
 def _has_onednn() -> bool:
+    if torch.compiler.is_compiling():  # which makes kernels of its own
+        return False
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

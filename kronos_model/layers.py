@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from kronos_model.kernels import causal_attention, dropout, linear, rms_norm, rotate
 
 __all__ = [
+    "Adapter",
     "Angles",
+    "Attention",
     "CalendarEmbedding",
     "DependencyLayer",
     "Dropout",
     "DualHead",
+    "FeedForward",
     "FusedLinear",
     "Linear",
     "RMSNorm",
@@ -50,10 +53,32 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """torch's, by the faster product where there is a choice."""
+    """torch's, by the faster product where there is a choice, and with room for an adapter."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.adapter: Adapter | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.effective_weight(), self.bias)
+
+    def effective_weight(self) -> Tensor:
+        """The weight, with what the adapter adds to it."""
+        return self.weight if self.adapter is None else self.weight + self.adapter()
+
+
+class Adapter(nn.Module):
+    """A low-rank addition to a projection's weight, one for each part of a fused one."""
+
+    def __init__(self, projection: Linear, *, rank: int, scale: float) -> None:
+        super().__init__()
+        parts = len(projection.part_names) if isinstance(projection, FusedLinear) else 1
+        self.scale = scale
+        self.down = nn.Parameter(torch.zeros(parts, rank, projection.in_features))
+        self.up = nn.Parameter(torch.zeros(parts, projection.out_features // parts, rank))
+
+    def forward(self) -> Tensor:
+        return torch.bmm(self.up, self.down).flatten(0, 1) * self.scale
 
 
 class Dropout(nn.Dropout):
@@ -86,7 +111,7 @@ class FusedLinear(Linear):
 def _save_apart(name: str, module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
     """After state_dict: put the parts of a fused projection in its place."""
     fused = cast(FusedLinear, module.get_submodule(name))
-    for kind, _parameter in fused.named_parameters():
+    for kind, _parameter in fused.named_parameters(recurse=False):
         rows = tensors.pop(f"{prefix}{name}.{kind}")
         tensors |= {
             f"{prefix}{part}.{kind}": of_part
@@ -97,7 +122,7 @@ def _save_apart(name: str, module: nn.Module, tensors: dict[str, Tensor], prefix
 def _load_fused(name: str, module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before load_state_dict: join the parts of a fused projection; where one is missing, torch complains."""
     fused = cast(FusedLinear, module.get_submodule(name))
-    for kind, _parameter in fused.named_parameters():
+    for kind, _parameter in fused.named_parameters(recurse=False):
         keys = [f"{prefix}{part}.{kind}" for part in fused.part_names]
         if all(key in tensors for key in keys):
             tensors[f"{prefix}{name}.{kind}"] = torch.cat([tensors.pop(key) for key in keys])
@@ -195,7 +220,7 @@ class Attention(nn.Module):
         if query is memory:
             q, k, v = self._heads(self.qkv_proj(memory), 3)
             return q, k, v
-        weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
+        weight, bias = self.qkv_proj.effective_weight(), self.qkv_proj.bias
         width = memory.shape[-1]
         (q,) = self._heads(linear(query, weight[:width], bias[:width]), 1)
         k, v = self._heads(linear(memory, weight[width:], bias[width:]), 2)

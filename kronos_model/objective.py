@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kronos_model.predictor import Kronos, draw_tokens
 from kronos_model.tokenizer import KronosTokenizer
-from kronos_model.tokens import TokenSource, normalised
+from kronos_model.tokens import TokenSource, normalised, to_device
 from kronos_model.windows import Split, WindowDataset
 
 __all__ = ["Objective", "PredictorObjective", "TokenizerObjective"]
@@ -133,7 +133,7 @@ class PredictorObjective:
         """Tokens (B, L, 2) and stamps (B, L, 5)."""
         source = self.train if split == "train" else self.validation
         stamps = self.dataset.batch(split, indices).stamps
-        return source.batch(indices).to(self.device), stamps.to(self.device)
+        return to_device(source.batch(indices), self.device), to_device(stamps, self.device)
 
     def _draw(self, s1_logits: Tensor, indices: Indices) -> Tensor:
         """Coarse tokens (B, L - 1), drawn from a generator that depends on the windows alone."""

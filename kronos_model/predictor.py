@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kronos_model.config import DEPENDENCY_HEADS, PredictorConfig
 from kronos_model.layers import (
@@ -48,6 +49,7 @@ class Kronos(Pretrained[PredictorConfig]):
             )
             for _ in range(config.n_layers)
         )
+        self.recompute = False  # in the backward pass, what is inside a block
         self.norm = RMSNorm(config.d_model)
         self.dep_layer = DependencyLayer(config.d_model, DEPENDENCY_HEADS)
         self.head = DualHead(config.s1_bits, config.s2_bits, config.d_model)
@@ -91,7 +93,10 @@ class Kronos(Pretrained[PredictorConfig]):
         x = self.token_drop(x)
         angles = cast(TransformerBlock, self.transformer[0]).self_attn.rotary(x.shape[1])
         for block in self.transformer:
-            x = block(x, angles, padding_mask)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, padding_mask, use_reentrant=False)
+            else:
+                x = block(x, angles, padding_mask)
         return cast(Tensor, self.norm(x))
 
     def decode_s1(

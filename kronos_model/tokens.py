@@ -20,7 +20,15 @@ from kronos_model.lock import locked
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.windows import Split, WindowDataset, Windows
 
-__all__ = ["LiveTokens", "StoredTokens", "TokenSource", "encode_split", "normalised", "token_source"]
+__all__ = [
+    "LiveTokens",
+    "StoredTokens",
+    "TokenSource",
+    "encode_split",
+    "normalised",
+    "to_device",
+    "token_source",
+]
 
 _CHUNK = 16  # windows per call of the tokenizer, always: see _encode
 _BYTES_PER_BAR = 4  # two uint16
@@ -65,9 +73,16 @@ class LiveTokens:
 
 def normalised(dataset: WindowDataset, windows: Windows, device: torch.device) -> Tensor:
     """What the tokenizer reads (B, L, F): each window by the statistics of its lookback alone."""
-    features = windows.features.to(device)
+    features = to_device(windows.features, device)
     scale = dataset.normaliser.measure(features[:, : dataset.lookback], windows.series)
     return dataset.normaliser.forward(features, scale)
+
+
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """The batch there; from pinned memory to a GPU, so that the copy runs while the device computes."""
+    if device.type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def token_source(

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kronos_model.accounting import Accounting, device_peak, training_flops
+from kronos_model.adapters import add_adapters, freeze_bottom
 from kronos_model.checkpoint import TrainState
 from kronos_model.config import PRESETS
 from kronos_model.distributed import World, join_world
@@ -71,6 +73,7 @@ def _run(
 ) -> dict[str, Any]:
     dataset = _open_dataset(directory, job)
     tokenizer, model = _load_models(directory, job)
+    _choose_what_trains(model, job)
     state = _new_state(model.to(device), job, world=world, device=device)
     metadata = _metadata(directory, job, dataset, model)
     keeper = JobKeeper(directory, job, world=world, metadata=metadata, stopping=stopping, show=show)
@@ -91,14 +94,23 @@ def _run(
         )
         if not resumed:
             state.progress.lines = encoder.lines
+    if job.config.compile:
+        model.compile()
+    bfloat16 = _bfloat16(job, device)
+    length = dataset.length - (job.stage == "predictor")  # the last bar is only a target
     fit(
         state,
         objective,
         sampler,
         job.config,
         keeper=keeper,
-        bfloat16=_bfloat16(job, device),
+        bfloat16=bfloat16,
         world=world,
+        accounting=Accounting(
+            tokens_per_window=length,
+            flops_per_token=training_flops(model.config, length),
+            peak=world.size * device_peak(device, bfloat16=bfloat16),
+        ),
     )
     steps = job.config.epochs * sampler.steps_per_epoch
     return keeper.finish(state, steps=steps, steps_per_epoch=sampler.steps_per_epoch)
@@ -132,6 +144,19 @@ def _load_models(directory: Path, job: Job) -> tuple[KronosTokenizer, Model]:
             f"them, found {made[0]}+{made[1]} in {job.tokenizer.path}; choose two that belong together"
         )
     return tokenizer, predictor
+
+
+def _choose_what_trains(model: Model, job: Job) -> None:
+    config = job.config
+    try:
+        freeze_bottom(model, config.frozen_layers)
+    except ValueError as error:
+        raise ModelError(f"the job cannot run: {error}") from error
+    add_adapters(
+        model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=job.seed
+    )
+    if isinstance(model, Kronos):
+        model.recompute = config.recompute
 
 
 def _checked(directory: Path, reference: Reference, part: str) -> Path:

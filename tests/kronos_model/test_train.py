@@ -25,6 +25,7 @@ from kronos_model.fit import Interrupted
 from kronos_model.hub import read_metadata
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, read_job, write_job
 from kronos_model.lock import locked
+from kronos_model.objective import PredictorObjective
 from kronos_model.predictor import Kronos
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.train import main, run_job
@@ -364,10 +365,26 @@ def test_two_processes_sum_and_gather_over_each_other(tmp_path: Path) -> None:
     assert found == [expected, expected]
 
 
-def test_two_processes_train_as_one(ground: Ground) -> None:
+def test_two_processes_train_as_one_end_equal_and_go_on_alone(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     single, double = (ground.job(name, "predictor", epochs=2) for name in ("single", "double"))
+    alone = watch(monkeypatch)
     run_job(single)
-    torchrun("-m", "kronos_model.train", str(double))
+    expected = [step.tolist() for step in alone]
+    stop_after = 9
+    program = str(ROOT / "tests" / "support" / "two_trainers.py")
+    torchrun(program, str(double), str(tmp_path), str(stop_after))
+
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    together = [interleaved(*halves) for halves in zip(*seen, strict=True)]
+    assert together == expected[: len(together)]
+
+    alone.clear()
+    run_job(double)  # one process takes over from two
+    assert together + [step.tolist() for step in alone] == expected
 
     def losses(job: Path, phase: str) -> list[float]:
         return [line["s1_loss"] for line in read_metrics(job, phase=phase)]
@@ -376,6 +393,53 @@ def test_two_processes_train_as_one(ground: Ground) -> None:
     assert losses(double, "validation")[0] == pytest.approx(losses(single, "validation")[0], rel=1e-6)
     assert losses(double, "train") == pytest.approx(losses(single, "train"), rel=5e-3)
     assert json.loads((double / "result.json").read_text())["steps"] == len(losses(single, "train"))
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The train windows of every step from now on."""
+    seen: list[np.ndarray] = []
+    original = PredictorObjective.losses
+
+    def losses(self: PredictorObjective, model: torch.nn.Module, indices: np.ndarray, draw: torch.Generator):  # type: ignore[no-untyped-def]
+        seen.append(indices)
+        return original(self, model, indices, draw)
+
+    monkeypatch.setattr(PredictorObjective, "losses", losses)
+    return seen
+
+
+def interleaved(first: list[int], second: list[int]) -> list[int]:
+    """Undo the division of a batch between two processes."""
+    whole = [0] * (len(first) + len(second))
+    whole[::2], whole[1::2] = first, second
+    return whole
+
+
+@pytest.mark.parametrize("settings", [{"recompute": True}, {"recompute": True, "lora_rank": 2}])
+def test_recomputed_activations_train_the_same_weights(noisy: Ground, settings: dict[str, int]) -> None:
+    name = "-".join(settings)
+    remembered, recomputed = (
+        noisy.job(f"{name}-{on}", "predictor", epochs=1, steps_per_epoch=4, **settings | {"recompute": on})
+        for on in (False, True)
+    )
+    run_job(remembered)
+    run_job(recomputed)
+    ours, theirs = (load_file(job / "best" / "model.safetensors") for job in (remembered, recomputed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_imports_nothing_but_what_a_bare_machine_has() -> None:
+    """Whatever else is loaded, those packages themselves bring."""
+    theirs = "torch, numpy, scipy, safetensors.torch, huggingface_hub, huggingface_hub.hf_api, httpx2, torch._dynamo"
+
+    def loaded(modules: str) -> set[str]:
+        program = f"import {modules}, sys; print(*sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return {name.partition(".")[0] for name in done.stdout.split()}
+
+    assert loaded("kronos_model.train") - loaded(theirs) - sys.stdlib_module_names == {"kronos_model"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -16,7 +16,7 @@ from storage.dataset import BuiltDataset, DatasetConfig
 from tests.support.datasets import build, make_candles
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMINGS = ("ms_per_step", "bars_per_s", "seconds")
+TIMINGS = ("ms_per_step", "bars_per_s", "tokens_per_s", "mfu", "seconds")
 
 
 @dataclass(frozen=True)
