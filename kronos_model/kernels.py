@@ -41,7 +41,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (..., d) turned by angles whose cosines and sines, of half the width, broadcast to (..., d / 2)."""
+    """x (..., d) turned by angles whose cosines and sines, the same in both halves, broadcast to (..., d)."""
+    half = x.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half]
     if torch.compiler.is_compiling():
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x)

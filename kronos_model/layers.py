@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, (T, d / 2) each, in float32; both halves of a head turn alike."""
+"""Cosines and sines of the rotary angles, (T, d) each, in float32; both halves of a head turn alike."""
 
 CALENDAR_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 
@@ -168,7 +168,7 @@ class Rotary(nn.Module):
         if frequencies.dtype != torch.float32:  # a model cast to half precision must not lose positions
             frequencies = _frequencies(self.head_dim, frequencies.device)
         positions = torch.arange(length, device=frequencies.device, dtype=torch.float32)
-        angles = torch.outer(positions, frequencies)  # (T, d / 2)
+        angles = torch.outer(positions, frequencies).repeat(1, 2)  # (T, d)
         return angles.cos(), angles.sin()
 
 

@@ -65,7 +65,8 @@ def test_norms_and_rotations_are_what_their_formulas_say() -> None:
 
     angles = random(5, 8, seed=2)
     turned = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1)) * torch.exp(1j * angles)
-    ours, gradient = with_gradients(lambda x: kernels.rotate(x, angles.cos(), angles.sin()), x)
+    both = angles.repeat(1, 2)
+    ours, gradient = with_gradients(lambda x: kernels.rotate(x, both.cos(), both.sin()), x)
     alike([ours], [torch.cat([turned.real, turned.imag], dim=-1)])
     alike([gradient.norm(dim=-1)], [random(3, 5, 16, seed=9).norm(dim=-1)])  # a rotation keeps lengths
     alike([(gradient * x).sum(-1)], [(ours * random(3, 5, 16, seed=9)).sum(-1)])  # and is its own adjoint
