@@ -36,13 +36,13 @@ def show_scores(home: Home, recipe: str | None) -> None:
 
 def _show(recipe: str, live: Live) -> None:
     page = console()
-    if not live.series:
+    if not live.record.series:
         page.print(f"Nobody who served {recipe} has forecast yet; `kronos forecast --recipe {recipe}` does.")
     else:
         page.print(_by_series(recipe, live))
-    if live.total.scored:
+    if live.record.total.scored:
         page.print(_over_time(live))
-    elif live.series:
+    elif live.record.series:
         page.print("Nothing is due yet: a forecast is scored when its whole horizon is in the lake.")
     if live.drifts:
         page.print(_drift(live))
@@ -54,10 +54,10 @@ def _by_series(recipe: str, live: Live) -> Table:
     table = Table(
         "series", *_NUMBERS, title=f"Live forecasts of the champions of {recipe} (bps of log return)"
     )
-    for key, one in live.series.items():
+    for key, one in live.record.series.items():
         table.add_row(str(key), *_cells(one))
-    if len(live.series) > 1:
-        table.add_row("all", *_cells(live.total), style="bold")
+    if len(live.record.series) > 1:
+        table.add_row("all", *_cells(live.record.total), style="bold")
     return table
 
 
@@ -65,7 +65,7 @@ def _over_time(live: Live) -> Table:
     table = Table(
         "from (UTC)", *(name for name in _NUMBERS if name != "waiting"), title="Over time, all series"
     )
-    for row in by_period(live.rows).iter_rows(named=True):
+    for row in by_period(live.record.rows).iter_rows(named=True):
         numbers = (row["skill"], row["coverage_50"], row["coverage_90"])
         table.add_row(
             f"{row['period']:%Y-%m-%d}",

@@ -20,9 +20,10 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.locks import ProcessLock
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
+from storage.registry import champions
 from storage.schema import SeriesKey
 
-__all__ = ["SCORE_SCHEMA", "Scoreboard", "Scored", "Tally", "by_period", "tally"]
+__all__ = ["SCORE_SCHEMA", "Record", "Scoreboard", "Scored", "Tally", "by_period", "live_record", "tally"]
 
 Floats = NDArray[np.float64]
 _QUANTILE = "close_q"
@@ -67,6 +68,15 @@ class Tally:
     skill: float | None = None
     coverage_50: float | None = None
     coverage_90: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Record:
+    """How all who ever served a recipe did, while they served and after."""
+
+    total: Tally
+    series: dict[SeriesKey, Tally]
+    rows: pl.DataFrame  # of all series, as SCORE_SCHEMA has it
 
 
 class Scoreboard:
@@ -137,6 +147,21 @@ class Scoreboard:
 
     def _path(self, key: SeriesKey) -> Path:
         return self._root / f"{key.slug}.parquet"
+
+
+def live_record(home: Home, recipe: str, score: Score) -> Record:
+    """The record of a recipe's champions, brought up to date; `score` is kronos_model's `score_quantiles`."""
+    board, models = Scoreboard(home, score), {one.predictor_digest for one in champions(home, recipe)}
+    series, parts = {}, [pl.DataFrame(schema=SCORE_SCHEMA)]
+    for key in ForecastStore(home.forecasts).series():
+        board.update(key)
+        rows, waiting = board.rows(key, models), board.waiting(key, models)
+        if len(rows) or waiting:
+            series[key] = tally(rows, waiting=waiting)
+            parts.append(rows)
+    rows = pl.concat(parts)
+    total = tally(rows, waiting=sum(one.waiting for one in series.values()))
+    return Record(total=total, series=series, rows=rows)
 
 
 def tally(rows: pl.DataFrame, *, waiting: int = 0) -> Tally:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import polars as pl
 from prefect import task
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
 from kronos_model.evaluation.live import score_quantiles
 from storage.errors import StorageError
-from storage.forecasts import ForecastStore
 from storage.layout import Home
-from storage.registry import champions, read_champion
-from storage.schema import SeriesKey
-from storage.scoreboard import SCORE_SCHEMA, Scoreboard, Tally, tally
+from storage.registry import read_champion
+from storage.scoreboard import Record, live_record
 from storage.then_and_now import then_and_now
 from tasks.policies import IDEMPOTENT
 
@@ -37,16 +34,14 @@ class DriftOf:
 class Live:
     """The live record of a recipe: of all who served it, while they did."""
 
-    total: Tally
-    series: dict[SeriesKey, Tally]
-    rows: pl.DataFrame  # as storage.scoreboard keeps them, all series
+    record: Record
     drifts: tuple[DriftOf, ...]
     warnings: tuple[str, ...]
 
     def metrics(self) -> dict[str, float]:
         """The numbers as MLflow takes them, such as live/skill."""
         names = ("scored", "waiting", "crps_bps", "last_value_bps", "skill", "coverage_50", "coverage_90")
-        found = {f"live/{name}": getattr(self.total, name) for name in names}
+        found = {f"live/{name}": getattr(self.record.total, name) for name in names}
         for one in self.drifts:
             found[f"drift/{one.series.replace(':', '-')}/{one.quantity}_psi"] = one.drift.psi
         return {name: float(value) for name, value in found.items() if value is not None}
@@ -63,19 +58,8 @@ def score_live(home: Home, recipe: str) -> Live:
 
 def live_board(home: Home, recipe: str) -> Live:
     """Score what has become due, then the record of everyone who ever served the recipe."""
-    board, store = Scoreboard(home, score_quantiles), ForecastStore(home.forecasts)
-    models = {champion.predictor_digest for champion in champions(home, recipe)}
-    series, parts = {}, [pl.DataFrame(schema=SCORE_SCHEMA)]
-    for key in store.series():
-        board.update(key)
-        rows, waiting = board.rows(key, models), board.waiting(key, models)
-        if len(rows) or waiting:
-            series[key] = tally(rows, waiting=waiting)
-            parts.append(rows)
-    rows = pl.concat(parts)
     drifts, warnings = _drifts(home, recipe)
-    total = tally(rows, waiting=sum(one.waiting for one in series.values()))
-    return Live(total=total, series=series, rows=rows, drifts=drifts, warnings=warnings)
+    return Live(record=live_record(home, recipe, score_quantiles), drifts=drifts, warnings=warnings)
 
 
 def _drifts(home: Home, recipe: str) -> tuple[tuple[DriftOf, ...], tuple[str, ...]]:

@@ -74,7 +74,7 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
     record.forecast(2_100, STRANGER)
     record.forecast(ROWS - 2)
     live = live_board(record.home, "demo")
-    assert (live.total.scored, live.total.waiting) == (30, 1)
+    assert (live.record.total.scored, live.record.total.waiting) == (30, 1)
     crps, last, inside = [], [], []
     for one in ForecastStore(record.home.forecasts).list(DOGE):
         row = (one.origin_ms - START_MS) // HOUR_MS
@@ -87,14 +87,14 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
         crps.append(found.crps)
         last.append(found.last_value)
         inside.append(found.covered_90)
-    assert live.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-9)
-    assert live.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-9)
-    assert live.total.coverage_90 == pytest.approx(np.mean(inside), rel=1e-9)
+    assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-9)
+    assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-9)
+    assert live.record.total.coverage_90 == pytest.approx(np.mean(inside), rel=1e-9)
     metrics = live.metrics()
     assert (metrics["live/scored"], metrics["live/waiting"]) == (30, 1)
-    assert metrics["live/skill"] == live.total.skill
+    assert metrics["live/skill"] == live.record.total.skill
     assert metrics["drift/um-DOGEUSDT/returns_psi"] < 0.25
-    assert live_board(record.home, "demo").rows.equals(live.rows)
+    assert live_board(record.home, "demo").record.rows.equals(live.record.rows)
 
 
 def test_a_market_that_has_changed_is_a_warning_that_names_the_remedy(
@@ -122,7 +122,7 @@ def test_a_dataset_that_is_gone_is_said_and_the_scores_are_there_all_the_same(re
     record.forecast(2_000)
     (record.home.models / "demo" / "nights" / "n.json").unlink()
     live = live_board(record.home, "demo")
-    assert live.total.scored == 1
+    assert live.record.total.scored == 1
     assert live.drifts == ()
     assert "expected the summary of night n" in live.warnings[0]
 
