@@ -111,7 +111,9 @@ def test_cached_logits_are_the_uncached_ones(name: str, s2_decode: S2Decode) -> 
     rows = [ids.repeat_interleave(3, dim=0) for ids in (s1, s2)]  # (R, C)
     calendar = torch.cat([stamps, future], dim=1).repeat_interleave(3, dim=0)
     for seen in range(4):
-        whole = [torch.cat([ids, new.flatten(0, 1)[:, :seen]], dim=1) for ids, new in zip(rows, added, strict=True)]
+        whole = [
+            torch.cat([ids, new.flatten(0, 1)[:, :seen]], dim=1) for ids, new in zip(rows, added, strict=True)
+        ]
         logits, hidden = predictor.decode_s1(*whole, calendar[:, : 20 + seen])
         torch.testing.assert_close(memory.coarse_logits(), logits[:, -1], atol=1e-4, rtol=1e-4)
         coarse = added[0, :, :, seen]
@@ -221,7 +223,8 @@ def test_samples_that_share_a_prompt_are_distributed_as_separate_runs(
     )[:, 0]
     edges = torch.quantile(apart[:, 1, 3], torch.linspace(0.1, 0.9, 9))
     table = [
-        torch.bincount(torch.bucketize(paths[:, 1, 3].contiguous(), edges), minlength=10) for paths in (together, apart)
+        torch.bincount(torch.bucketize(paths[:, 1, 3].contiguous(), edges), minlength=10)
+        for paths in (together, apart)
     ]
     filled = torch.stack(table)[:, (table[0] + table[1]) > 0].numpy()
     assert filled.shape[1] >= 8
