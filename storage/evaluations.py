@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from storage.atomic import atomic_path
 from storage.errors import StorageError
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 
@@ -27,10 +28,13 @@ class ForecastTable:
         write_parquet(frame, self._parts / f"{part:05d}.parquet")
 
     def finish(self) -> Path | None:
-        """Join the parts, in order, into one file; None where none was ever written."""
+        """Join the parts, in order, into one file, a few at a time; None where none was ever written."""
         parts = sorted(self._parts.glob("[0-9]*.parquet"))
         if parts:
-            write_parquet(pl.concat([read_parquet(part) for part in parts]), self.path)
+            with atomic_path(self.path) as temporary:
+                pl.scan_parquet(parts, hive_partitioning=False).sink_parquet(
+                    temporary, compression="zstd", compression_level=3
+                )
             for part in parts:
                 part.unlink()
             self._parts.rmdir()
