@@ -137,13 +137,13 @@ def _walk(
             windows,
             [*competitors, *baselines],
             config,
-            notes=[*_notes(windows, competitors, config, pretrained=pretrained), *notes],
+            notes=[*_notes(competitors, config), *notes],
             work=work,
             keep=keep,
             progress=progress,
         )
     tables = [table for table in (forecasts.finish(), paths.finish()) if table is not None]
-    ready = scores.save(work / "scores")
+    ready = (_marked(scores) if pretrained else scores).save(work / "scores")
     for table in tables:
         table.replace(ready / table.name)
     ready.replace(folder)
@@ -170,21 +170,24 @@ def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:
     return {name: until for name, until in found.items() if until is not None}
 
 
-def _notes(
-    windows: WindowDataset, competitors: Sequence[Competitor], config: EvaluationConfig, *, pretrained: bool
-) -> list[str]:
-    """What a reader of the scores must know."""
-    notes = []
-    starts = windows.start_ms("test")
-    if pretrained and len(starts) and starts.min() < PRETRAINING_END_MS:
-        notes.append(
-            f"the test range begins {utc_text(int(starts.min()))}, before {utc_text(PRETRAINING_END_MS)}, until when "
-            "Kronos was pre-trained: what its weights score there is not out of sample"
-        )
+def _notes(competitors: Sequence[Competitor], config: EvaluationConfig) -> list[str]:
+    """What a reader of the scores must know of the models."""
     raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.calibration is None]
-    if config.calibrate and raw:
-        notes.append(f"the spread of {', '.join(raw)} is not calibrated for these sampling settings")
-    return notes
+    if not config.calibrate or not raw:
+        return []
+    return [f"the spread of {', '.join(raw)} is not calibrated for these sampling settings"]
+
+
+def _marked(scores: Scores) -> Scores:
+    """Scores of a range that Kronos may have been pre-trained on, with a note that says so."""
+    if not scores.overlaps_pretraining:
+        return scores
+    note = (
+        f"the first forecast is from {utc_text(int(scores.origin_ms.min()))}, before "
+        f"{utc_text(PRETRAINING_END_MS)}, until when Kronos was pre-trained: what its weights score there is not "
+        "out of sample"
+    )
+    return replace(scores, notes=(note, *scores.notes))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -66,12 +66,13 @@ def leaderboard(scores: Scores, *, reference: str = "last_value") -> list[dict[s
 def _table(scores: Scores, series: str, chosen: Chosen, *, reference: str) -> list[dict[str, Any]]:
     """The rows of one group of origins, best CRPS first."""
     resampler = Resampler.of(scores, chosen, confidence=CONFIDENCE, draws=_DRAWS)
+    hits = scores.direction_hit(band=FEE_BAND)[:, :, -1]  # (M, N)
     rows = [
         {"model": model, "series": series, "origins": int(chosen.sum())}
         | _points(scores, at, chosen, one_series=series != ALL_SERIES)
         | _distribution(scores, at, chosen)
         | _skill(scores, at, chosen, resampler, reference=reference)
-        | _direction(scores, at, chosen)
+        | _direction(scores, at, chosen, hits)
         | _correlations(scores, at, chosen)
         | _volatility(scores, at, chosen)
         for at, model in enumerate(scores.models)
@@ -130,9 +131,9 @@ def _skill(
     return {"skill": skill, "skill_low": _finite(low), "skill_high": _finite(high)}
 
 
-def _direction(scores: Scores, at: int, chosen: Chosen) -> dict[str, float | None]:
+def _direction(scores: Scores, at: int, chosen: Chosen, hits: Floats) -> dict[str, float | None]:
     """Hit rate and its interval, narrowed only by trials that are independent."""
-    hits = scores.direction_hit(band=FEE_BAND)[at, chosen, -1]
+    hits = hits[at, chosen]
     moved = ~np.isnan(hits)
     if not moved.any():
         return {"direction": None, "direction_low": None, "direction_high": None}

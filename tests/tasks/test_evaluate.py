@@ -1,0 +1,132 @@
+"""An evaluation as a task: calibrated models in, scores and every forecast on disk, and what is refused or marked."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import tasks.evaluate as module
+from kronos_model.calibration import Calibration
+from kronos_model.errors import DataError
+from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.gate import GatePolicy
+from kronos_model.evaluation.scores import Scores
+from kronos_model.hub import write_metadata
+from storage.layout import Home
+from tasks.refs import PairRef, ScoresRef
+from tests.support.training import Ground, make_ground
+
+CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=8, batch_origins=3, keep_paths=True)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return make_ground(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home.at(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def base(ground: Ground) -> PairRef:
+    pair = ground.pair
+    return PairRef(
+        tokenizer=str(pair.tokenizer),
+        tokenizer_digest=pair.tokenizer_digest,
+        predictor=str(pair.predictor),
+        predictor_digest=pair.predictor_digest,
+        origin="scratch",
+    )
+
+
+@pytest.fixture(scope="module")
+def challenger(ground: Ground, home: Home, base: PairRef) -> PairRef:
+    return module.calibrate.fn(home, ground.dataset, base, CONFIG, seed=1)
+
+
+def walk(home: Home, ground: Ground, models: dict[str, PairRef], *, pretrained: bool = False) -> ScoresRef:
+    return module.evaluate.fn(home, ground.dataset, models, CONFIG, seed=1, pretrained=pretrained)
+
+
+@pytest.fixture(scope="module")
+def scored(ground: Ground, home: Home, base: PairRef, challenger: PairRef) -> ScoresRef:
+    return walk(home, ground, {"challenger": challenger, "base": base})
+
+
+def test_a_calibrated_pair_is_the_same_weights_under_another_digest(ground, home, base, challenger):
+    assert challenger.predictor_digest != base.predictor_digest
+    assert challenger.tokenizer == base.tokenizer
+    ours, theirs = (Path(one.predictor) / "model.safetensors" for one in (challenger, base))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert Calibration.load(Path(challenger.predictor)).origins == 16
+    assert Calibration.load(Path(base.predictor)) is None
+    assert module.calibrate.fn(home, ground.dataset, challenger, CONFIG, seed=1) == challenger
+    assert module.calibrate.fn(home, ground.dataset, base, replace(CONFIG, calibrate=False), seed=1) == base
+
+
+def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(scored):
+    table = pl.read_parquet(Path(scored.path) / "forecasts.parquet")
+    rows = {row["model"]: row for row in scored.leaderboard if row["series"] == "all"}
+    assert set(rows) >= {"challenger", "challenger_raw", "base", "last_value", "ewma"}
+    assert len(table) == len(rows) * scored.origins * 4
+    covered = table.group_by("model").agg(
+        ((pl.col("q0.05") <= pl.col("realised")) & (pl.col("realised") <= pl.col("q0.95"))).mean()
+    )
+    for model, share in covered.iter_rows():
+        assert share == pytest.approx(rows[model]["coverage_90"], abs=0.02)  # rounding at the ends
+    paths = pl.read_parquet(Path(scored.path) / "paths.parquet")
+    assert len(paths.filter(pl.col("model") == "challenger")) == scored.origins * 4
+    assert [path.name for path in Path(scored.path).parent.glob("*.part")] == []
+
+
+def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(ground, home, base, monkeypatch):
+    models = {"base": base}
+    seen: list[int] = []
+    frame = module._frame
+
+    def dying(made: object) -> pl.DataFrame:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return frame(made)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_frame", dying)
+    with pytest.raises(KeyboardInterrupt):
+        walk(home, ground, models)
+    found = walk(home, ground, models)
+    assert walk(home, ground, models) == found
+    assert len(seen) == 4  # eight origins are three batches, the second of which is made twice
+    assert (
+        len(pl.read_parquet(Path(found.path) / "forecasts.parquet"))
+        == len(Scores.load(Path(found.path)).models) * 32
+    )
+
+
+def test_a_range_before_the_end_of_the_pre_training_is_marked_for_weights_that_saw_it(
+    ground, home, base, scored
+):
+    marked = walk(home, ground, {"base": base}, pretrained=True).notes
+    assert "until when Kronos was pre-trained: what its weights score there is not out of sample" in marked[0]
+    assert "the spread of base is not calibrated" in marked[1]
+    assert not any("pre-trained" in note for note in scored.notes)
+
+
+def test_the_verdict_tells_what_the_calibration_did_and_every_note(scored):
+    verdict = module.gate.fn(scored, GatePolicy(), champion=False)
+    assert verdict.verdict == "keep"  # eight origins decide nothing
+    assert any("calibration moved the coverage of the 90 % band from" in reason for reason in verdict.reasons)
+    assert "note: the spread of base is not calibrated for these sampling settings" in verdict.reasons
+
+
+def test_a_model_that_trained_on_the_test_range_is_refused(ground, home, challenger):
+    told = {"training": {"until_ms": 4_000_000_000_000}, "max_context": 20}
+    folder = Path(challenger.predictor)
+    write_metadata(folder, told)
+    try:
+        with pytest.raises(DataError, match="found that champion reaches to 2096"):
+            walk(home, ground, {"champion": challenger})
+    finally:
+        (folder / "kronos_nightly.json").unlink()
