@@ -87,7 +87,7 @@ def distance_from_uniform(pit: Floats) -> float:
 
     A distance, not a test: bars of one forecast depend on each other.
     """
-    return float(kstest(pit.ravel(), "uniform").statistic)
+    return float(kstest(pit.ravel(), "uniform", method="asymp").statistic)
 
 
 def reliability(scores: Scores, model: str, *, step: int = -1, bins: int = 10) -> Reliability:
