@@ -176,7 +176,7 @@ def evaluate(obj: dict[str, Any], /, **options: Any) -> None:
     help="Write the forecasts to FILE (.csv, .json or .parquet), too.",
 )
 @click.pass_obj
-def forecast(obj: dict[str, Any], export: Path | None, /, **options: Any) -> None:
+def forecast(obj: dict[str, Any], /, *, export: Path | None, **options: Any) -> None:
     """Forecast the next horizon of every series with the champion."""
     home = _start(obj)
     from flows.forecast import forecast as flow

@@ -1,5 +1,6 @@
 """A promoted model on its way to a Hub, here a loopback one: one commit per repository, and no trace of the token."""
 
+import json
 import os
 import re
 import shutil
@@ -99,7 +100,7 @@ def test_a_hub_that_does_not_tell_its_tags_does_not_stop_a_night(
     outcome = again(*published.arguments)
     assert outcome.code == 0, outcome.err
     assert "Nothing new" in outcome.out
-    assert "The tag of the published champion could not be checked" in caplog.text
+    assert "The tag of demo was not checked" in caplog.text
 
 
 def test_a_night_that_is_published_though_it_was_not_promoted_gets_no_champion_tag(
@@ -122,6 +123,18 @@ def test_a_night_that_is_published_though_it_was_not_promoted_gets_no_champion_t
         assert list(LocalRepository(published.home.hub, name).tags()) == [tag]
         assert "verdict: **keep**" in hub.content(f"quants/{name}", "README.md").decode()
     assert {name: hub.repositories[name].tags for name in REPOSITORIES} == before
+
+
+def test_the_champions_forecast_is_shown_and_exported(
+    published: PublishedNight, again: Terminal, tmp_path: Path
+) -> None:
+    target = tmp_path / "forecasts.json"
+    outcome = again("forecast", *published.options(), f"--export={target}")
+    assert outcome.code == 0, outcome.err
+    assert f"8 rows written to {target}" in outcome.out
+    assert {one["model_digest"] for one in json.loads(target.read_text())} == {
+        published.champion.predictor_digest
+    }
 
 
 def test_the_token_may_come_from_a_prefect_secret_block(
