@@ -15,7 +15,27 @@ from torch.nn import functional as F
 from kronos_model.layers import Attention, RMSNorm, Rotary, TransformerBlock
 from kronos_model.projection import projection
 
-__all__ = ["KEYS_AND_VALUES", "QUERIES", "Cache", "CachedStack", "Span", "Turns", "normalise", "rotate"]
+__all__ = [
+    "KEYS_AND_VALUES",
+    "QUERIES",
+    "Cache",
+    "CachedStack",
+    "Place",
+    "Span",
+    "Turns",
+    "normalise",
+    "pick",
+    "rotate",
+]
+
+
+Place = int | Tensor
+"""A place in the suffix; a tensor (1,) where moving on must not change the program, as in a CUDA graph."""
+
+
+def pick(x: Tensor, place: Place, bars: int) -> Tensor:
+    """So many bars of x (B, H, ...) from a place on; one, where the place is a tensor."""
+    return x.index_select(1, place) if isinstance(place, Tensor) else x.narrow(1, place, bars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +62,14 @@ class Turns:
         """Of positions (...)."""
         return Turns(self.cos[positions], self.sin[positions])
 
-    def bars(self, first: int, last: int) -> "Turns":
+    def bars(self, place: Place, bars: int) -> "Turns":
         """Of some of the bars of (B, H, 3, 1, d), with an axis for the samples: (B, 1, Q, 3, 1, d)."""
-        return Turns(self.cos[:, None, first:last], self.sin[:, None, first:last])
+        return Turns(pick(self.cos, place, bars)[:, None], pick(self.sin, place, bars)[:, None])
+
+    def copy_(self, other: "Turns") -> None:
+        """Take over the values of another."""
+        self.cos.copy_(other.cos)
+        self.sin.copy_(other.sin)
 
     def of(self, parts: slice) -> "Turns":
         """For some of queries, keys and values."""
@@ -72,8 +97,8 @@ class Span:
 
     turns: Turns
     """Their angles, (B, 1, Q, 3, 1, d)."""
-    start: int | Tensor
-    """Their first place in the suffix; a tensor (Q,) of places where a step must not change the program."""
+    start: Place
+    """Their first place in the suffix."""
     stop: int
     """So many places of the suffix are looked at."""
     mask: Tensor | None = None
@@ -84,15 +109,16 @@ class Cache:
     """Keys and values of one attention: of B prompts, and of what S samples of each have added."""
 
     def __init__(self, like: Tensor, *, series: int, heads: int, width: int, prompt: int) -> None:
-        self.prefix = like.new_empty(2, series, heads, prompt, width // heads)
-        self.suffix = like.new_empty(2, series, heads, 0, 0, width // heads)
+        # zeros, because what a mask hides must be a number
+        self.prefix = like.new_zeros(2, series, heads, prompt, width // heads)
+        self.suffix = like.new_zeros(2, series, heads, 0, 0, width // heads)
 
     def reserve(self, samples: int, horizon: int) -> None:
         """Make room for so many bars of so many samples."""
         pair, series, heads, _, width = self.prefix.shape
         room = (pair, series, heads, samples, horizon, width)
         if self.suffix.shape != room:
-            self.suffix = self.prefix.new_empty(room)
+            self.suffix = self.prefix.new_zeros(room)
 
     def remember(self, pair: Tensor, span: Span) -> None:
         """Keys and values (2, B, M, S, Q, d) of new bars."""

@@ -9,7 +9,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kronos_model.cache import KEYS_AND_VALUES, QUERIES, Cache, CachedStack, Span, Turns, normalise, rotate
+from kronos_model.cache import (
+    KEYS_AND_VALUES,
+    QUERIES,
+    Cache,
+    CachedStack,
+    Place,
+    Span,
+    Turns,
+    normalise,
+    pick,
+    rotate,
+)
 from kronos_model.layers import TransformerBlock
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.projection import projection
@@ -33,9 +44,15 @@ class Prompt:
         longest = int(lengths.max())
         return cls(s1_ids[:, :longest], s2_ids[:, :longest], stamps[:, :longest], lengths)
 
-    def padding(self) -> Tensor | None:
-        """-inf after the end of each, (B, 1, C); None where all are as long."""
-        return _padding(self.lengths, self.s1_ids.shape[1])
+    @property
+    def ragged(self) -> bool:
+        """Whether some are shorter than others."""
+        return bool((self.lengths < self.s1_ids.shape[1]).any())
+
+    def padding(self) -> Tensor:
+        """-inf after the end of each, else 0, (B, 1, C)."""
+        late = torch.arange(self.s1_ids.shape[1], device=self.lengths.device) >= self.lengths[:, None]
+        return torch.zeros(late.shape, device=late.device).masked_fill(late, -torch.inf)[:, None]
 
 
 class CachedPredictor:
@@ -66,16 +83,28 @@ class CachedPredictor:
         """Bars (..., D) of tokens (...) and the embedding of their stamps."""
         return self.coarse[s1_ids] + self.fine[s2_ids] + calendar
 
-    def memory(self, *, series: int, prompt: int, samples: int, horizon: int) -> "Memory":
-        """Room for prompts and their continuations."""
-        return Memory(self, series=series, prompt=prompt, samples=samples, horizon=horizon)
+    def memory(
+        self, *, series: int, prompt: int, samples: int, horizon: int, ragged: bool = True
+    ) -> "Memory":
+        """Room for prompts, which may differ in length if `ragged`, and their continuations."""
+        return Memory(self, series=series, prompt=prompt, samples=samples, horizon=horizon, ragged=ragged)
 
 
 class Memory:
-    """What a predictor remembers of B prompts, and of what S samples of each have added to them."""
+    """What a predictor remembers of B prompts, and of what S samples of each have added to them.
+
+    Its tensors are allocated once and written in place, so that a CUDA graph may refer to them.
+    """
 
     def __init__(
-        self, model: CachedPredictor, *, series: int, prompt: int, samples: int, horizon: int
+        self,
+        model: CachedPredictor,
+        *,
+        series: int,
+        prompt: int,
+        samples: int,
+        horizon: int,
+        ragged: bool,
     ) -> None:
         self.model, self.samples, self.horizon = model, samples, horizon
         like = model.siblings
@@ -86,33 +115,36 @@ class Memory:
             cache.reserve(samples, horizon)
         self.table = Turns.table(model.rotary, prompt + horizon)
         self.state_table = Turns.table(model.dependency_rotary, prompt + horizon, turn=model.turn)
+        after = torch.zeros(series, horizon + 1, dtype=torch.long, device=like.device)
+        self.turns, self.state_turns = self.table.at(after[:, 1:]), self.state_table.at(after)
+        self.future = like.new_zeros((series, horizon, width), dtype=torch.float32)
+        self.padding = like.new_zeros((series, 1, prompt)) if ragged else None
 
     def read(self, prompt: Prompt, future_stamps: Tensor) -> None:
         """Read prompts of the room's length, which bars with the stamps (B, H, 5) will follow."""
         model, length, device = self.model, prompt.s1_ids.shape[1], prompt.s1_ids.device
-        padding = prompt.padding()
-        self.padding = None if padding is None else padding.to(model.stack.dtype)
-        self.future = cast(Tensor, model.time_emb(future_stamps))  # (B, H, D)
+        if self.padding is not None:
+            self.padding.copy_(prompt.padding())
+        self.future.copy_(model.time_emb(future_stamps))
         after = prompt.lengths[:, None] + torch.arange(-1, self.horizon, device=device)
-        self.turns, self.state_turns = self.table.at(after[:, 1:]), self.state_table.at(after)
+        self.turns.copy_(self.table.at(after[:, 1:]))
+        self.state_turns.copy_(self.state_table.at(after))
         x = model.embed(prompt.s1_ids, prompt.s2_ids, cast(Tensor, model.time_emb(prompt.stamps)))
         hidden = normalise(model.stack.read(x, self.table.at(slice(length)), self.caches), model.norm)
         pair = self._state_pair(hidden, self.state_table.at(slice(length)))  # (B, C, 2, M, d)
         self.states.prefix.copy_(pair.permute(2, 0, 3, 1, 4))
         self.hidden = hidden[torch.arange(len(hidden), device=device), prompt.lengths - 1][:, None]
 
-    def extend(self, ids: Tensor, start: int) -> None:
+    def extend(self, ids: Tensor, start: Place) -> None:
         """Read the bars (2, B, S, Q) that every sample has from `start` on."""
         model, bars = self.model, ids.shape[3]
-        stop = start + bars
-        mask = _causal(bars, start, like=model.siblings)
-        x = model.embed(ids[0], ids[1], self.future[:, None, start:stop])
-        x = model.stack.extend(
-            x, Span(self.turns.bars(start, stop), start, stop, mask), self.caches, self.padding
-        )
-        hidden = normalise(x, model.norm)
-        span = Span(self.state_turns.bars(start + 1, stop + 1), start, stop)
-        pair = self._state_pair(hidden, span.turns)  # (B, S, Q, 2, M, d)
+        stop, mask = self._seen(start + bars)
+        if bars > 1:
+            mask = _causal(bars, stop, like=model.siblings)
+        x = model.embed(ids[0], ids[1], pick(self.future, start, bars)[:, None])
+        span = Span(self.turns.bars(start, bars), start, stop, mask)
+        hidden = normalise(model.stack.extend(x, span, self.caches, self.padding), model.norm)
+        pair = self._state_pair(hidden, self.state_turns.bars(start + 1, bars))  # (B, S, Q, 2, M, d)
         self.states.remember(pair.permute(3, 0, 4, 1, 2, 5), span)
         self.hidden = hidden[:, :, -1]
 
@@ -121,16 +153,25 @@ class Memory:
         logits: Tensor = self.model.head_s1(self.hidden).float()
         return logits.expand(-1, self.samples, -1).flatten(0, 1)
 
-    def fine_logits(self, s1_ids: Tensor, seen: int) -> Tensor:
+    def fine_logits(self, s1_ids: Tensor, seen: Place) -> Tensor:
         """Of its fine token, (R, V), given its coarse one (B, S), when `seen` bars follow the prompt."""
         model = self.model
-        span = Span(self.state_turns.bars(seen, seen + 1), seen, seen)
+        span = Span(self.state_turns.bars(seen, 1), seen, *self._seen(seen))
         queries = model.siblings[s1_ids].view(*s1_ids.shape, 1, 1, model.dependency_heads, -1)
         queries = rotate(queries, span.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
         found = self.states.attend(queries, span, self.padding)[:, :, 0]
         conditioned = normalise(self.hidden + model.dependency_out(found), model.dependency_norm)
         logits: Tensor = model.head_s2(conditioned).float()
         return logits.flatten(0, 1)
+
+    def _seen(self, count: Place) -> tuple[int, Tensor | None]:
+        """How many places of the suffix to look at, and what hides those beyond the first `count`."""
+        if not isinstance(count, Tensor):
+            return count, None
+        late = torch.arange(self.horizon, device=count.device) >= count
+        return self.horizon, torch.zeros_like(late, dtype=self.model.siblings.dtype).masked_fill(
+            late, -torch.inf
+        )[None]
 
     def _state_pair(self, hidden: Tensor, turns: Turns) -> Tensor:
         """Keys, turned, and values (..., 2, M, d) of states (..., D)."""
@@ -163,7 +204,8 @@ class DecodedPrompt:
         self.caches = decoder.stack.caches(x, series=series, prompt=length)
         positions = torch.arange(length + horizon, device=x.device)
         decoder.stack.read(x, turns.at(slice(length)), self.caches)
-        self.padding, self.mask = prompt.padding(), _causal(horizon, 0, like=x)
+        self.padding = prompt.padding() if prompt.ragged else None
+        self.mask = _causal(horizon, horizon, like=x)
         self.turns = turns.at(prompt.lengths[:, None] + positions[:horizon]).bars(0, horizon)
 
     def bars(self, ids: Tensor) -> Tensor:
@@ -176,20 +218,8 @@ class DecodedPrompt:
         return self.decoder.head(self.decoder.stack.extend(x, span, self.caches, self.padding))
 
 
-def _causal(bars: int, start: int, *, like: Tensor) -> Tensor | None:
-    """Hides from each of Q new bars what stands behind it, (Q, start + Q); a single bar sees all."""
-    if bars == 1:
-        return None
-    rows = torch.arange(start, start + bars, device=like.device)[:, None]
-    columns = torch.arange(start + bars, device=like.device)
-    return torch.zeros(bars, start + bars, dtype=like.dtype, device=like.device).masked_fill(
-        columns > rows, -torch.inf
-    )
-
-
-def _padding(lengths: Tensor, longest: int) -> Tensor | None:
-    if bool((lengths == longest).all()):
-        return None
-    columns = torch.arange(longest, device=lengths.device)
-    late = columns >= lengths[:, None]
-    return torch.zeros(late.shape, device=lengths.device).masked_fill(late, -torch.inf)[:, None]
+def _causal(bars: int, stop: int, *, like: Tensor) -> Tensor:
+    """Hides from each of the last Q of `stop` places what stands behind it, (Q, stop)."""
+    rows = torch.arange(stop - bars, stop, device=like.device)[:, None]
+    late = torch.arange(stop, device=like.device) > rows
+    return like.new_zeros((bars, stop)).masked_fill(late, -torch.inf)

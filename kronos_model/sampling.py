@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kronos_model.cache import Place
 from kronos_model.decoding import CachedDecoder, CachedPredictor, Memory, Prompt
 from kronos_model.errors import MismatchedPair
+from kronos_model.graphs import Acceleration, BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.tokenizer import KronosTokenizer
 
@@ -40,6 +42,9 @@ class SamplingConfig:
     """Paths per series."""
     rows: int = 256
     """Paths advanced at once; bounds the memory, does not change the paths."""
+    acceleration: Acceleration = "graph"
+    """On a GPU: replay a bar's kernels as one CUDA graph, or compile them too, which takes a minute at first
+    and pays for many forecasts of one shape. A CPU ignores it."""
     precision: Precision = "float32"
     """Of the predictor's weights and caches while sampling; half of it is faster, its paths are other draws."""
 
@@ -110,6 +115,22 @@ class Sampler:
         with torch.inference_mode():
             self.predictor = CachedPredictor(predictor, s2_decode=s2_decode, dtype=getattr(torch, precision))
             self.decoder = CachedDecoder(tokenizer)
+        self._program: tuple[object, BarProgram] | None = None
+
+    def program(self, prompt: Prompt, shape: tuple[int, int, int], config: SamplingConfig) -> BarProgram:
+        """The program for prompts of this shape and so many (B, S, H) bars; only the latest is kept."""
+        key = (prompt.s1_ids.shape, prompt.ragged, shape, config)
+        if self._program is None or self._program[0] != key:
+            self._program = None  # its memory is free before the next one's is taken
+            memory = self.predictor.memory(
+                series=shape[0],
+                prompt=prompt.s1_ids.shape[1],
+                samples=shape[1],
+                horizon=shape[2] - 1,
+                ragged=prompt.ragged,
+            )
+            self._program = key, BarProgram(memory, shape, _bar_drawer(config), config.acceleration)
+        return self._program[1]
 
     @torch.inference_mode()
     def paths(
@@ -207,12 +228,27 @@ class _Task:
         self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, *, stop: int
     ) -> None:
         """Draw the bars 0..stop-1 into `ids` (2, B, S, H) from one reading of the prompt."""
+        if stop > 1 and accelerates(ids.device, self.config.acceleration):
+            self._replay(prompt, future, ids, uniforms, stop=stop)
+            return
         memory = self._memory(prompt, samples=ids.shape[2], horizon=stop - 1)
         memory.read(prompt, future[:, : stop - 1])
         for step in range(stop):
             if step:
                 memory.extend(ids[..., step - 1 : step], step - 1)
             self._draw_bar(memory, ids, uniforms, step)
+
+    def _replay(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, *, stop: int) -> None:
+        """The same, by a program that serves all calls of this shape."""
+        program = self.sampler.program(prompt, (*ids.shape[1:3], stop), self.config)
+        program.start()
+        program.memory.read(prompt, future[:, : stop - 1])
+        program.uniforms.copy_(uniforms[:, :, :stop])
+        self._draw_bar(program.memory, program.ids, uniforms, 0)
+        for _ in range(1, stop):
+            program.advance()
+            self.count(uniforms.shape[0] * uniforms.shape[1])
+        ids[..., :stop] = program.ids
 
     def _slide(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, step: int) -> None:
         """Draw one bar past the model's context, as upstream does: every position moves, so all is read again."""
@@ -224,19 +260,30 @@ class _Task:
 
     def _memory(self, prompt: Prompt, *, samples: int, horizon: int) -> Memory:
         series, length = prompt.s1_ids.shape
-        return self.sampler.predictor.memory(series=series, prompt=length, samples=samples, horizon=horizon)
+        return self.sampler.predictor.memory(
+            series=series, prompt=length, samples=samples, horizon=horizon, ragged=prompt.ragged
+        )
 
     def _draw_bar(self, memory: Memory, ids: Tensor, uniforms: Tensor, step: int) -> None:
-        numbers = uniforms[:, :, step].flatten(0, 1)  # (R, 2)
-        coarse = draw(memory.coarse_logits(), numbers[:, 0], self.config).view(ids.shape[1:3])
-        fine = draw(memory.fine_logits(coarse, step), numbers[:, 1], self.config).view(ids.shape[1:3])
-        ids[0, :, :, step], ids[1, :, :, step] = coarse, fine
-        self.count(len(numbers))
+        ids[..., step] = _bar_drawer(self.config)(memory, uniforms[:, :, step], step)
+        self.count(ids.shape[1] * ids.shape[2])
 
     def _decode(self, prompt: Prompt, ids: Tensor) -> Tensor:
         read = self.sampler.decoder.read(prompt, horizon=ids.shape[-1])
         few = max(1, _DECODED_ROWS // ids.shape[1])
         return torch.cat([read.bars(ids[:, :, rows]) for rows in _chunks(ids.shape[2], few)], dim=1)
+
+
+def _bar_drawer(config: SamplingConfig) -> Callable[[Memory, Tensor, Place], Tensor]:
+    """Draws the tokens (2, B, S) of the bar at a place, from uniforms (B, S, 2)."""
+
+    def draw_bar(memory: Memory, uniforms: Tensor, place: Place) -> Tensor:
+        shape = uniforms.shape[:2]
+        coarse = draw(memory.coarse_logits(), uniforms[..., 0].flatten(), config).view(shape)
+        fine = draw(memory.fine_logits(coarse, place), uniforms[..., 1].flatten(), config).view(shape)
+        return torch.stack([coarse, fine])
+
+    return draw_bar
 
 
 def _groups(lengths: Sequence[int], *, horizon: int, max_context: int) -> list[tuple[list[int], int]]:

@@ -1,5 +1,6 @@
 """Sampling with caches against sampling that reads everything again for every bar, and against upstream."""
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from kronos_model import graphs, sampling
 from kronos_model.config import PRESETS
 from kronos_model.decoding import CachedDecoder, CachedPredictor, Prompt
 from kronos_model.forecaster import Forecaster
@@ -258,3 +260,59 @@ def test_half_precision_hardly_moves_the_distribution() -> None:
     exact, half = logits[torch.float32], logits[torch.bfloat16]
     divergence = (exact.exp() * (exact - half)).sum(dim=-1)
     assert 0 < divergence.max() < 1e-3
+
+
+@pytest.mark.parametrize("max_context", [512, 28], ids=["growing", "sliding"])
+def test_a_program_with_fixed_shapes_draws_the_same_paths(
+    tiny: Pair, max_context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU replays, run step by step: twice, because the program outlives the call."""
+    data, lengths = market(3, 24, 6), [24, 24, 13]
+    arguments = {
+        "config": SamplingConfig(samples=3, top_p=0.9),
+        "lengths": lengths,
+        "max_context": max_context,
+    }
+    plain = Sampler(*tiny).paths(*data, generator=seeded(1, 2, 3), **arguments)
+
+    def stepwise(step: Callable[[], object], *, rewind: Callable[[], object]) -> Callable[[], object]:
+        step()
+        return step
+
+    monkeypatch.setattr(graphs, "captured", stepwise)
+    monkeypatch.setattr(sampling, "accelerates", lambda device, how: how == "graph")
+    sampler = Sampler(*tiny)
+    counted: list[int] = []
+    for seeds in ((4, 5, 6), (1, 2, 3)):
+        found = sampler.paths(
+            *data, generator=seeded(*seeds), progress=lambda done, total: counted.append(done), **arguments
+        )
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+    assert counted[-1] == 3 * 3 * 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("acceleration", ["off", "graph", "compile"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_draws_what_a_cpu_draws(tiny: Pair, acceleration: str, precision: str) -> None:
+    data, lengths = market(3, 24, 6), [24, 24, 13]
+    config = SamplingConfig(samples=3, top_p=0.9, acceleration=acceleration, precision=precision)
+    here = Sampler(*tiny).paths(
+        *data,
+        lengths=lengths,
+        generator=seeded(1, 2, 3),
+        config=SamplingConfig(samples=3, top_p=0.9),
+        max_context=512,
+    )
+    sampler = Sampler(*(model.cuda() for model in build("tiny")), precision=config.precision)
+    for _ in range(2):
+        there = sampler.paths(
+            *(part.cuda() for part in data),
+            lengths=lengths,
+            generator=seeded(1, 2, 3),
+            config=config,
+            max_context=512,
+        )
+    assert there.isfinite().all()
+    if precision == "float32":
+        torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
