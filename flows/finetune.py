@@ -94,7 +94,7 @@ def train_challenger(
     }
     bounded = within(train, config.limits, "train_h")
     tokenizer = bounded(home, "tokenizer", start=base, config=config.tokenizer, **shared)
-    gated = tokenizer_gate(tokenizer, config.gate)
+    gated = tokenizer_gate(tokenizer, config.gate, scratch=config.model.weights == "scratch")
     start = base
     if gated.use:
         start = replace(base, tokenizer=tokenizer.best, tokenizer_digest=tokenizer.digest)

@@ -209,12 +209,12 @@ def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef
 
 
 @task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)
-def tokenizer_gate(stage: TrainedRef, policy: GatePolicy) -> TokenizerVerdictRef:
+def tokenizer_gate(stage: TrainedRef, policy: GatePolicy, *, scratch: bool) -> TokenizerVerdictRef:
     """Whether stage 2 may start from the fine-tuned tokenizer."""
     job = Path(stage.job)
-    decision = judge_tokenizer(
-        read_quality(job, 0), read_quality(job, stage.best_step), codebook_drop=policy.codebook_drop
-    )
+    # Random weights spread bars over their codes at random: there is no use of codes yet that could be lost.
+    drop = 1.0 if scratch else policy.codebook_drop
+    decision = judge_tokenizer(read_quality(job, 0), read_quality(job, stage.best_step), codebook_drop=drop)
     logger.info("Tokenizer gate: %s.", decision.reason)
     return TokenizerVerdictRef(use=decision.use, reason=decision.reason)
 

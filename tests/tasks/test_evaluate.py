@@ -1,5 +1,6 @@
 """An evaluation as a task: calibrated models in, scores and every forecast on disk, and what is refused or marked."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kronos_model.evaluation.gate import GatePolicy
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import write_metadata
 from storage.layout import Home
-from tasks.refs import PairRef, ScoresRef
+from tasks.refs import PairRef, ScoresRef, TrainedRef
 from tests.support.training import Ground, make_ground
 
 CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=8, batch_origins=3, keep_paths=True)
@@ -119,6 +120,38 @@ def test_the_verdict_tells_what_the_calibration_did_and_every_note(scored):
     assert verdict.verdict == "keep"  # eight origins decide nothing
     assert any("calibration moved the coverage of the 90 % band from" in reason for reason in verdict.reasons)
     assert "note: the spread of base is not calibrated for these sampling settings" in verdict.reasons
+
+
+def test_a_tokenizer_that_loses_codes_is_refused_unless_it_was_trained_from_scratch(tmp_path):
+    uses = ((0, 0.9, 0.8), (9, 0.2, 0.5))
+    lines = [
+        {
+            "phase": "validation",
+            "step": step,
+            "loss": loss,
+            "coarse_codebook_use": use,
+            "fine_codebook_use": use,
+        }
+        for step, loss, use in uses
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = TrainedRef(
+        stage="tokenizer",
+        job=str(tmp_path),
+        best="",
+        digest="",
+        trained=True,
+        steps=9,
+        epochs=1,
+        initial_loss=0.9,
+        best_loss=0.2,
+        best_step=9,
+        stopped="finished",
+    )
+    refused = module.tokenizer_gate.fn(stage, GatePolicy(), scratch=False)
+    assert not refused.use
+    assert "codes in use fall from 80.0 % to 50.0 %" in refused.reason
+    assert module.tokenizer_gate.fn(stage, GatePolicy(), scratch=True).use
 
 
 def test_a_model_that_trained_on_the_test_range_is_refused(ground, home, challenger):
