@@ -40,7 +40,7 @@ def demo() -> RunConfig:
         model=ModelChoice(preset="tiny", weights="scratch", threads=1),
         tokenizer=stage,
         predictor=replace(stage, epochs=3),
-        evaluation=EvaluationConfig(origins=40, samples=16, calibration_origins=40),
+        evaluation=EvaluationConfig(origins=40, samples=16, calibration_origins=20),
         forecast=SamplingConfig(samples=100),
     )
 
