@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py [--cases forecasts_per_s,p99_ms] [--quick] [--save]
 
-Every client asks for a forecast (tiny model, 64 candles of context, 12 ahead, 20 paths), each with a seed that
+Every client asks for a forecast (tiny model, 64 candles of context, 12 ahead, 100 paths), each with a seed that
 nobody has asked before, and asks again when it has its answer. The peer is the same service drawing one request
 at a time (batch_rows=1): what the sampler's batches are worth. Both run as `kronos serve` in a process of its own,
 with one sampler thread; clients and service share the machine. An answer other than 200, or a connection that
@@ -42,9 +42,15 @@ from storage.ledger import Source
 from storage.registry import Champion, write_champion
 from storage.schema import SeriesKey
 
-CASES = {"forecasts_per_s": "1/s", "p50_ms": "ms", "p99_ms": "ms", "rss_growth_mb": "MB"}
+CASES = {
+    "forecasts_per_s": "1/s",
+    "p50_ms": "ms",
+    "p99_ms": "ms",
+    "cpu_ms_per_forecast": "ms",
+    "rss_growth_mb": "MB",
+}
 CLIENTS, SECONDS, QUICK_SECONDS = 50, 60.0, 8.0
-LOOKBACK, HORIZON, SAMPLES = 64, 12, 20
+LOOKBACK, HORIZON, SAMPLES = 64, 12, 100
 SERIES = ("spot:BTCUSDT", "um:DOGEUSDT")
 PEER = "one request at a time"
 WARM = 0.25  # of the time, before memory is compared
@@ -127,6 +133,7 @@ def measure(seconds: float, *options: str, swap: bool) -> dict:
         "p99_ms": round(times[int(0.99 * (len(times) - 1))], 1),
         "slowest_ms": round(times[-1], 1),
         "machine_load": round(os.getloadavg()[0], 1),
+        "cpu_ms_per_forecast": round(1000 * found.cpu_s / len(times), 1),
         "rss_growth_mb": round(found.rss_mb[-1] - first, 1),
         "rss_mb": found.rss_mb,
     }
@@ -193,11 +200,12 @@ class Found:
     rss_mb: list[float] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     swapped_at: float = 0.0
+    cpu_s: float = 0.0
 
 
 async def load(host: str, port: int, pid: int, seconds: float, home: Home, new: Champion | None) -> Found:
     """All clients at once, until the time is over; each then waits for its last answer."""
-    found = Found()
+    found, spent = Found(), cpu_s(pid)
     began = found.began
     clients = [
         asyncio.create_task(client(number, host, port, began + seconds, found, new))
@@ -211,6 +219,7 @@ async def load(host: str, port: int, pid: int, seconds: float, home: Home, new: 
         await asyncio.sleep(1)
     await asyncio.gather(*clients)
     found.rss_mb.append(rss_mb(pid))
+    found.cpu_s = cpu_s(pid) - spent
     return found
 
 
@@ -246,6 +255,12 @@ def rss_mb(pid: int) -> float:
     """The resident set of a process (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used, in seconds (Linux): what a busy machine does not distort much."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def save(report: dict) -> None:
