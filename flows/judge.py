@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.config import RunConfig, knobs
+from flows.finetune import Trained
 from kronos_model.evaluation.scores import Scores
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.figures import draw_fans
 from tasks.policies import within
-from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, TrainedRef, VerdictRef
+from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
 from tasks.report import show_leaderboard, show_picture, show_text, verdict_markdown
 from tasks.run_report import Reported, report, summary_markdown
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
@@ -80,7 +81,7 @@ def report_judgement(
     judged: Judged,
     *,
     night: str,
-    stages: tuple[TrainedRef, ...],
+    trained: Trained,
     run: RunRef,
 ) -> Reported:
     """Charts and the page that holds them, in MLflow, in Prefect and beside the scores."""
@@ -89,7 +90,8 @@ def report_judgement(
         config.recipe,
         night=night,
         dataset=dataset,
-        stages=stages,
+        stages=trained.stages,
+        tokenizer=trained.tokenizer.reason,
         scores=judged.scores,
         verdict=judged.verdict,
         settings={knob.path: knob.value for knob in knobs(config)},

@@ -117,7 +117,7 @@ def _decide(
     judged = judge_challenger(
         home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
     )
-    reported = report_judgement(home, config, dataset, judged, night=night, stages=trained.stages, run=run)
+    reported = report_judgement(home, config, dataset, judged, night=night, trained=trained, run=run)
     register(
         home,
         config.recipe,

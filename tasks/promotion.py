@@ -178,9 +178,8 @@ def mend(home: Home, recipe: str, config: PublishConfig | None = None) -> tuple[
         champion = read_champion(home, recipe)
         found = mismatches(home, recipe, config)
         for one in found:
-            logger.warning(
-                "%s.", one.found if one.asked else f"The tag of {recipe} was not checked: {one.found}"
-            )
+            unasked = "The tag of the published champion could not be checked: "
+            logger.warning("%s%s.", "" if one.asked else unasked, one.found)
         if champion and any(one.asked for one in found):
             try:
                 _mirror(home, recipe, champion, config)

@@ -16,7 +16,7 @@ from storage.dataset import BuiltDataset, DatasetConfig
 from storage.layout import Home
 from storage.registry import Champion, read_champion, write_night
 from tasks.promotion import promote, register
-from tasks.refs import PairRef, RunRef, VerdictRef
+from tasks.refs import PairRef, PublishedRef, RunRef, VerdictRef
 from tasks.tracking import begin_run
 from tests.support.datasets import build, make_candles
 
@@ -86,7 +86,9 @@ class Nights:
             seed=0,
         )
 
-    def finish(self, number: int, *, promoted: bool = True) -> PairRef:
+    def finish(
+        self, number: int, *, promoted: bool = True, published: tuple[PublishedRef, ...] = ()
+    ) -> PairRef:
         """Register the challenger of a night, promote it where the gate said so, and write the night's summary."""
         model, run = self.train(number), self.run(number)
         verdict = VerdictRef(
@@ -102,10 +104,10 @@ class Nights:
                 night=night_id(number),
                 mlflow_run=run.run_id,
                 verdict=verdict,
-                published=(),
+                published=published,
                 judged_against=serving and replace(serving, previous=None),
                 serving=serving,
-                config=PublishConfig(policy="never"),
+                config=PublishConfig(),
             )
         told = {"night": night_id(number), "mlflow_run": run.run_id, "published": []}
         summary = told | {"challenger": asdict(model)}
