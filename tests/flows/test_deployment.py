@@ -328,7 +328,7 @@ def test_a_run_cancelled_while_it_trains_stops_its_child_and_can_be_resumed(trig
     run = site.run("nightly", {"recipe": "demo", "settings": settings})
     job = wait_for(lambda: site.training(), within_s=120, what="the training to begin")
     site.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    (ended,) = site.finished(run, within_s=150)  # Prefect gives a cancelled process 30 s to exit
+    (ended,) = site.finished(run, within_s=150)  # Prefect looks for hooks in a process of its own
     assert ended["state_type"] == "CANCELLED", ended["state"]
     assert site.training() is None
     assert (job / "checkpoint").is_dir()
