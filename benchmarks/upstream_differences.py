@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 from benchmarks.harness import machine, write_results
 
 ROWS, LOOKBACK, HORIZON = 20_000, 64, 16
-STAGES = {"tokenizer": (4, 400, 2e-3), "predictor": (10, 400, 2e-3)}  # epochs, steps of each, learning rate
+STAGES = {"tokenizer": (2, 200, 2e-3), "predictor": (4, 250, 2e-3)}  # epochs, steps of each, learning rate
 QUICK = {"tokenizer": (1, 20, 2e-3), "predictor": (1, 20, 2e-3)}
 SEEDS = (0, 1)
 
@@ -142,7 +142,8 @@ def train_pair(built, folder: Path, seed: int, stages: dict) -> tuple[Path, Path
                 epochs=epochs,
                 steps_per_epoch=steps,
                 learning_rate=rate,
-                validation_windows=512,
+                batch_size=16,
+                validation_windows=128,
                 checkpoint_steps=10_000,
             ),
             seed=seed,
