@@ -85,7 +85,8 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)
         _record(run, forecasts, outcome.published)
-        log_metrics(run, score_live(home, config.recipe).metrics())
+        live = score_live(home, config.recipe, under_way={night: Path(dataset.path)})
+        log_metrics(run, live.metrics())
     summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
     write_night(home, config.recipe, night, summary)
     return {**summary, "nothing_new": False}

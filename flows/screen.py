@@ -216,7 +216,6 @@ def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
         "after (UTC)",
         "close",
         "until (UTC)",
-        "mean",
         "5 to 95 %",
         "P(up)",
         "return",

@@ -13,7 +13,7 @@ from storage.layout import Home
 from storage.registry import Champion, read_night
 from storage.schema import SeriesKey
 
-__all__ = ["Columns", "then_and_now"]
+__all__ = ["Columns", "then_and_now", "trained_on"]
 
 Floats = NDArray[np.float64]
 _CLOSE, _VOLUME = 3, 4  # in a dataset's features
@@ -31,18 +31,22 @@ class Columns:
     volumes_now: Floats
 
 
-def then_and_now(home: Home, recipe: str, champion: Champion, *, candles: int) -> dict[SeriesKey, Columns]:
-    """Every series of the champion's dataset: its training part, and its newest `candles` that came after it.
-
-    StorageError where the night's dataset is gone.
-    """
+def trained_on(home: Home, recipe: str, champion: Champion) -> Path:
+    """The dataset of the night that made the champion; StorageError where that night left no summary."""
     night = read_night(home, recipe, champion.night)
     if night is None:
         raise StorageError(
             f"expected the summary of night {champion.night}, which made the champion of {recipe}, found none; what "
             "it was trained on is not known any more, and drift cannot be measured until another night is promoted"
         )
-    folder = home.datasets / Path(night["dataset"]["path"]).name  # by name: the home may have been moved
+    return home.datasets / Path(night["dataset"]["path"]).name  # by name: the home may have been moved
+
+
+def then_and_now(home: Home, folder: Path, *, candles: int) -> dict[SeriesKey, Columns]:
+    """Every series of a dataset: its training part, and its newest `candles` that came after it.
+
+    StorageError where the dataset is gone.
+    """
     manifest, lake = load_manifest(folder), Lake(home.lake)
     found = {}
     for entry in manifest["series"]:

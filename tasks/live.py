@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefect import task
 
@@ -13,7 +15,7 @@ from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
 from storage.scoreboard import Record, live_record
-from storage.then_and_now import then_and_now
+from storage.then_and_now import then_and_now, trained_on
 from tasks.policies import IDEMPOTENT
 
 __all__ = ["DriftOf", "Live", "live_board", "score_live"]
@@ -48,27 +50,33 @@ class Live:
 
 
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
-def score_live(home: Home, recipe: str) -> Live:
+def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
     """The board brought up to date; drift is a warning in the log."""
-    live = live_board(home, recipe)
+    live = live_board(home, recipe, under_way=under_way)
     for warning in live.warnings:
         logger.warning("%s", warning)
     return live
 
 
-def live_board(home: Home, recipe: str) -> Live:
-    """Score what has become due, then the record of everyone who ever served the recipe."""
-    drifts, warnings = _drifts(home, recipe)
+def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
+    """Score what has become due, then the record of everyone who ever served the recipe.
+
+    `under_way` gives the datasets of nights that have no summary yet.
+    """
+    drifts, warnings = _drifts(home, recipe, under_way or {})
     return Live(record=live_record(home, recipe, score_quantiles), drifts=drifts, warnings=warnings)
 
 
-def _drifts(home: Home, recipe: str) -> tuple[tuple[DriftOf, ...], tuple[str, ...]]:
+def _drifts(
+    home: Home, recipe: str, under_way: Mapping[str, Path]
+) -> tuple[tuple[DriftOf, ...], tuple[str, ...]]:
     """Returns and volumes of every series, and a sentence for each that has drifted or could not be measured."""
     champion = read_champion(home, recipe)
     if champion is None:
         return (), ()
     try:
-        columns = then_and_now(home, recipe, champion, candles=DRIFT_CANDLES)
+        dataset = under_way.get(champion.night) or trained_on(home, recipe, champion)
+        columns = then_and_now(home, dataset, candles=DRIFT_CANDLES)
     except StorageError as error:
         return (), (str(error),)
     pairs = [

@@ -1,5 +1,6 @@
 """The live record of a recipe's champions: who is counted, what a night logs, and the warning of drift."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,16 @@ def test_a_dataset_that_is_gone_is_said_and_the_scores_are_there_all_the_same(re
     assert live.record.total.scored == 1
     assert live.drifts == ()
     assert "expected the summary of night n" in live.warnings[0]
+
+
+def test_a_night_under_way_measures_the_drift_since_its_own_training(record: Record) -> None:
+    summary = record.home.models / "demo" / "nights" / "n.json"
+    dataset = Path(json.loads(summary.read_text())["dataset"]["path"])
+    expected = live_board(record.home, "demo").drifts
+    summary.unlink()
+    live = live_board(record.home, "demo", under_way={"n": dataset})
+    assert (live.drifts, live.warnings) == (expected, ())
+    assert len(expected) == 2
 
 
 def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, terminal: Terminal) -> None:
