@@ -114,7 +114,7 @@ def draw(report: dict, path: Path) -> None:
         axis.set_axis_off()
     for axis, (knob, measure_name, label) in zip(axes.flat, curves, strict=False):
         cases = [case for case in report["cases"] if case["case"] == knob]
-        axis.plot([str(case["at"]) for case in cases], [case[measure_name] for case in cases], "o-")
+        axis.plot([case["at"] for case in cases], [case[measure_name] for case in cases], "o-")
         axis.set(xlabel=knob, ylabel=label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
