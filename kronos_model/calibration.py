@@ -1,13 +1,15 @@
 """Conformal scaling of the spread of sample paths: how much wider or narrower a model's fan should have been.
 
-Sampled fans of Kronos are too narrow more often than not. At each step the distance of every path from the median
-path is multiplied by one factor, chosen on validation origins so that the central interval covers what it says.
-Shapes: N origins, B series, S sample paths, H steps, F=6 features.
+Sampled fans of Kronos are too narrow more often than not, not always by the same share in the middle and at the edges.
+At each step the distance of a path from the median is multiplied by a factor that depends on how far out the path
+lies, chosen on validation origins so that each of several central intervals covers what it says.
+Shapes: N origins, B series, S sample paths, H steps, L levels, F=6 features.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +21,11 @@ from kronos_model.features import FEATURES
 from kronos_model.files import CALIBRATION_FILE, read_json, write_json
 from kronos_model.sampling import SamplingConfig
 
-__all__ = ["Calibration", "fewest_origins"]
+__all__ = ["LEVELS", "Calibration", "fewest_origins"]
 
-_VERSION = 1
+LEVELS = (0.5, 0.8, 0.9)
+"""Central intervals that are to cover what they say; the gate asks about the widest."""
+_VERSION = 2
 _CLOSE = FEATURES.index("close")
 _PRICES = 4
 _NARROWEST, _WIDEST = 0.1, 10.0
@@ -32,12 +36,12 @@ _FARTHEST = math.log(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Factors of the spread per step, and what they were fitted for."""
+    """Factors of the spread per level and step, and what they were fitted for."""
 
-    level: float
-    """Share of the central interval that the factors were chosen for."""
-    factors: tuple[float, ...]
-    """Of the spread at step 1, 2, ...; steps beyond the last one use the last."""
+    levels: tuple[float, ...]
+    """Shares of the central intervals that the factors were chosen for, ascending."""
+    factors: tuple[tuple[float, ...], ...]
+    """Of the spread, per level, at step 1, 2, ...; steps beyond the last one use the last."""
     origins: int
     """Validation origins behind each factor."""
     samples: int
@@ -48,10 +52,23 @@ class Calibration:
     top_p: float
 
     def __post_init__(self) -> None:
-        if not self.factors or not all(0 < factor < math.inf for factor in self.factors):
-            raise ValueError(f"factors: expected numbers above 0, one per step, found {self.factors}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level: expected a share between 0 and 1, found {self.level}; 0.9 is usual")
+        ascending = all(low < high for low, high in pairwise((0.0, *self.levels, 1.0)))
+        if not self.levels or not ascending:
+            raise ValueError(
+                f"levels: expected ascending shares between 0 and 1, found {self.levels}; {LEVELS} are usual"
+            )
+        alike = len(self.factors) == len(self.levels) and len({len(row) for row in self.factors}) == 1
+        if not alike or not self.factors[0]:
+            raise ValueError(
+                f"factors: expected as many steps for each of {self.levels}, found {self.factors}"
+            )
+        if not all(0 < factor < math.inf for row in self.factors for factor in row):
+            raise ValueError(f"factors: expected numbers above 0, found {self.factors}")
+
+    @property
+    def level(self) -> float:
+        """The widest interval that the factors were chosen for."""
+        return self.levels[-1]
 
     @classmethod
     def fit(
@@ -60,27 +77,30 @@ class Calibration:
         realised: NDArray[np.float64],
         sampling: SamplingConfig,
         *,
-        level: float = 0.9,
+        levels: Sequence[float] = LEVELS,
     ) -> Self:
         """From log returns since the last close of paths (N, S, H) and of what happened (N, H).
 
-        Split conformal prediction: the factor of a step is the ceil((N + 1) level)-th smallest factor with which
-        an origin's interval would just have covered the truth. Where origins are exchangeable the scaled interval
-        of a new one covers with at least that probability.
+        Split conformal prediction, for each level alone. An origin's ratio at a step is the smallest factor with
+        which its interval would just have covered the truth; the factor of a step is the ceil(level (N + 1) W)-th
+        smallest of the N W ratios of the W steps around it, for one step's N alone jump from step to step. Where
+        origins are exchangeable, an interval scaled by it covers a new one with at least that probability, on
+        average over these W steps: the price of pooling is that a step itself is covered so only as far as its
+        neighbours, in units of their own width, are missed alike.
         """
-        count = len(samples)
-        if count < fewest_origins(level):
+        count, _, horizon = samples.shape
+        if count < fewest_origins(levels[-1]):
             raise DataError(
-                f"a calibration at {level} needs at least {fewest_origins(level)} origins, found {count}; "
+                f"a calibration at {levels[-1]} needs at least {fewest_origins(levels[-1])} origins, found {count}; "
                 "widen the validation range"
             )
-        low, middle, high = np.quantile(samples, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=1)
-        above = _ratio(realised - middle, high - middle)
-        below = _ratio(middle - realised, middle - low)
-        needed = np.sort(np.maximum(above, below), axis=0)[math.ceil((count + 1) * level) - 1]  # (H,)
+        ratios = [_ratios(samples, realised, level) for level in levels]
         return cls(
-            level=level,
-            factors=tuple(np.clip(needed, _NARROWEST, _WIDEST).tolist()),
+            levels=tuple(levels),
+            factors=tuple(
+                tuple(_conformal(one[:, around], level) for around in _windows(horizon))
+                for one, level in zip(ratios, levels, strict=True)
+            ),
             origins=count,
             samples=samples.shape[1],
             temperature=sampling.temperature,
@@ -99,15 +119,40 @@ class Calibration:
 
         A bar moves as a whole: its four prices are multiplied by what its close is, so it stays consistent.
         """
-        scale = np.asarray(last_close, np.float64)[:, None, None]
-        returns = np.log(paths[..., _CLOSE] / scale)  # (B, S, H)
-        middle = np.median(returns, axis=1, keepdims=True)
-        horizon = paths.shape[2]
-        factors = np.array([*self.factors, *[self.factors[-1]] * horizon][:horizon])
-        wanted = np.clip(middle + factors * (returns - middle), -_FARTHEST, _FARTHEST)
+        last = np.asarray(last_close, np.float64)[:, None, None]
+        returns = np.log(paths[..., _CLOSE] / last)  # (B, S, H)
+        wanted = np.clip(self.scale(returns), -_FARTHEST, _FARTHEST)
         scaled = paths.copy()
         scaled[..., :_PRICES] *= np.exp(wanted - returns)[..., None]
         return scaled
+
+    def scale(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log returns (B, S, H) of paths, each moved along the line from the median by the factor of its rank.
+
+        Outward from the median no path ends before its neighbour within, so their order is kept at every step.
+        """
+        count, horizon = returns.shape[1:]
+        order = np.argsort(returns, axis=1, kind="stable")
+        ranked = np.take_along_axis(returns, order, axis=1)
+        middle = np.median(ranked, axis=1, keepdims=True)
+        moved = middle + self._by_rank(count, horizon) * (ranked - middle)
+        lower, upper = moved[:, : count // 2], moved[:, count // 2 :]
+        lower = np.minimum.accumulate(lower[:, ::-1], axis=1)[:, ::-1]
+        upper = np.maximum.accumulate(upper, axis=1)
+        scaled = np.empty_like(moved)
+        np.put_along_axis(scaled, order, np.concatenate([lower, upper], axis=1), axis=1)
+        return scaled
+
+    def _by_rank(self, count: int, horizon: int) -> NDArray[np.float64]:
+        """Factors (S, H) of the lowest to the highest of `count` paths: linear between the levels, constant beyond.
+
+        A path's level is that of the central interval whose end it is: numpy's quantiles, by which the factors are
+        fitted and forecasts are scored, put rank r = 0, 1, ... at r / (S - 1).
+        """
+        level = np.abs(2 * np.arange(count) / max(count - 1, 1) - 1)
+        steps = np.minimum(np.arange(horizon), len(self.factors[0]) - 1)
+        known = np.array(self.factors)[:, steps]  # (L, H)
+        return np.stack([np.interp(level, self.levels, column) for column in known.T], axis=1)
 
     def save(self, folder: Path) -> None:
         """Write calibration.json into a predictor's folder."""
@@ -133,12 +178,33 @@ class Calibration:
         values = dict(told)
         if values.pop("version") != _VERSION:
             raise ValueError(f"version {told['version']}")
-        return cls(**{**values, "factors": tuple(float(factor) for factor in values["factors"])})
+        levels = tuple(float(level) for level in values.pop("levels"))
+        factors = tuple(tuple(float(factor) for factor in row) for row in values.pop("factors"))
+        return cls(levels=levels, factors=factors, **values)
 
 
 def fewest_origins(level: float) -> int:
     """The fewest origins with which a conformal factor exists."""
     return math.ceil(level / (1 - level) - 1e-9)
+
+
+def _windows(horizon: int) -> list[slice]:
+    """For each step, the steps whose ratios are pooled for it."""
+    reach = max(1, horizon // 6)
+    return [slice(max(0, step - reach), step + reach + 1) for step in range(horizon)]
+
+
+def _ratios(samples: NDArray[np.float64], realised: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+    """(N, H) smallest factor with which each central interval would have covered the truth."""
+    low, middle, high = np.quantile(samples, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=1)
+    return np.maximum(_ratio(realised - middle, high - middle), _ratio(middle - realised, middle - low))
+
+
+def _conformal(ratios: NDArray[np.float64], level: float) -> float:
+    """The factor from ratios (N, W): as if a new origin's were infinite and of the same weight."""
+    count, steps = ratios.shape
+    index = math.ceil(level * (count + 1) * steps - 1e-9) - 1
+    return float(np.clip(np.sort(ratios, axis=None)[index], _NARROWEST, _WIDEST))
 
 
 def _ratio(miss: NDArray[np.float64], width: NDArray[np.float64]) -> NDArray[np.float64]:

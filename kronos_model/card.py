@@ -118,10 +118,11 @@ def calibration_in_words(predictor: Path) -> str:
     told = Calibration.load(predictor)
     if told is None:
         return ""
+    factors = [factor for row in told.factors for factor in row]
     return (
-        f"the spread of the paths is scaled by {min(told.factors):.2f} to {max(told.factors):.2f}, by step, so that "
-        f"the {100 * told.level:.0f} % band covers what it says: fitted on {told.origins} validation origins at "
-        f"temperature {told.temperature:g}, top-k {told.top_k}, top-p {told.top_p:g}"
+        f"the spread of the paths is scaled by {min(factors):.2f} to {max(factors):.2f}, by step and distance from "
+        f"the median, so that bands up to {100 * told.level:.0f} % cover what they say: fitted on {told.origins} "
+        f"validation origins at temperature {told.temperature:g}, top-k {told.top_k}, top-p {told.top_p:g}"
     )
 
 

@@ -25,7 +25,7 @@ from kronos_model.evaluation.leaks import check_not_trained_on
 from kronos_model.evaluation.scores import QUANTILES, Scores
 from kronos_model.evaluation.tokenizer_gate import judge_tokenizer, read_quality
 from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
-from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, model_digest
+from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, model_digest, read_json, write_json
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
 from kronos_model.pretrained import METADATA_FILE
@@ -42,7 +42,8 @@ __all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of what an evaluation computes and stores: raise it, and stored ones are made again
+_VERSION = 3  # of what an evaluation computes and stores: raise it, and stored ones are made again
+_DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
 
 @task(name="calibrate", task_run_name="calibrate {pair.origin}", **IDEMPOTENT)
@@ -51,23 +52,29 @@ def calibrate(
 ) -> PairRef:
     """`pair` with a calibration of its spread beside the predictor, fitted on the validation range.
 
-    The same pair where that is switched off, where it has one already, or where the range is too short.
+    The same pair where that is switched off or where it has one already; the same with a note that says why where
+    the range is too short or a calibration does harm there.
     """
     if not config.calibrate or (Path(pair.predictor) / CALIBRATION_FILE).exists():
         return pair
-    folder = home.jobs / f"calibrated-{_digest(dataset, {'model': pair}, config, seed)}" / "predictor"
+    folder = home.jobs / f"calibrated-{_digest(dataset, {'model': pair}, config, seed)}"
     if not folder.exists():
         model = ModelCompetitor(name="model", forecaster=forecaster(pair, dataset), config=config, seed=seed)
         with progress_bar("calibrate") as progress:
-            calibration = fit_calibration(WindowDataset.open(dataset.path), model, progress=progress)
-        if calibration is None:
-            logger.warning("The validation range is too short to calibrate the spread of %s.", pair.origin)
-            return pair
+            fitted = fit_calibration(WindowDataset.open(dataset.path), model, progress=progress)
         with atomic_directory(folder) as draft:
-            for name in (*MODEL_FILES, METADATA_FILE):
-                _link(Path(pair.predictor) / name, draft / name)
-            calibration.save(draft)
-    return replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
+            write_json(draft / _DECISION, {"reason": fitted.reason})
+            if fitted.calibration is not None:
+                (draft / "predictor").mkdir()
+                for name in (*MODEL_FILES, METADATA_FILE):
+                    _link(Path(pair.predictor) / name, draft / "predictor" / name)
+                fitted.calibration.save(draft / "predictor")
+    reason, predictor = read_json(folder / _DECISION)["reason"], folder / "predictor"
+    if not predictor.exists():
+        logger.warning("The spread of %s is not calibrated: %s.", pair.origin, reason)
+        return replace(pair, uncalibrated=reason)
+    logger.info("The spread of %s is calibrated: %s.", pair.origin, reason)
+    return replace(pair, predictor=str(predictor), predictor_digest=model_digest(predictor))
 
 
 @task(name="evaluate", task_run_name="evaluate", **IDEMPOTENT)
@@ -137,7 +144,7 @@ def _walk(
             windows,
             [*competitors, *baselines],
             config,
-            notes=[*_notes(competitors, config), *notes],
+            notes=[*_notes(competitors, models, config), *notes],
             work=work,
             keep=keep,
             progress=progress,
@@ -170,12 +177,18 @@ def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:
     return {name: until for name, until in found.items() if until is not None}
 
 
-def _notes(competitors: Sequence[Competitor], config: EvaluationConfig) -> list[str]:
+def _notes(
+    competitors: Sequence[Competitor], models: dict[str, PairRef], config: EvaluationConfig
+) -> list[str]:
     """What a reader of the scores must know of the models."""
     raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.calibration is None]
-    if not config.calibrate or not raw:
+    if not config.calibrate:
         return []
-    return [f"the spread of {', '.join(raw)} is not calibrated for these sampling settings"]
+    why = {name: models[name].uncalibrated for name in raw}
+    told = [f"the spread of {name} is not calibrated: {reason}" for name, reason in why.items() if reason]
+    if unfit := [name for name, reason in why.items() if not reason]:
+        told.append(f"the spread of {', '.join(unfit)} is not calibrated for these sampling settings")
+    return told
 
 
 def _marked(scores: Scores) -> Scores:

@@ -67,6 +67,7 @@ class PairRef:
     predictor: str
     predictor_digest: str
     origin: str  # where the weights came from, in words
+    uncalibrated: str = ""  # why its spread was left as it is, where a calibration was tried
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ class EvaluationConfig:
     batch_origins: int = 16
     """Origins forecast at once; memory grows with batch_origins x samples."""
     calibrate: bool = True
-    """Scale the spread of a model's paths per step by conformal factors of the validation range."""
+    """Scale the spread of a model's paths by conformal factors of the validation range, unless they do harm there."""
     calibration_origins: int = 100
     """Origins per series at most, evenly spaced over the validation range, that the factors are fitted on."""
     baselines: tuple[str, ...] = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")

@@ -200,11 +200,17 @@ def test_a_calibration_is_told():
 def test_the_calibration_beside_the_weights_is_put_into_words(tmp_path: Path):
     assert calibration_in_words(tmp_path) == ""
     Calibration(
-        level=0.9, factors=(1.314, 1.2, 0.98), origins=64, samples=20, temperature=1.0, top_k=0, top_p=0.9
+        levels=(0.5, 0.9),
+        factors=((1.1, 1.05, 0.98), (1.314, 1.2, 1.0)),
+        origins=64,
+        samples=20,
+        temperature=1.0,
+        top_k=0,
+        top_p=0.9,
     ).save(tmp_path)
     assert calibration_in_words(tmp_path) == (
-        "the spread of the paths is scaled by 0.98 to 1.31, by step, so that the 90 % band covers what it says: "
-        "fitted on 64 validation origins at temperature 1, top-k 0, top-p 0.9"
+        "the spread of the paths is scaled by 0.98 to 1.31, by step and distance from the median, so that bands up "
+        "to 90 % cover what they say: fitted on 64 validation origins at temperature 1, top-k 0, top-p 0.9"
     )
 
 

@@ -139,7 +139,7 @@ def test_a_calibrated_champion_draws_as_it_was_calibrated_unless_told_otherwise(
     champion = read_champion(home, "demo")
     assert champion is not None
     calibration = Calibration(
-        level=0.9, factors=(2.0, 3.0), origins=40, samples=20, temperature=0.5, top_k=0, top_p=1.0
+        levels=(0.9,), factors=((2.0, 3.0),), origins=40, samples=20, temperature=0.5, top_k=0, top_p=1.0
     )
     calibration.save(home.root / champion.predictor)
     with serving(home) as site:

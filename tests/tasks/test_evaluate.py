@@ -18,7 +18,7 @@ from storage.layout import Home
 from tasks.refs import PairRef, ScoresRef, TrainedRef
 from tests.support.training import Ground, make_ground
 
-CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=8, batch_origins=3, keep_paths=True)
+CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=10, batch_origins=3, keep_paths=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,23 @@ def test_a_calibrated_pair_is_the_same_weights_under_another_digest(ground, home
     assert challenger.tokenizer == base.tokenizer
     ours, theirs = (Path(one.predictor) / "model.safetensors" for one in (challenger, base))
     assert ours.read_bytes() == theirs.read_bytes()
-    assert Calibration.load(Path(challenger.predictor)).origins == 16
+    assert Calibration.load(Path(challenger.predictor)).origins == 20
     assert Calibration.load(Path(base.predictor)) is None
     assert module.calibrate.fn(home, ground.dataset, challenger, CONFIG, seed=1) == challenger
     assert module.calibrate.fn(home, ground.dataset, base, replace(CONFIG, calibrate=False), seed=1) == base
+
+
+def test_a_calibration_that_does_harm_is_left_out_and_the_verdict_says_so(ground, home, base, monkeypatch):
+    monkeypatch.setattr("kronos_model.evaluation.calibrating._WORSE", -1.0)  # nothing is good enough
+    config = replace(CONFIG, calibration_origins=11)
+    raw = module.calibrate.fn(home, ground.dataset, base, config, seed=1)
+    assert (raw.predictor, raw.predictor_digest) == (base.predictor, base.predictor_digest)
+    assert module.calibrate.fn(home, ground.dataset, base, config, seed=1) == raw
+    verdict = module.gate.fn(
+        walk(home, ground, {"challenger": raw, "base": base}), GatePolicy(), champion=False
+    )
+    told = "note: the spread of challenger is not calibrated: it would raise the CRPS of held-out validation origins"
+    assert any(reason.startswith(told) for reason in verdict.reasons)
 
 
 def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(scored):

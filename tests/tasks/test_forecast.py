@@ -114,7 +114,7 @@ def test_the_calibration_beside_the_predictor_is_applied(home: Home, pair: PairR
     folder = tmp_path / "calibrated"
     shutil.copytree(pair.predictor, folder)
     Calibration(
-        level=0.9, factors=(2.0, 3.0), origins=20, samples=SAMPLES, temperature=1.0, top_k=0, top_p=1.0
+        levels=(0.9,), factors=((2.0, 3.0),), origins=20, samples=SAMPLES, temperature=1.0, top_k=0, top_p=1.0
     ).save(folder)
     calibrated = replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
     plain, scaled = run(home, pair), run(home, calibrated)
