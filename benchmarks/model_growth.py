@@ -118,9 +118,8 @@ def draw(report: dict, path: Path) -> None:
         axis.set(xlabel=knob, ylabel=label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    figure.suptitle(
-        f"Sampling on {report['hardware']}, one knob at a time from {report['base']}", fontsize=10
-    )
+    base = ", ".join(f"{knob} {value}" for knob, value in report["base"].items())
+    figure.suptitle(f"Sampling on {report['hardware']}, one knob at a time from: {base}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
