@@ -119,7 +119,7 @@ def test_a_wrong_choice_of_symbols_is_refused_in_one_sentence(
 ) -> None:
     result = kronos("ingest", *words, "--klines", klines)
     assert result.exit_code != 0
-    assert sentence in str(result.exception)
+    assert sentence in f"{result.output}{result.exception}"
 
 
 def test_the_report_has_numbers_holes_and_a_picture(kronos: Kronos, home: Path, klines: Path) -> None:
