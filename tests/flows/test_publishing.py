@@ -100,7 +100,7 @@ def test_a_hub_that_does_not_tell_its_tags_does_not_stop_a_night(
     outcome = again(*published.arguments)
     assert outcome.code == 0, outcome.err
     assert "Nothing new" in outcome.out
-    assert "The tag of demo was not checked" in caplog.text
+    assert "The tag of the published champion could not be checked" in caplog.text
 
 
 def test_a_night_that_is_published_though_it_was_not_promoted_gets_no_champion_tag(
