@@ -41,12 +41,23 @@ def test_causal_attention_and_its_gradients_are_torch_s(length: int) -> None:
     alike(ours, with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), *inputs))
 
 
+@pytest.mark.parametrize("length", [1, 128, 300], ids="{} positions".format)
+def test_causal_attention_in_bfloat16_is_that_of_float32_within_its_precision(length: int) -> None:
+    inputs = [random(2, length, 3, 8, seed=seed).transpose(1, 2) for seed in range(3)]
+    halves = [one.bfloat16() for one in inputs]
+    ours = with_gradients(lambda q, k, v: kernels.causal_attention(q, k, v, 0.0), *halves)
+    theirs = with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), *inputs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert float((mine.float() - other).norm() / other.norm().clamp(min=1e-6)) < 0.02 or length == 1
+
+
 def test_attention_with_dropped_weights_has_the_gradients_of_its_own_dropout() -> None:
     q, k, v = (random(1, 2, 300, 4, seed=seed) for seed in range(3))
     torch.manual_seed(3)
     ours = with_gradients(lambda q, k, v: kernels.causal_attention(q, k, v, 0.25), q, k, v)
     torch.manual_seed(3)
-    blocks, scale = kernels._attention_drops(q, 0.25, kernels._blocks(300))
+    blocks, scale = kernels._attention_drops(q.flatten(0, 1), 0.25, kernels._blocks(300))
     kept = torch.zeros(1, 2, 300, 300)
     for dropped, (first, last) in zip(blocks, kernels._blocks(300), strict=True):
         kept[0, :, first:last, :last] = (~dropped).float() * scale
