@@ -110,8 +110,12 @@ def step_two_peer(preset: str, batch: int, length: int, device: str, **_: bool) 
     return step
 
 
-def step_one_ours(preset: str, batch: int, length: int, device: str, **_: bool) -> Callable[[], object]:
+def step_one_ours(
+    preset: str, batch: int, length: int, device: str, *, bfloat16: bool
+) -> Callable[[], object]:
     """A step of the tokenizer as kronos_model.fit takes it."""
+    import torch
+
     from kronos_model.fit import make_optimizer
     from kronos_model.jobs import StageConfig
 
@@ -119,7 +123,8 @@ def step_one_ours(preset: str, batch: int, length: int, device: str, **_: bool) 
     optimizer = make_optimizer(tokenizer.to(device), StageConfig(learning_rate=2e-4))
 
     def loss(x):
-        (coarse, full), quantiser, *_ = tokenizer(x)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+            (coarse, full), quantiser, *_ = tokenizer(x)
         return coarse, full, quantiser
 
     return _tokenizer_step(tokenizer, optimizer, loss, windows(batch, device)[0][:, :length])
@@ -344,6 +349,7 @@ CASES: dict[str, Case] = {
     "step2_mini": _cpu("stage-2 step", *_TWO, "mini"),
     "step2_mini_bf16": _cpu("stage-2 step", *_TWO, "mini", bfloat16=True),
     "step1": _cpu("stage-1 step", *_ONE, "small"),
+    "step1_bf16": _cpu("stage-1 step", *_ONE, "small", bfloat16=True),
     "open_dataset": Case(
         title=f"first batch of {WINDOWS:,} windows of {LOOKBACK}+{HORIZON} on disk",
         unit="s",
