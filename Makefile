@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 KLINES ?=
 RECIPE ?= demo
 
-.PHONY: help install install-dev demo run test lint check constraints up deploy ui-prefect ui-mlflow clean
+.PHONY: help install install-dev demo run test lint check constraints docs up deploy ui-prefect ui-mlflow clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ lint: install-dev  ## Lint, types and import contracts only
 
 constraints: install-dev  ## Write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -vE '^(kronos-model-arch|kronos-nightly)' > constraints.txt
+
+docs: install-dev  ## Write docs/recipes.md and the architecture picture anew from the code
+	$(BIN)/python docs/make_recipes.py
+	$(BIN)/python docs/make_architecture.py
 
 up: install  ## Prefect, MLflow, the deployments and a worker on this machine, until Ctrl-C
 	$(BIN)/kronos up
