@@ -130,7 +130,9 @@ def _walk(
         for name, pair in models.items()
     ]
     bars = history_bars(windows.lookback, windows.interval_ms)
-    baselines, notes = make_baselines(config, interval_ms=windows.interval_ms, history=bars, seed=seed)
+    baselines, notes = make_baselines(
+        config, interval_ms=windows.interval_ms, lookback=windows.lookback, history=bars, seed=seed
+    )
     work = folder.with_name(f"{folder.name}.part")
     forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
 

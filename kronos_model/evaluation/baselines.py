@@ -14,7 +14,8 @@ from kronos_model.evaluation.competitors import Competitor, Context, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import stretches
 from kronos_model.evaluation.scoring import CLOSE, row_generator
-from kronos_model.features import FEATURES
+from kronos_model.evaluation.volatility import HAR_LOOKBACK, Garch, HarRv
+from kronos_model.evaluation.walks import bars_along, one_bar_moves
 from kronos_model.forecaster import Forecast
 
 __all__ = ["BlockBootstrap", "Drift", "EwmaCone", "SeasonalNaive", "make_baselines"]
@@ -66,12 +67,12 @@ class EwmaCone:
     name: str = "ewma"
 
     def forecast(self, context: Context) -> Forecast:
-        moves = _moves(context)
+        moves = one_bar_moves(context)
         weights = self.decay ** np.arange(moves.shape[1] - 1, -1, -1.0) * ~np.isnan(moves)
         sigma = np.sqrt((weights * np.nan_to_num(moves) ** 2).sum(axis=1) / weights.sum(axis=1))  # (B,)
         shape = (self.samples, context.future_open_time.shape[1])
         shocks = _drawn(context, self.seed, lambda generator: generator.standard_normal(shape))
-        return _bars(context, np.cumsum(sigma[:, None, None] * shocks, axis=-1))
+        return bars_along(context, np.cumsum(sigma[:, None, None] * shocks, axis=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class BlockBootstrap:
     name: str = "bootstrap"
 
     def forecast(self, context: Context) -> Forecast:
-        moves = _moves(context)
+        moves = one_bar_moves(context)
         known = (~np.isnan(moves)).sum(axis=1)  # (B,); they stand at the end
         centred = np.nan_to_num(moves - np.nanmean(moves, axis=1, keepdims=True))
         shape = (self.samples, context.future_open_time.shape[1])
@@ -97,21 +98,26 @@ class BlockBootstrap:
         start = np.floor(position.start * known[:, None, None]).astype(np.int64)
         row = (moves.shape[1] - known)[:, None, None] + (start + position.offset) % known[:, None, None]
         drawn = np.take_along_axis(centred, row.reshape(len(row), -1), axis=1).reshape(row.shape)
-        return _bars(context, np.cumsum(drawn, axis=-1))
+        return bars_along(context, np.cumsum(drawn, axis=-1))
 
 
 def make_baselines(
-    config: EvaluationConfig, *, interval_ms: int, history: int, seed: int
+    config: EvaluationConfig, *, interval_ms: int, lookback: int, history: int, seed: int
 ) -> tuple[list[Competitor], list[str]]:
     """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
     sampled: Mapping[str, Callable[[], Competitor]] = {
         "drift": Drift,
         "ewma": lambda: EwmaCone(samples=config.samples, seed=seed),
         "bootstrap": lambda: BlockBootstrap(samples=config.samples, seed=seed),
+        "har": lambda: HarRv(samples=config.samples, seed=seed),
+        "garch": lambda: Garch(samples=config.samples, seed=seed),
     }
     made: list[Competitor] = [LastValue()]
     notes = []
     for name in config.baselines:
+        if name == "har" and lookback < HAR_LOOKBACK:
+            notes.append(f"har was left out: it needs a lookback of {HAR_LOOKBACK} candles, found {lookback}")
+            continue
         if name not in _SEASONS_MS:
             made.append(sampled[name]())
             continue
@@ -125,11 +131,6 @@ def make_baselines(
     return made, notes
 
 
-def _moves(context: Context) -> Floats:
-    """One-bar log returns (B, K - 1); NaN before a series' first candle."""
-    return np.diff(np.log(context.history), axis=1)
-
-
 def _drawn(context: Context, seed: int, draw: Callable[[np.random.Generator], Floats]) -> Floats:
     """What `draw` takes from each row's own generator, stacked."""
     origins = context.open_time[:, -1].tolist()
@@ -139,18 +140,4 @@ def _drawn(context: Context, seed: int, draw: Callable[[np.random.Generator], Fl
 
 def _twice(context: Context, returns: Floats) -> Forecast:
     """A point forecast (B, H) as two equal paths: its CRPS is its absolute error."""
-    return _bars(context, np.repeat(returns[:, None], 2, axis=1))
-
-
-def _bars(context: Context, returns: Floats) -> Forecast:
-    """Bars along closes given as log returns since the last close (B, S, H); volumes stay as they were."""
-    last = context.features[:, -1].astype(np.float64)  # (B, F)
-    closes = last[:, CLOSE, None, None] * np.exp(returns)
-    opens = np.concatenate(
-        [np.broadcast_to(last[:, CLOSE, None, None], closes[..., :1].shape), closes[..., :-1]], -1
-    )
-    paths = np.empty((*closes.shape, len(FEATURES)), np.float32)
-    paths[..., 0], paths[..., 3] = opens, closes
-    paths[..., 1], paths[..., 2] = np.maximum(opens, closes), np.minimum(opens, closes)
-    paths[..., 4:] = last[:, None, None, 4:]
-    return Forecast(paths=paths, violation_rate=0.0)
+    return bars_along(context, np.repeat(returns[:, None], 2, axis=1))

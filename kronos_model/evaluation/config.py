@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
-__all__ = ["PRETRAINING_END_MS", "EvaluationConfig"]
+__all__ = ["BASELINES", "PRETRAINING_END_MS", "EvaluationConfig"]
 
 PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 """Kronos was pre-trained on data up to June 2024 (arXiv 2508.02739, app. D)."""
@@ -11,7 +12,7 @@ PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 FEE_BAND = 0.002
 """Moves below this log return, a round trip at 10 basis points a side, earn nothing and count for no direction."""
 
-BASELINES = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")
+BASELINES = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap", "har", "garch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class EvaluationConfig:
     """Origins per series at most, evenly spaced over the validation range, that the factors are fitted on."""
     baselines: tuple[str, ...] = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")
     """Competitors beside the last value, which always runs: drift, seasonal_24h, seasonal_7d, ewma (a cone of
-    historical volatility), bootstrap (of blocks of past returns)."""
+    historical volatility), bootstrap (of blocks of past returns), har (HAR-RV), garch (needs the extra `arch`)."""
     keep_paths: bool = False
     """Keep every sampled close beside the quantiles (samples x 4 bytes per origin, step and model)."""
 
@@ -49,6 +50,11 @@ class EvaluationConfig:
             )
         if len(set(self.baselines)) < len(self.baselines):
             raise ValueError(f"baselines must differ, found {', '.join(self.baselines)}; name each once")
+        if "garch" in self.baselines and find_spec("arch") is None:
+            raise ValueError(
+                "baselines may name garch where the library arch is installed, found none; "
+                "install it with `pip install 'kronos-nightly[arch]'`, or leave garch out"
+            )
         for name in ("origins", "batch_origins", "stride", "calibration_origins"):
             value = getattr(self, name)
             if value is not None and value < 1:

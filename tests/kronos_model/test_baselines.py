@@ -143,7 +143,9 @@ def test_series_origins_and_seeds_draw_differently(competitor):
 
 def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
     config = EvaluationConfig()
-    made, notes = make_baselines(config, interval_ms=HOUR_MS, history=history_bars(64, HOUR_MS), seed=0)
+    made, notes = make_baselines(
+        config, interval_ms=HOUR_MS, lookback=64, history=history_bars(64, HOUR_MS), seed=0
+    )
     assert [one.name for one in made] == ["last_value", *config.baselines]
     assert notes == []
     assert {one.name: one.bars for one in made if isinstance(one, SeasonalNaive)} == {
@@ -151,13 +153,21 @@ def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
         "seasonal_7d": 168,
     }
     made, notes = make_baselines(
-        config, interval_ms=24 * HOUR_MS, history=history_bars(64, 24 * HOUR_MS), seed=0
+        config, interval_ms=24 * HOUR_MS, lookback=64, history=history_bars(64, 24 * HOUR_MS), seed=0
     )
     assert [one.name for one in made if "seasonal" in one.name] == ["seasonal_7d"]
     assert notes == ["seasonal_24h was left out: a season is not two or more whole candles"]
-    made, notes = make_baselines(config, interval_ms=1000, history=history_bars(64, 1000), seed=0)
+    made, notes = make_baselines(
+        config, interval_ms=1000, lookback=64, history=history_bars(64, 1000), seed=0
+    )
     assert "a season has 86400 candles, 64 are kept in mind" in notes[0]
-    made, _ = make_baselines(EvaluationConfig(baselines=()), interval_ms=HOUR_MS, history=168, seed=0)
+    short = EvaluationConfig(baselines=("har",))
+    made, notes = make_baselines(short, interval_ms=HOUR_MS, lookback=63, history=168, seed=0)
+    assert [one.name for one in made] == ["last_value"]
+    assert notes == ["har was left out: it needs a lookback of 64 candles, found 63"]
+    made, _ = make_baselines(
+        EvaluationConfig(baselines=()), interval_ms=HOUR_MS, lookback=64, history=168, seed=0
+    )
     assert [one.name for one in made] == ["last_value"]
 
 

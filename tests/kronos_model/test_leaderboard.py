@@ -31,7 +31,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     candles = {"um:DOGEUSDT": make_candles(700, seed=1), "um:BTCUSDT": make_candles(700, seed=2)}
     dataset = WindowDataset.open(build(candles, config, tmp_path_factory.mktemp("datasets")).path)
     settings = EvaluationConfig(origins=9, samples=11)
-    competitors, _ = make_baselines(settings, interval_ms=HOUR_MS, history=168, seed=1)
+    competitors, _ = make_baselines(settings, interval_ms=HOUR_MS, lookback=64, history=168, seed=1)
     return walk_forward(dataset, competitors, settings)
 
 

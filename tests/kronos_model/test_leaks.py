@@ -1,6 +1,7 @@
 """Planted cheats: a model that peeks, a model that was trained on the test range, a model that learnt from a leak."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from kronos_model.config import PRESETS
 from kronos_model.errors import DataError
 from kronos_model.evaluation.baselines import EwmaCone, make_baselines
 from kronos_model.evaluation.competitors import Context, ModelCompetitor
-from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.config import BASELINES, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaks import check_not_trained_on, find_peekers
 from kronos_model.evaluation.walk_forward import walk_forward
@@ -19,8 +20,9 @@ from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, build, make_candles
 
-LOOKBACK, HORIZON = 24, 6
-CONFIG = EvaluationConfig(origins=4, samples=4)
+LOOKBACK, HORIZON = 64, 6
+EVERYONE = tuple(name for name in BASELINES if name != "garch" or find_spec("arch"))
+CONFIG = EvaluationConfig(origins=4, samples=4, baselines=EVERYONE)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,8 @@ def test_a_model_that_peeks_only_a_little_is_found_and_honest_ones_are_not(datas
 
     def everyone(data: WindowDataset) -> list:
         forecaster = Forecaster.load(pair.tokenizer, pair.predictor, normaliser=data.normaliser)
-        baselines, _ = make_baselines(CONFIG, interval_ms=HOUR_MS, history=168, seed=0)
+        baselines, notes = make_baselines(CONFIG, interval_ms=HOUR_MS, lookback=LOOKBACK, history=168, seed=0)
+        assert notes == []
         return [
             ModelCompetitor(name="model", forecaster=forecaster, config=CONFIG, seed=0),
             Peeker(data),
