@@ -1,16 +1,14 @@
 """Draw images/architecture.svg from the import contracts in pyproject.toml and the imports that there really are.
 
-Rows are the layers of the contract, boxes its packages with the first line of their docstrings and the libraries they
-import; an arrow is at least one import. Only what crosses a border is drawn, so most changes leave the picture alone.
+Rows are the layers of the contract, boxes its packages with the first line of their docstrings and those libraries they
+import that a contract speaks of; an arrow is at least one import. Only what crosses a border is drawn, so most changes leave the picture alone.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 import tomllib
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -69,7 +67,7 @@ def _boxes(rules: dict[str, Any]) -> dict[str, Box]:
     """A box per package, a row per layer."""
     layers = next(one["layers"] for one in rules["contracts"] if one["type"] == "layers")
     colours, boxes = iter(_COLOURS), {}
-    libraries = _libraries(rules["root_packages"])
+    libraries = _libraries(rules)
     for row, layer in enumerate(layers):
         names = [name.strip() for name in layer.split("|")]
         for column, name in enumerate(names):
@@ -103,17 +101,17 @@ def _imports(packages: list[str]) -> list[tuple[str, str]]:
     return sorted((source, target) for source, target in found if source != target)
 
 
-def _libraries(packages: list[str]) -> dict[str, list[str]]:
-    """The libraries outside Python's own that each package imports."""
+def _libraries(rules: dict[str, Any]) -> dict[str, list[str]]:
+    """What each package imports of the libraries that some contract keeps out of somewhere."""
+    packages = rules["root_packages"]
+    named = {name for one in rules["contracts"] for name in one.get("forbidden_modules", [])} - set(packages)
     graph = grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
     pairs = {
-        (source.split(".")[0], target.split(".")[0])
-        for source in graph.modules
-        for target in graph.find_modules_directly_imported_by(source)
+        (source.split(".")[0], target)
+        for target in named & graph.modules
+        for source in graph.find_modules_that_directly_import(target)
     }
-    outside = sorted(pair for pair in pairs if pair[1] not in sys.stdlib_module_names | set(packages))
-    by_package = {name: [one[1] for one in some] for name, some in groupby(outside, key=lambda pair: pair[0])}
-    return {name: by_package.get(name, []) for name in packages}
+    return {package: sorted(library for user, library in pairs if user == package) for package in packages}
 
 
 def _drawn(box: Box) -> list[str]:
