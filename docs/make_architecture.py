@@ -1,7 +1,8 @@
 """Draw images/architecture.svg from the import contracts in pyproject.toml and the imports that there really are.
 
 Rows are the layers of the contract, boxes its packages with the first line of their docstrings and those libraries they
-import that a contract speaks of; an arrow is at least one import. Only what crosses a border is drawn, so most changes leave the picture alone.
+import that a contract speaks of; an arrow is at least one import. Only what crosses a border is drawn, so most changes
+leave the picture alone.
 """
 
 from __future__ import annotations
