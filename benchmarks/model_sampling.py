@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from benchmarks.harness import Case, peak_mb
 
@@ -49,6 +50,7 @@ def forecast_ours(
     preset: str = PRESET,
     context: int = CONTEXT,
     horizon: int = HORIZON,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> dict:
     """Seconds of one call of Forecaster.paths, after a short one that warms up."""
     from kronos_model.forecaster import Forecaster
@@ -60,7 +62,7 @@ def forecast_ours(
     imports_mb = peak_mb()
     features, times = market(series, context + horizon)
     forecaster = Forecaster(*pair(preset), Normaliser(), device=device)
-    config = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P, samples=samples)
+    config = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P, samples=samples, precision=precision)
     names = [f"spot:S{number}" for number in range(series)]
 
     def run(bars: int) -> float:
@@ -129,17 +131,20 @@ def forecast_peer(
     return {"value": run(horizon), "imports_mb": imports_mb}
 
 
-def _case(samples: int, *, series: int = 1, gpu: bool = False, peer_runs: int = 3) -> Case:
+def _case(
+    samples: int, *, series: int = 1, gpu: bool = False, bfloat16: bool = False, peer_runs: int = 3
+) -> Case:
     def side(run: Callable[..., dict]) -> Callable[[bool], dict]:
         return partial(run, samples=samples, series=series, device="cuda" if gpu else "cpu")
 
     order = ("ours", "peer") * peer_runs + ("ours",) * (3 - peer_runs)
+    ours = side(forecast_ours)
     many = f"{series} series, " if series > 1 else ""
     return Case(
-        title=f"{many}{samples} paths of {HORIZON} bars after {CONTEXT}, Kronos-{PRESET}",
+        title=f"{many}{samples} paths of {HORIZON} bars after {CONTEXT}, Kronos-{PRESET}{', ours in bf16' * bfloat16}",
         unit="s",
         peer_name="upstream's KronosPredictor",
-        ours=side(forecast_ours),
+        ours=partial(ours, precision="bfloat16") if bfloat16 else ours,
         peer=side(forecast_peer),
         order=order,
         gpu=gpu,
@@ -147,8 +152,9 @@ def _case(samples: int, *, series: int = 1, gpu: bool = False, peer_runs: int = 
 
 
 CASES = {
-    "sample_s1": _case(1, peer_runs=2),  # upstream takes minutes
-    "sample_s8": _case(8, peer_runs=1),
+    "sample_s1": _case(1),
+    "sample_s1_bf16": _case(1, bfloat16=True),
+    "sample_s8": _case(8, peer_runs=1),  # upstream takes minutes
     "sample_s30": _case(30, peer_runs=1),
     "sample_s1_gpu": _case(1, gpu=True),
     "sample_s8_gpu": _case(8, gpu=True),
