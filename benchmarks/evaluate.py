@@ -170,7 +170,7 @@ def scored(market: Market):
             series=[names[at] for at in index[rows]],
             origin_ms=times[rows],
         )
-        per_model = [score_paths(paths, truth, violation_rate=0.0)[0] for paths in made]
+        per_model = [score_paths(paths, truth, violation_rate=np.zeros(len(paths)))[0] for paths in made]
         parts.append(
             {
                 name: np.stack([one[name] for one in per_model], axis=1 if name in levelled else 0)

@@ -40,8 +40,8 @@ class Forecast:
 
     paths: NDArray[np.float32]
     """(B, S, H, 6); in every bar low <= open, close <= high, prices above 0, volume and amount at least 0."""
-    violation_rate: float
-    """Share of bars that broke one of these rules before they were made consistent."""
+    violation_rate: NDArray[np.float64]
+    """(B,) share of each series' bars that broke one of these rules before they were made consistent."""
 
 
 class Forecaster:
@@ -155,7 +155,7 @@ class Forecaster:
         prices = paths.cpu().numpy()
         if calibrated and self.calibration is not None and self.calibration.suits(config):
             prices = self.calibration.apply(prices, last_close.cpu().numpy())
-        return Forecast(paths=prices, violation_rate=float(broken.double().mean()))
+        return Forecast(paths=prices, violation_rate=broken.double().mean(dim=(1, 2)).cpu().numpy())
 
     def _sampler(self, precision: Precision) -> Sampler:
         if precision not in self._samplers:

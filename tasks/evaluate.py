@@ -42,7 +42,7 @@ __all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3  # of what an evaluation computes and stores: raise it, and stored ones are made again
+_VERSION = 4  # of what an evaluation computes and stores: raise it, and stored ones are made again
 _DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
 

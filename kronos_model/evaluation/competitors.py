@@ -121,7 +121,7 @@ class LastValue:
         last = context.features[:, -1].copy()  # (B, F)
         last[:, :3] = last[:, 3:4]  # open, high and low of a market that stays at its close
         paths = np.broadcast_to(last[:, None, None], (batch, 2, horizon, last.shape[-1]))
-        return Forecast(paths=np.ascontiguousarray(paths), violation_rate=0.0)
+        return Forecast(paths=np.ascontiguousarray(paths), violation_rate=np.zeros(batch))
 
 
 def history_bars(lookback: int, interval_ms: int) -> int:

@@ -63,7 +63,7 @@ class Truth:
 
 
 def score_paths(
-    paths: NDArray[np.floating[Any]], truth: Truth, *, violation_rate: float
+    paths: NDArray[np.floating[Any]], truth: Truth, *, violation_rate: NDArray[np.float64]
 ) -> tuple[Arrays, NDArray[np.float64]]:
     """Fields of Scores by name, (B, H), (L, B, H) or (B,) each, and the quantiles of r (Q, B, H)."""
     samples = metrics.log_returns(paths[..., CLOSE], truth.last_close)  # (B, S, H)
@@ -95,7 +95,7 @@ def score_paths(
         "variance": metrics.variance(samples).mean(axis=1),
         "price_ic": metrics.correlation(forecast, happened).mean(axis=1),
         "price_rank_ic": metrics.rank_correlation(forecast, happened).mean(axis=1),
-        "violation_rate": np.full(len(samples), violation_rate),
+        "violation_rate": np.asarray(violation_rate, np.float64),
     }
     return scores, values
 

@@ -226,6 +226,11 @@ def _check(forecast: Forecast, model: str, truth: Truth) -> None:
             f"expected paths of shape ({batch}, samples, {horizon}, {len(FEATURES)}) from {model}, "
             f"found {paths.shape}; correct that competitor"
         )
+    if (rates := np.shape(forecast.violation_rate)) != (batch,):
+        raise ModelError(
+            f"expected a violation rate for each of the {batch} origins from {model}, found the shape {rates}; "
+            "correct that competitor"
+        )
     good = np.isfinite(paths).all(axis=(1, 2, 3)) & (paths[..., CLOSE] > 0).all(axis=(1, 2))  # (B,)
     if not good.all():
         row = int(np.argmin(good))

@@ -32,4 +32,4 @@ def bars_along(context: Context, returns: Floats) -> Forecast:
     paths[..., 0], paths[..., 3] = opens, closes
     paths[..., 1], paths[..., 2] = np.maximum(opens, closes), np.minimum(opens, closes)
     paths[..., 4:] = last[:, None, None, 4:]
-    return Forecast(paths=paths, violation_rate=0.0)
+    return Forecast(paths=paths, violation_rate=np.zeros(len(paths)))

@@ -47,7 +47,7 @@ class Peeker:
             at = int(np.searchsorted(source.open_time, context.future_open_time[row, -1]))
             coming = np.log(source.features[at, 3] / context.features[row, -1, 3])
             paths[row, ..., :4] *= np.exp(coming / 100)
-        return Forecast(paths=paths, violation_rate=0.0)
+        return Forecast(paths=paths, violation_rate=np.zeros(len(paths)))
 
 
 def test_a_model_that_peeks_only_a_little_is_found_and_honest_ones_are_not(dataset, tmp_path):
@@ -102,7 +102,7 @@ class MeanReverter:
         honest = EwmaCone(samples=16, seed=2).forecast(context)
         mean = context.features[:, :, 3].mean(axis=1)  # of the lookback: the future's share is missing now
         paths = honest.paths * (mean / context.features[:, -1, 3])[:, None, None, None]
-        return Forecast(paths=paths.astype(np.float32), violation_rate=0.0)
+        return Forecast(paths=paths.astype(np.float32), violation_rate=np.zeros(len(paths)))
 
 
 def test_a_model_with_a_lower_token_loss_out_of_a_leak_is_rejected(dataset):

@@ -34,7 +34,6 @@ class Noise:
     name: str
     paths: int = 5
     drift: float = 0.001
-    violation_rate: float = 0.25
 
     def forecast(self, context: Context) -> Forecast:
         rows = []
@@ -43,7 +42,8 @@ class Noise:
             steps = rng.normal(self.drift, 0.01, (self.paths, HORIZON)).cumsum(axis=1)
             rows.append(float(context.features[row, -1, 3]) * np.exp(steps))
         close = np.stack(rows).astype(np.float32)
-        return Forecast(paths=np.repeat(close[..., None], 6, axis=-1), violation_rate=self.violation_rate)
+        broken = context.open_time[:, -1] // HOUR_MS % 8 / 8
+        return Forecast(paths=np.repeat(close[..., None], 6, axis=-1), violation_rate=broken)
 
 
 def origins_of(dataset: WindowDataset) -> np.ndarray:
@@ -224,6 +224,17 @@ def test_a_kronos_model_walks_with_its_seed_and_without_regard_to_batches(datase
     assert np.isfinite(found.crps).all()
     again = walk_forward(dataset, [first], EvaluationConfig(origins=3, samples=2, batch_origins=6))
     np.testing.assert_allclose(again.crps[0], found.crps[0], rtol=1e-3)
+    np.testing.assert_array_equal(again.violation_rate[0], found.violation_rate[0])
+    assert len(set(found.violation_rate[0].tolist())) > 2  # each origin has its own
+
+
+def test_a_violation_rate_for_all_origins_at_once_names_the_competitor(dataset):
+    class Pooled(Noise):
+        def forecast(self, context: Context) -> Forecast:
+            return replace(super().forecast(context), violation_rate=np.array(0.5))
+
+    with pytest.raises(ModelError, match="each of the 4 origins from pooled"):
+        walk_forward(dataset, [Pooled("pooled")], SMALL)
 
 
 def test_nan_in_a_models_paths_names_the_model_and_the_origin(dataset):
@@ -253,7 +264,8 @@ def test_one_path_is_too_few_for_the_crps(dataset):
 def test_paths_of_another_shape_name_the_competitor(dataset):
     class Short(Noise):
         def forecast(self, context: Context) -> Forecast:
-            return Forecast(paths=super().forecast(context).paths[:, :, :-1], violation_rate=0.0)
+            made = super().forecast(context)
+            return replace(made, paths=made.paths[:, :, :-1])
 
     with pytest.raises(ModelError, match=r"from short, found \(4, 5, 5, 6\)"):
         walk_forward(dataset, [Short("short")], SMALL)
