@@ -64,7 +64,6 @@ def _score(home: Home, config: RunConfig) -> ScoresRef:
         models,
         config.evaluation,
         seed=config.seed,
-        pretrained=choice.weights != "scratch",
     )
     show_leaderboard(scores.leaderboard)
     return scores

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.config import RunConfig, knobs
 from flows.finetune import Trained
 from kronos_model.evaluation.scores import Scores
+from kronos_model.hub import lineage_of
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
@@ -39,6 +40,7 @@ def champion_pair(home: Home, champion: Champion) -> PairRef:
         predictor=str(home.root / champion.predictor),
         predictor_digest=champion.predictor_digest,
         origin=f"champion since {champion.since[:10]}",
+        lineage=lineage_of(home.root / champion.predictor),
     )
 
 
@@ -60,7 +62,6 @@ def judge_challenger(
         models,
         config.evaluation,
         seed=config.seed,
-        pretrained=config.model.weights != "scratch",
     )
     verdict = gate(scores, config.gate, champion=champion is not None)
     loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)

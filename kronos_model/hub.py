@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -16,8 +16,10 @@ from kronos_model.tokenizer import KronosTokenizer
 
 __all__ = [
     "METADATA_FILE",
+    "Lineage",
     "ModelPair",
     "check_pair",
+    "lineage_of",
     "load_pair",
     "preset_of",
     "read_metadata",
@@ -27,6 +29,11 @@ __all__ = [
 ]
 
 METADATA_VERSION = 1
+_SCRATCH_FILE = "scratch.json"  # beside the two parts of a pair of random weights
+_HUB_CACHE = "models--NeoQuasar--Kronos-"  # how the Hub's cache names the folders of Kronos's own checkpoints
+
+Lineage = Literal["kronos", "scratch", "unknown"]
+"""What weights descend from: a checkpoint of Kronos's own, random weights, or nobody has written it down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +94,8 @@ def scratch_pair(preset: Preset, folder: Path, seed: int) -> ModelPair:
         raise ModelError(
             f"{folder} holds another model than {preset.name}: delete it or choose another folder."
         )
+    if not (mark := folder / _SCRATCH_FILE).exists():
+        write_json(mark, {"preset": preset.name, "seed": seed})
     return pair
 
 
@@ -141,6 +150,21 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
             "use the release that wrote it."
         )
     return metadata
+
+
+def lineage_of(folder: Path) -> Lineage:
+    """What the weights in a model folder descend from: as training recorded it, or by where they came from."""
+    recorded = (read_metadata(folder) or {}).get("training", {}).get("lineage")
+    if recorded is not None:
+        if recorded not in get_args(Lineage):
+            raise ModelError(
+                f"the lineage in {folder / METADATA_FILE} must be one of {', '.join(get_args(Lineage))}, found "
+                f"{recorded!r}: use the release that wrote it."
+            )
+        return recorded  # type: ignore[no-any-return]  # it was looked up just now
+    if any(part.startswith(_HUB_CACHE) for part in folder.parts):
+        return "kronos"
+    return "scratch" if (folder.parent / _SCRATCH_FILE).exists() else "unknown"
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from kronos_model.distributed import World, join_world
 from kronos_model.errors import DataError, MismatchedPair, ModelError, NonFiniteLoss
 from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, Sampler, fit, make_optimizer
-from kronos_model.hub import read_metadata
+from kronos_model.hub import lineage_of, read_metadata
 from kronos_model.jobs import Job, Reference, StageConfig, read_job, write_job
 from kronos_model.keeper import JobKeeper
 from kronos_model.lock import locked
@@ -199,6 +199,7 @@ def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -
             "series": list(dataset.series),
             "until_ms": _trained_until(before, dataset),
             "start": job.start.digest,
+            "lineage": lineage_of(directory / job.start.path),
             "job": job.digest(),
             "seed": job.seed,
             "config": asdict(job.config),

@@ -85,14 +85,13 @@ def evaluate(
     config: EvaluationConfig,
     *,
     seed: int,
-    pretrained: bool = True,
 ) -> ScoresRef:
     """Score `models` (challenger, base and perhaps champion) and the baselines on the test range.
 
     The folder of the scores also gets forecasts.parquet, one row per series, origin, step and model, and, where
-    they are kept, paths.parquet. `pretrained`: the weights descend from Kronos's own.
+    they are kept, paths.parquet.
     """
-    folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed, pretrained)}"
+    folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed)}"
     if not folder.exists():
         _walk(
             folder,
@@ -101,7 +100,6 @@ def evaluate(
             models,
             config,
             seed=seed,
-            pretrained=pretrained,
         )
     scores = Scores.load(folder)
     return ScoresRef(
@@ -120,7 +118,6 @@ def _walk(
     config: EvaluationConfig,
     *,
     seed: int,
-    pretrained: bool,
 ) -> None:
     """Walk forward into a folder beside, which an interrupted run goes on with, and put it in place."""
     if windows.count("test"):
@@ -152,7 +149,7 @@ def _walk(
             progress=progress,
         )
     tables = [table for table in (forecasts.finish(), paths.finish()) if table is not None]
-    ready = (_marked(scores) if pretrained else scores).save(work / "scores")
+    ready = _marked(scores, models).save(work / "scores")
     for table in tables:
         table.replace(ready / table.name)
     ready.replace(folder)
@@ -193,16 +190,23 @@ def _notes(
     return told
 
 
-def _marked(scores: Scores) -> Scores:
-    """Scores of a range that Kronos may have been pre-trained on, with a note that says so."""
+def _marked(scores: Scores, models: dict[str, PairRef]) -> Scores:
+    """Scores of a range that Kronos may have been pre-trained on, with a note where that concerns these models."""
     if not scores.overlaps_pretraining:
         return scores
-    note = (
+    since = (
         f"the first forecast is from {utc_text(int(scores.origin_ms.min()))}, before "
-        f"{utc_text(PRETRAINING_END_MS)}, until when Kronos was pre-trained: what its weights score there is not "
-        "out of sample"
+        f"{utc_text(PRETRAINING_END_MS)}, until when Kronos was pre-trained: "
     )
-    return replace(scores, notes=(note, *scores.notes))
+    notes = []
+    if saw := [name for name, pair in models.items() if pair.lineage == "kronos"]:
+        notes.append(f"{since}what the weights of {', '.join(saw)} score there is not out of sample")
+    if unknown := [name for name, pair in models.items() if pair.lineage == "unknown"]:
+        notes.append(
+            f"{since}whether the weights of {', '.join(unknown)} descend from Kronos's is not recorded, so what "
+            "they score there may not be out of sample"
+        )
+    return replace(scores, notes=(*notes, *scores.notes))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -268,8 +272,9 @@ def _digest(
     models: dict[str, PairRef],
     config: EvaluationConfig,
     seed: int,
-    pretrained: bool = True,
 ) -> str:
-    pairs = {name: (pair.tokenizer_digest, pair.predictor_digest) for name, pair in models.items()}
-    text = json.dumps([_VERSION, dataset.digest, pairs, repr(config), seed, pretrained], sort_keys=True)
+    pairs = {
+        name: (pair.tokenizer_digest, pair.predictor_digest, pair.lineage) for name, pair in models.items()
+    }
+    text = json.dumps([_VERSION, dataset.digest, pairs, repr(config), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kronos_model.hub import Lineage
 from storage.dataset import BuiltDataset
 
 __all__ = [
@@ -67,6 +68,7 @@ class PairRef:
     predictor: str
     predictor_digest: str
     origin: str  # where the weights came from, in words
+    lineage: Lineage = "unknown"  # of the predictor
     uncalibrated: str = ""  # why its spread was left as it is, where a calibration was tried
 
 

@@ -18,7 +18,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from kronos_model.config import PRESETS
 from kronos_model.errors import ModelError
 from kronos_model.fit import Sampler
-from kronos_model.hub import resolve_pair, scratch_pair
+from kronos_model.hub import lineage_of, resolve_pair, scratch_pair
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, write_job
 from storage.layout import Home
 from tasks.policies import IDEMPOTENT
@@ -47,6 +47,7 @@ def base_model(home: Home, preset: str, weights: str, seed: int) -> PairRef:
         predictor=str(pair.predictor),
         predictor_digest=pair.predictor_digest,
         origin=pair.origin,
+        lineage=lineage_of(pair.predictor),
     )
 
 

@@ -20,6 +20,7 @@ from kronos_model.files import model_digest
 from kronos_model.hub import (
     ModelPair,
     check_pair,
+    lineage_of,
     load_pair,
     read_metadata,
     resolve_pair,
@@ -83,6 +84,24 @@ def test_a_scratch_pair_is_made_once(pair: ModelPair) -> None:
     other = replace(TINY, name="wider", predictor=replace(TINY.predictor, ff_dim=128))
     with pytest.raises(ModelError, match="holds another model than wider"):
         scratch_pair(other, pair.predictor.parent, seed=5)
+
+
+def test_a_folder_tells_what_its_weights_descend_from(pair: ModelPair, tmp_path: Path) -> None:
+    assert lineage_of(pair.predictor) == "scratch"
+    moved = pair.predictor.rename(tmp_path / "predictor")
+    assert lineage_of(moved) == "unknown"
+    cached = moved.rename(make(tmp_path / "models--NeoQuasar--Kronos-mini" / "snapshots") / "abc")
+    assert lineage_of(cached) == "kronos"
+    write_metadata(cached, {"training": {"lineage": "scratch"}})  # what training recorded comes first
+    assert lineage_of(cached) == "scratch"
+    write_metadata(cached, {"training": {"lineage": "royal"}})
+    with pytest.raises(ModelError, match="one of kronos, scratch, unknown, found 'royal'"):
+        lineage_of(cached)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_half_precision_weights_load_as_float32(pair: ModelPair) -> None:

@@ -22,7 +22,7 @@ from kronos_model.config import PRESETS
 from kronos_model.errors import DataError, MismatchedPair, ModelError
 from kronos_model.files import model_digest
 from kronos_model.fit import Interrupted
-from kronos_model.hub import read_metadata
+from kronos_model.hub import lineage_of, read_metadata
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, read_job, write_job
 from kronos_model.lock import locked
 from kronos_model.objective import PredictorObjective
@@ -187,6 +187,7 @@ def test_the_best_weights_load_here_and_upstream_and_say_where_they_come_from(gr
     result = json.loads((predictor / "result.json").read_text())
     assert training["dataset"] == ground.dataset.digest
     assert training["start"] == ground.pair.predictor_digest
+    assert training["lineage"] == lineage_of(predictor / "best") == "scratch"
     assert (training["step"], training["validation_loss"]) == (
         result["best_step"],
         result["best_validation_loss"],

@@ -40,6 +40,7 @@ def base(ground: Ground) -> PairRef:
         predictor=str(pair.predictor),
         predictor_digest=pair.predictor_digest,
         origin="scratch",
+        lineage="scratch",
     )
 
 
@@ -48,8 +49,8 @@ def challenger(ground: Ground, home: Home, base: PairRef) -> PairRef:
     return module.calibrate.fn(home, ground.dataset, base, CONFIG, seed=1)
 
 
-def walk(home: Home, ground: Ground, models: dict[str, PairRef], *, pretrained: bool = False) -> ScoresRef:
-    return module.evaluate.fn(home, ground.dataset, models, CONFIG, seed=1, pretrained=pretrained)
+def walk(home: Home, ground: Ground, models: dict[str, PairRef]) -> ScoresRef:
+    return module.evaluate.fn(home, ground.dataset, models, CONFIG, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +123,12 @@ def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(grou
 def test_a_range_before_the_end_of_the_pre_training_is_marked_for_weights_that_saw_it(
     ground, home, base, scored
 ):
-    marked = walk(home, ground, {"base": base}, pretrained=True).notes
-    assert "until when Kronos was pre-trained: what its weights score there is not out of sample" in marked[0]
-    assert "the spread of base is not calibrated" in marked[1]
+    models = {"base": replace(base, lineage="kronos"), "challenger": replace(base, lineage="unknown")}
+    marked = walk(home, ground, models | {"champion": base}).notes
+    assert "Kronos was pre-trained: what the weights of base score there is not out of sample" in marked[0]
+    assert "whether the weights of challenger descend from Kronos's is not recorded" in marked[1]
+    assert not any("champion" in note for note in marked[:2])
+    assert "the spread of base, challenger, champion is not calibrated" in marked[2]
     assert not any("pre-trained" in note for note in scored.notes)
 
 
