@@ -55,7 +55,7 @@ def _score(home: Home, config: RunConfig) -> ScoresRef:
     champion, choice = read_champion(home, config.recipe), config.model
     dataset = build_dataset(home, config)
     base = base_model(home, choice.preset, choice.weights, config.seed)
-    models = {"base": calibrated(home, config, dataset, base)}
+    models = {"base": calibrated(home, config, dataset, base, "base")}
     if champion is not None:
         models["champion"] = champion_pair(home, champion)
     scores = within(walk, config.limits, "evaluate_h")(

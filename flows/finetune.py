@@ -76,10 +76,10 @@ def build_dataset(home: Home, config: RunConfig) -> BuiltDataset:
     return bounded(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
 
 
-def calibrated(home: Home, config: RunConfig, dataset: BuiltDataset, pair: PairRef) -> PairRef:
+def calibrated(home: Home, config: RunConfig, dataset: BuiltDataset, pair: PairRef, role: str) -> PairRef:
     """`pair` with its spread calibrated on the validation range, as `evaluation` says."""
     bounded = within(calibrate, config.limits, "evaluate_h")
-    return bounded(home, dataset, pair, config.evaluation, seed=config.seed)
+    return bounded(home, dataset, pair, config.evaluation, role=role, seed=config.seed)
 
 
 def train_challenger(
@@ -111,5 +111,5 @@ def train_challenger(
         predictor_digest=predictor.digest,
         origin=f"fine-tuned from {base.origin}",
     )
-    challenger = calibrated(home, config, dataset, challenger)
+    challenger = calibrated(home, config, dataset, challenger, "challenger")
     return Trained(challenger=challenger, stages=(tokenizer, predictor), tokenizer=gated)

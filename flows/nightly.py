@@ -80,7 +80,7 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
         for path in filter(None, (ingested.report, ingested.picture)):
             log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)
-        base = calibrated(home, config, dataset, base)
+        base = calibrated(home, config, dataset, base, "base")
         outcome = _decide(home, config, dataset, base, trained, night, run)
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)

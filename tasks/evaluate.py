@@ -46,14 +46,14 @@ _VERSION = 4  # of what an evaluation computes and stores: raise it, and stored 
 _DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
 
-@task(name="calibrate", task_run_name="calibrate {pair.origin}", **IDEMPOTENT)
+@task(name="calibrate", task_run_name="calibrate {role}", **IDEMPOTENT)
 def calibrate(
-    home: Home, dataset: BuiltDataset, pair: PairRef, config: EvaluationConfig, *, seed: int
+    home: Home, dataset: BuiltDataset, pair: PairRef, config: EvaluationConfig, *, role: str, seed: int
 ) -> PairRef:
-    """`pair` with a calibration of its spread beside the predictor, fitted on the validation range.
+    """`pair`, the base or the challenger, with a calibration of its spread beside the predictor.
 
-    The same pair where that is switched off or where it has one already; the same with a note that says why where
-    the range is too short or a calibration does harm there.
+    It is fitted on the validation range. The same pair where that is switched off or where it has one already; the
+    same with a note that says why where the range is too short or a calibration does harm there.
     """
     if not config.calibrate or (Path(pair.predictor) / CALIBRATION_FILE).exists():
         return pair

@@ -42,7 +42,7 @@ SCHEDULES = {
 TASKS = {
     "check publishing", "base model", "download spot:BTCUSDT:1h", "download um:DOGEUSDT:1h", "dataset",
     "train tokenizer", "tokenizer gate", "train predictor",
-    "calibrate fine-tuned from tiny from scratch, seed 0", "calibrate tiny from scratch, seed 0",
+    "calibrate challenger", "calibrate base",
     "evaluate", "gate", "report", "register", "publish", "promote", "forecast", "score live forecasts",
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ def base(ground: Ground) -> PairRef:
 
 @pytest.fixture(scope="module")
 def challenger(ground: Ground, home: Home, base: PairRef) -> PairRef:
-    return module.calibrate.fn(home, ground.dataset, base, CONFIG, seed=1)
+    return module.calibrate.fn(home, ground.dataset, base, CONFIG, role="base", seed=1)
 
 
 def walk(home: Home, ground: Ground, models: dict[str, PairRef]) -> ScoresRef:
@@ -65,16 +65,19 @@ def test_a_calibrated_pair_is_the_same_weights_under_another_digest(ground, home
     assert ours.read_bytes() == theirs.read_bytes()
     assert Calibration.load(Path(challenger.predictor)).origins == 20
     assert Calibration.load(Path(base.predictor)) is None
-    assert module.calibrate.fn(home, ground.dataset, challenger, CONFIG, seed=1) == challenger
-    assert module.calibrate.fn(home, ground.dataset, base, replace(CONFIG, calibrate=False), seed=1) == base
+    assert module.calibrate.fn(home, ground.dataset, challenger, CONFIG, role="base", seed=1) == challenger
+    assert (
+        module.calibrate.fn(home, ground.dataset, base, replace(CONFIG, calibrate=False), role="base", seed=1)
+        == base
+    )
 
 
 def test_a_calibration_that_does_harm_is_left_out_and_the_verdict_says_so(ground, home, base, monkeypatch):
     monkeypatch.setattr("kronos_model.evaluation.calibrating._WORSE", -1.0)  # nothing is good enough
     config = replace(CONFIG, calibration_origins=11)
-    raw = module.calibrate.fn(home, ground.dataset, base, config, seed=1)
+    raw = module.calibrate.fn(home, ground.dataset, base, config, role="base", seed=1)
     assert (raw.predictor, raw.predictor_digest) == (base.predictor, base.predictor_digest)
-    assert module.calibrate.fn(home, ground.dataset, base, config, seed=1) == raw
+    assert module.calibrate.fn(home, ground.dataset, base, config, role="base", seed=1) == raw
     verdict = module.gate.fn(
         walk(home, ground, {"challenger": raw, "base": base}), GatePolicy(), champion=False
     )
