@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 KLINES ?=
 RECIPE ?= demo
 
-.PHONY: help install install-dev demo run test lint check constraints docs up deploy ui-prefect ui-mlflow clean
+.PHONY: help install install-dev demo run test drills lint check constraints docs up deploy ui-prefect ui-mlflow clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ test: install-dev  ## Lint, types, import contracts, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+drills: install-dev  ## Thirty nights in a row through faults of all kinds, then stopped and killed sites
+	$(BIN)/python -m tests.drills.nights
+	$(BIN)/pytest -m slow tests/flows/test_lifecycle.py
 
 lint: install-dev  ## Lint, types and import contracts only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,0 +1,228 @@
+"""Thirty nights in a row, most of them with something that goes wrong, and what must be true afterwards.
+
+    python -m tests.drills.nights [--nights 30] [--seed 0] [--folder DIR] [--table FILE]
+
+Prints a line a night and a table at the end; exits with 1 where anything that must be true is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from service.shelf import Shelf
+from storage.lake import Lake
+from storage.ledger import Ledger
+from storage.registry import read_champion, read_history
+from storage.verify import verify_series
+from tests.drills.faults import FAULTS
+from tests.drills.site import DrillSite, drill_site
+
+__all__ = ["Record", "broken", "main", "plan", "run_nights", "table"]
+
+DAY_MS = 86_400_000
+GC_EVERY = 5
+LEFT_MB = 8.0  # by a night, on average: its record and figures, and at most one more published model
+
+
+@dataclass(frozen=True)
+class Record:
+    """One night as the table shows it."""
+
+    number: int
+    trouble: str
+    end: str  # promote, keep, failed, killed
+    sentence: str  # why it is a bad night; empty for a good one
+    seconds: float
+    megabytes: float  # of the home, after it was tidied; 0 where it was not
+
+
+def plan(nights: int, dice: random.Random) -> list[str]:
+    """The first and the last night undisturbed; between them every fault, in an order that the dice decide."""
+    kinds = [name for name in FAULTS if name != "nothing"]
+    chosen: list[str] = []
+    while len(chosen) < nights - 2:
+        dice.shuffle(kinds)
+        chosen += kinds
+    return ["nothing", *chosen[: nights - 2], "nothing"]
+
+
+def run_nights(site: DrillSite, kinds: Sequence[str], dice: random.Random) -> Iterator[Record]:
+    """One record a night. After a bad one, half of the nights run again over the same candles."""
+    for number, kind in enumerate(kinds, start=1):
+        site.begin_mlflow()
+        trouble = FAULTS[kind](site, dice)
+        told = site.night(trouble, seed=(number - 1) // 2)
+        refused = [one for one in told if "found process" in one.sentence]
+        if trouble.twice and len(refused) != 1:
+            raise AssertionError(f"of two nights at once {len(refused)} were refused: {told}")
+        (one,) = [one for one in told if one not in refused]
+        what = trouble.what + ("" if one.struck else " (too late: it had ended)")
+        end, sentence = _end(one.code, one.out), one.sentence
+        if trouble.twice:
+            sentence = sentence or f"the other: {refused[0].sentence}"
+        tidied = 0.0
+        if number % GC_EVERY == 0 or number == len(kinds):
+            site.begin_mlflow()
+            site.forget()
+            tidied = site.megabytes()
+        if end == "killed" or (trouble.killed and one.struck):
+            sentence = ""  # the next run on the home says it
+        elif end == "failed" and not sentence:
+            raise AssertionError(
+                f"night {number} ({what}) ended with {one.code} and no sentence:\n{one.err[-3000:]}"
+            )
+        yield Record(number, what, end, sentence.replace(str(site.folder), ""), one.seconds, tidied)
+        if end not in ("promote", "keep") and dice.random() < 0.5:
+            continue  # it runs again over the same candles
+        if number < len(kinds):
+            site.exchange.clock.advance(DAY_MS)
+
+
+def broken(site: DrillSite, records: Sequence[Record]) -> list[str]:
+    """What must be true after the drill and is not, a sentence each."""
+    return [*_candles(site), *_champion(site), *_runs(site), *_nights(site, records), *_disk(records)]
+
+
+def table(site: DrillSite, records: Sequence[Record]) -> str:
+    """The records as markdown."""
+    crashed = iter(_crashed(site))
+    lines = ["| night | what went wrong | it ended | s | in one sentence |", "|---:|---|---|---:|---|"]
+    for one in records:
+        sentence = next(crashed, "") if one.end == "killed" else one.sentence
+        lines.append(f"| {one.number} | {one.trouble} | {one.end} | {one.seconds:.0f} | {sentence} |")
+    return "\n".join(lines)
+
+
+def _end(code: int, out: str) -> str:
+    if code == 0:
+        verdicts = ("promote", "keep", "reject")
+        return next((name for name in verdicts if f"Gate: {name}" in out), "nothing new")
+    return "killed" if code < 0 else "failed"
+
+
+def _candles(site: DrillSite) -> Iterator[str]:
+    """Every closed candle of the exchange is there, once, as it was served."""
+    for key, served in site.candles.items():
+        closed = served.filter(served["close_time"].dt.epoch("ms") < site.now_ms)
+        held = Lake(site.home.lake).read(key)
+        if not held.equals(closed):
+            yield f"{key}: expected the {len(closed)} closed candles, found {len(held)} others"
+        yield from (
+            f"{key}: {one}" for one in verify_series(Lake(site.home.lake), Ledger(site.home.lake), key)
+        )
+
+
+def _champion(site: DrillSite) -> Iterator[str]:
+    """One champion, whom the registry, the Hub and the service know."""
+    champion = read_champion(site.home, "demo")
+    if champion is None:
+        yield "expected a champion, found none"
+        return
+    newest = read_history(site.home, "demo")[-1].champion
+    if newest.digest != champion.digest:
+        yield f"the history ends with {newest.digest}, but {champion.digest} serves"
+    version = MlflowClient(site.mlflow_url).get_model_version_by_alias("kronos-demo", "champion")
+    if version.tags["kronos.digest"] != champion.digest:
+        yield f"MLflow's champion is {version.tags['kronos.digest']}, but {champion.digest} serves"
+    for part, one in zip((champion.tokenizer, champion.predictor), champion.published, strict=True):
+        tagged = site.hub.repositories[one["repo_id"]].tags.get("champion")
+        if tagged != one["revision"]:
+            yield f"{one['repo_id']}: the tag champion is at {tagged}, expected at {one['revision']}"
+            continue
+        uploaded = site.hub.content(one["repo_id"], "model.safetensors", "champion")
+        if _sha256(uploaded) != _sha256((site.home.root / part / "model.safetensors").read_bytes()):
+            yield f"{one['repo_id']}: the Hub's weights are not those of {part}"
+    shelf = Shelf(site.home)
+    shelf.refresh()
+    served = [one.digests for one in shelf.models]
+    if served != [(champion.tokenizer_digest, champion.predictor_digest)]:
+        yield f"the service serves {served}, expected {champion.digest}"
+
+
+def _runs(site: DrillSite) -> Iterator[str]:
+    """Nothing is left running, in MLflow or in Prefect."""
+    client = MlflowClient(site.mlflow_url)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        yield f"MLflow run {run.info.run_id} is RUNNING"
+    left = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+    for run in site.asked("flow_runs/filter", left):
+        yield f"Prefect run {run['name']} is {run['state_type']}"
+
+
+def _nights(site: DrillSite, records: Sequence[Record]) -> Iterator[str]:
+    """A killed night is explained by the run that came next, and the last, undisturbed one is good."""
+    killed = [one for one in records if one.end == "killed"]
+    if len(crashed := _crashed(site)) != len(killed):
+        yield f"expected {len(killed)} crashed runs in Prefect for as many killed nights, found {len(crashed)}"
+    if records[-1].end not in ("promote", "keep", "reject"):
+        yield f"the last night, undisturbed, ended with {records[-1].end}: {records[-1].sentence}"
+
+
+def _crashed(site: DrillSite) -> list[str]:
+    """What Prefect says of every crashed run, oldest first."""
+    query = {"flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}}, "sort": "START_TIME_ASC"}
+    return [run["state"]["message"] for run in site.asked("flow_runs/filter", query)]
+
+
+def _disk(records: Sequence[Record]) -> Iterator[str]:
+    """What was tidied grows by little a night."""
+    tidied = [one for one in records if one.megabytes]
+    first, last = tidied[0], tidied[-1]
+    left = (last.megabytes - first.megabytes) / max(1, last.number - first.number)
+    if left > LEFT_MB:
+        yield f"a night left {left:.1f} MB in the home after it was tidied, expected at most {LEFT_MB}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nights", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep the home and the logs here")
+    parser.add_argument("--table", type=Path, help="write the table to this file as well")
+    arguments = parser.parse_args()
+    dice = random.Random(arguments.seed)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kronos-drill-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with drill_site(folder.resolve(), nights=arguments.nights, mlflow=True) as site:
+        records = []
+        for one in run_nights(site, plan(arguments.nights, dice), dice):
+            records.append(one)
+            sys.stdout.write(
+                f"night {one.number}: {one.trouble}; {one.end}, {one.seconds:.0f} s; {one.sentence}\n"
+            )
+            sys.stdout.flush()
+        wrong = broken(site, records)
+        shown = table(site, records)
+    tidied = ", ".join(f"{one.megabytes:.1f} after night {one.number}" for one in records if one.megabytes)
+    lines = [
+        shown,
+        "",
+        f"The home, tidied, in MB: {tidied}.",
+        "",
+        *(wrong or ["Everything that must be true is."]),
+    ]
+    text = "\n".join(lines) + "\n"
+    sys.stdout.write(text)
+    if arguments.table:
+        arguments.table.write_text(text, encoding="utf-8")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
