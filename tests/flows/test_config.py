@@ -114,3 +114,12 @@ def test_every_setting_reaches_the_code_that_reads_it() -> None:
 def test_a_form_offers_the_intervals_that_the_lake_knows() -> None:
     assert get_args(IntervalName) == INTERVALS
     assert set(get_args(RecipeName)) == set(RECIPES)
+
+
+def test_paper_1h_is_the_protocol_of_the_paper() -> None:
+    config = recipe("paper_1h")
+    assert (config.interval, config.dataset.lookback, config.dataset.horizon) == ("1h", 80, 12)
+    assert config.dataset.prices_only
+    for sampling in (config.evaluation, config.forecast):
+        assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.samples) == (0.6, 0, 0.9, 10)
+    assert not config.evaluation.calibrate
