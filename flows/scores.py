@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.screen import console
+from kronos_model.evaluation.live import SKILL_CONFIDENCE
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Tally, by_period
@@ -41,6 +42,7 @@ def _show(recipe: str, live: Live) -> None:
     else:
         page.print(_by_series(recipe, live))
     if live.record.total.scored:
+        page.print(_certainty(live))
         page.print(_over_time(live))
     elif live.record.series:
         page.print("Nothing is due yet: a forecast is scored when its whole horizon is in the lake.")
@@ -59,6 +61,21 @@ def _by_series(recipe: str, live: Live) -> Table:
     if len(live.record.series) > 1:
         table.add_row("all", *_cells(live.record.total), style="bold")
     return table
+
+
+def _certainty(live: Live) -> str:
+    total = live.record.total
+    if live.skill_interval is None:
+        return (
+            f"{total.scored:,} scored forecasts are too few for an interval of the skill: it takes origins that "
+            "span several times two horizons."
+        )
+    low, high = live.skill_interval
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not to be told from"
+    return (
+        f"Skill of all series {total.skill:+.3f}, {SKILL_CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f} "
+        f"(block bootstrap over origins): {verdict} the last value."
+    )
 
 
 def _over_time(live: Live) -> Table:

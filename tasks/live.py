@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 from prefect import task
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.live import score_quantiles, skill_interval
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
@@ -37,6 +38,8 @@ class Live:
     """The live record of a recipe: of all who served it, while they did."""
 
     record: Record
+    skill_interval: tuple[float, float] | None
+    """Of the skill of all series; None where forecasts are too few for one."""
     drifts: tuple[DriftOf, ...]
     warnings: tuple[str, ...]
 
@@ -44,6 +47,8 @@ class Live:
         """The numbers as MLflow takes them, such as live/skill."""
         names = ("scored", "waiting", "crps_bps", "last_value_bps", "skill", "coverage_50", "coverage_90")
         found = {f"live/{name}": getattr(self.record.total, name) for name in names}
+        if self.skill_interval is not None:
+            found["live/skill_low"], found["live/skill_high"] = self.skill_interval
         for one in self.drifts:
             found[f"drift/{one.series.replace(':', '-')}/{one.quantity}_psi"] = one.drift.psi
         return {name: float(value) for name, value in found.items() if value is not None}
@@ -64,7 +69,24 @@ def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
     `under_way` gives the datasets of nights that have no summary yet.
     """
     drifts, warnings = _drifts(home, recipe, under_way or {})
-    return Live(record=live_record(home, recipe, score_quantiles), drifts=drifts, warnings=warnings)
+    record = live_record(home, recipe, score_quantiles)
+    return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
+
+
+def _skill_interval(record: Record) -> tuple[float, float] | None:
+    """Over all forecasts of the record."""
+    rows = record.rows.with_columns(
+        pl.col("crps", "last_value").list.sum(), steps=pl.col("crps").list.len()
+    ).filter(pl.col("last_value") > 0)
+    if rows.is_empty():
+        return None
+    longest = max(key.interval.next(0) for key in record.series)  # of a candle, in ms
+    return skill_interval(
+        rows["origin"].dt.epoch("ms").to_numpy(),
+        rows["crps"].to_numpy(),
+        rows["last_value"].to_numpy(),
+        horizon_ms=int(rows["steps"].max()) * longest,  # type: ignore[arg-type]
+    )
 
 
 def _drifts(

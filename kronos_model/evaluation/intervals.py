@@ -77,9 +77,23 @@ class Resampler:
         cls, scores: Scores, chosen: NDArray[np.bool_], *, confidence: float, draws: int, seed: int = 0
     ) -> Self:
         """For the chosen origins (N,) of the scores."""
-        origin_ms = scores.origin_ms[chosen]
+        return cls.over(
+            scores.origin_ms[chosen], scores.horizon_ms, confidence=confidence, draws=draws, seed=seed
+        )
+
+    @classmethod
+    def over(
+        cls,
+        origin_ms: NDArray[np.int64],
+        horizon_ms: int,
+        *,
+        confidence: float,
+        draws: int,
+        seed: int = 0,
+    ) -> Self:
+        """For forecasts from these origins (N,), in any order, that all look so far ahead."""
         times = np.unique(origin_ms)
-        block = block_length(times, scores.horizon_ms)
+        block = block_length(times, horizon_ms)
         mean_block = 2 * block if block > 1 else 1
         return cls(
             origin_ms=origin_ms,

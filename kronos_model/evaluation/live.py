@@ -10,9 +10,15 @@ import numpy as np
 import scoringrules
 from numpy.typing import NDArray
 
-__all__ = ["LiveScore", "score_quantiles"]
+from kronos_model.evaluation.intervals import Resampler
+
+__all__ = ["SKILL_CONFIDENCE", "LiveScore", "score_quantiles", "skill_interval"]
 
 Floats = NDArray[np.float64]
+
+SKILL_CONFIDENCE = 0.9
+"""Of the live skill's interval: the gate's."""
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,6 +50,19 @@ def score_quantiles(levels: Floats, quantiles: Floats, realised: Floats, last_cl
         covered_50=_covered(levels, forecast, came, 0.25, 0.75),
         covered_90=_covered(levels, forecast, came, 0.05, 0.95),
     )
+
+
+def skill_interval(
+    origin_ms: NDArray[np.int64], crps: Floats, last_value: Floats, horizon_ms: int
+) -> tuple[float, float] | None:
+    """Ends of the interval of 1 - sum of CRPS / sum of the last value's, each (N,) summed over a forecast's steps.
+
+    From a stationary block bootstrap over origin times, since hourly forecasts share most of their future; None
+    where the times are too few for one.
+    """
+    resampler = Resampler.over(origin_ms, horizon_ms, confidence=SKILL_CONFIDENCE, draws=_DRAWS)
+    low, high = (float(end) for end in resampler.skill(crps, last_value, SKILL_CONFIDENCE))
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 def _covered(levels: Floats, forecast: Floats, came: Floats, low: float, high: float) -> Floats:

@@ -91,7 +91,10 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
     assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-9)
     assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-9)
     assert live.record.total.coverage_90 == pytest.approx(np.mean(inside), rel=1e-9)
+    low, high = live.skill_interval
+    assert low < live.record.total.skill < high
     metrics = live.metrics()
+    assert (metrics["live/skill_low"], metrics["live/skill_high"]) == (low, high)
     assert (metrics["live/scored"], metrics["live/waiting"]) == (30, 1)
     assert metrics["live/skill"] == live.record.total.skill
     assert metrics["drift/um-DOGEUSDT/returns_psi"] < 0.25
@@ -147,6 +150,8 @@ def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, 
     for shown in (
         "um:DOGEUSDT:1h",
         "Live forecasts of the champions of demo",
+        "90% interval",
+        "the last value.",
         "Over time",
         "2020-10-",
         "as usual",
@@ -163,6 +168,8 @@ def test_kronos_scores_says_what_is_missing(tmp_path: Path, terminal: Terminal, 
     assert "Nobody who served demo has forecast yet" in terminal("scores").out
     record.forecast(ROWS - 1)
     assert "Nothing is due yet" in terminal("scores").out
+    record.forecast(2_000)
+    assert "1 scored forecasts are too few for an interval of the skill" in terminal("scores").out
 
 
 def test_a_damaged_score_is_one_sentence(record: Record) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.live import score_quantiles, skill_interval
 
 LEVELS = np.arange(1, 20) / 20
 
@@ -53,3 +53,25 @@ def test_quantiles_without_the_ends_of_an_interval_are_refused() -> None:
         ValueError, match=r"expected the quantile 0.25 once, found the levels \[0.05, 0.5, 0.95\]"
     ):
         score_quantiles(np.array([0.05, 0.5, 0.95]), np.ones((3, 2)), np.ones(2), 1.0)
+
+
+def test_the_interval_of_the_skill_is_that_of_a_plain_bootstrap_where_no_forecasts_overlap() -> None:
+    rng = np.random.default_rng(4)
+    last = rng.exponential(1.0, 300)
+    crps = last * rng.uniform(0.5, 1.2, 300)
+    found = skill_interval(np.arange(300) * 1000, crps, last, horizon_ms=1000)
+    drawn = []
+    for _ in range(3000):
+        rows = rng.integers(0, 300, 300)
+        drawn.append(1 - sum(crps[rows]) / sum(last[rows]))
+    assert found == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.006)
+
+
+def test_forecasts_that_overlap_are_worth_fewer_and_a_handful_is_worth_no_interval() -> None:
+    rng = np.random.default_rng(5)
+    shared = np.repeat(rng.exponential(1.0, 30), 10)  # ten forecasts an hour apart meet the same future
+    crps, hours = 0.8 * shared + rng.normal(0.4, 0.3, 300), np.arange(300) * 1000
+    low, high = skill_interval(hours, crps, shared, horizon_ms=10_000) or (0.0, 0.0)
+    narrow = skill_interval(hours, crps, shared, horizon_ms=1000) or (0.0, 0.0)
+    assert high - low > 1.5 * (narrow[1] - narrow[0])
+    assert skill_interval(hours[:20], crps[:20], shared[:20], horizon_ms=10_000) is None
