@@ -83,13 +83,15 @@ class CardFacts:
     """Hub id, or the absolute path of a folder."""
     predictor_repo: str
     """Hub id, or the absolute path of a folder."""
+    of_kronos: bool = False
+    """Whether the weights descend from a checkpoint of Kronos's own, also by way of other fine-tunings."""
     pictures: tuple[str, ...] = ()
     """File names, in the repository, of the pictures to show: those of PICTURES are told what they are."""
 
     @property
     def contaminated(self) -> bool:
-        """Whether the test range overlaps what the base checkpoint was pre-trained on."""
-        return bool(self.base_models) and self.test_from_ms < PRETRAINING_END_MS
+        """Whether the test range overlaps what the weights were once pre-trained on."""
+        return (self.of_kronos or bool(self.base_models)) and self.test_from_ms < PRETRAINING_END_MS
 
     @property
     def name(self) -> str:
@@ -228,7 +230,7 @@ def _evaluation(facts: CardFacts) -> str:
     if facts.contaminated:
         parts.append(
             f"> **Contaminated:** the test range starts before {_day(PRETRAINING_END_MS)}, so it overlaps "
-            "the data that the base checkpoint was pre-trained on; scores there flatter both models."
+            "the data that Kronos was pre-trained on; scores there flatter both models."
         )
     names = list(dict.fromkeys(str(row["series"]) for row in facts.leaderboard))
     # One series says the same as all of them.

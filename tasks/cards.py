@@ -70,6 +70,7 @@ def card_facts(
         reasons=facts.verdict.reasons,
         tokenizer_repo=tokenizer_repo,
         predictor_repo=predictor_repo,
+        of_kronos=model.lineage == "kronos",
         pictures=tuple(pictures),
     )
 

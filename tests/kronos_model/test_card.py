@@ -172,15 +172,16 @@ def test_what_does_not_move_has_no_direction():
 
 
 @pytest.mark.parametrize(
-    ("start", "base", "marked"),
+    ("start", "base", "of_kronos", "marked"),
     [
-        ("2024-06-30", {"NeoQuasar/Kronos-small": "901c"}, True),
-        ("2024-07-01", {"NeoQuasar/Kronos-small": "901c"}, False),
-        ("2023-01-01", {}, False),
+        ("2024-06-30", {"NeoQuasar/Kronos-small": "901c"}, True, True),
+        ("2024-07-01", {"NeoQuasar/Kronos-small": "901c"}, True, False),
+        ("2023-01-01", {}, False, False),
+        ("2023-01-01", {}, True, True),  # from a folder whose weights were once Kronos's
     ],
 )
-def test_scores_that_overlap_the_pre_training_are_marked(start, base, marked):
-    card = model_card(facts(test_from_ms=day(start), base_models=base))
+def test_scores_that_overlap_the_pre_training_are_marked(start, base, of_kronos, marked):
+    card = model_card(facts(test_from_ms=day(start), base_models=base, of_kronos=of_kronos))
     assert ("Contaminated" in card and "before 2024-07-01" in card) == marked
     assert ModelCard(card).data.to_dict()["kronos_nightly"]["contaminated"] == marked
 
