@@ -20,6 +20,7 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.registry import read_champion
 from storage.schema import Market
+from tasks.database import shown
 from tasks.promotion import mend, mismatches
 from tasks.tracking import tracking_uri
 
@@ -104,14 +105,16 @@ def _server(what: str, url: str | None, path: str, alone: str) -> Finding:
         requests.get(url.rstrip("/") + path, timeout=_TIMEOUT_S).raise_for_status()
     except requests.RequestException as error:
         return Finding(
-            "bad", what, f"{url} does not answer ({type(error).__name__}); start it or unset its variable"
+            "bad",
+            what,
+            f"{shown(url)} does not answer ({type(error).__name__}); start it or unset its variable",
         )
-    return Finding("ok", what, f"{url} answers")
+    return Finding("ok", what, f"{shown(url)} answers")
 
 
 def _tracking(home: Home) -> Finding:
     uri = tracking_uri(home)
-    return _server("MLflow", uri if uri.startswith("http") else None, "/health", f"embedded, {uri}")
+    return _server("MLflow", uri if uri.startswith("http") else None, "/health", f"embedded, {shown(uri)}")
 
 
 def _hub(home: Home) -> Finding:

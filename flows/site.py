@@ -145,14 +145,25 @@ def prefect_service(home: Home, port: int) -> Service:
 
 
 def mlflow_service(home: Home, port: int, store: str) -> Service:
-    """An MLflow server over `store`, which exists and is up to date."""
+    """An MLflow server over `store`, which exists and is up to date.
+
+    A command line is for everybody on the machine to read, so the store, and its password, is in the environment.
+    """
     url = f"http://{HOST}:{port}"
     command = [
         "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", store, "--artifacts-destination", str(home.mlartifacts),
+        "--artifacts-destination", str(home.mlartifacts),
     ]  # fmt: skip
     return Service(
-        "MLflow", command, _log(home, "mlflow"), url, "MLFLOW_TRACKING_URI", url, f"{url}/health", port
+        "MLflow",
+        command,
+        _log(home, "mlflow"),
+        url,
+        "MLFLOW_TRACKING_URI",
+        url,
+        f"{url}/health",
+        port,
+        environment={"MLFLOW_BACKEND_STORE_URI": store},
     )
 
 

@@ -18,6 +18,8 @@ def serve_ui(which: str, home: Home, port: int | None) -> None:
     else:
         command = [
             "mlflow", "server", "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1",
-            "--backend-store-uri", prepare_store(home), "--artifacts-destination", str(home.mlartifacts),
+            "--artifacts-destination", str(home.mlartifacts),
         ]  # fmt: skip
+        # A command line is for everybody on the machine to read; the store may have a password.
+        os.environ["MLFLOW_BACKEND_STORE_URI"] = prepare_store(home)
     os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -14,6 +14,7 @@ from prefect.artifacts import (
 )
 
 from storage.schema import utc_text
+from tasks.database import shown
 from tasks.refs import IngestRef, PublishedRef, RunRef, VerdictRef
 
 __all__ = [
@@ -102,7 +103,7 @@ def show_run(run: RunRef) -> None:
     if run.url:
         create_link_artifact(run.url, key="mlflow-run", link_text="MLflow run")
     else:
-        text = f"Run `{run.run_id}` in `{run.uri}`; `kronos ui mlflow` shows it on this machine."
+        text = f"Run `{run.run_id}` in `{shown(run.uri)}`; `kronos ui mlflow` shows it on this machine."
         create_markdown_artifact(text, key="mlflow-run", description="Where the MLflow run is")
 
 

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from storage.atomic import atomic_path
 from storage.layout import Home
+from tasks.database import is_database, one_at_a_time, without_login
 from tasks.refs import RunRef
 
 if TYPE_CHECKING:
@@ -73,13 +74,17 @@ def tracking_uri(home: Home) -> str:
 
 
 def prepare_store(home: Home) -> str:
-    """The tracking URI; a SQLite store is made where it is missing and brought up to date where it is old.
+    """The tracking URI; a database is made ready where it is new and brought up to date where it is old.
 
-    Two processes that open a new one at once break its migrations for good, and so does a kill in their midst. So
-    one at a time, and on a draft that takes its name when it is whole.
+    Two processes that open a new SQLite at once break its migrations for good, and so does a kill in their midst. So
+    one at a time, and on a draft that takes its name when it is whole. PostgreSQL migrates whole or not at all; of
+    two that begin a new one at once the second fails, so there too one at a time.
     """
     uri = tracking_uri(home)
     if not uri.startswith(_SQLITE):
+        if is_database(uri):
+            with one_at_a_time(uri):
+                _client(uri).search_experiments(max_results=1)
         return uri
     path = Path(uri.removeprefix(_SQLITE))
     with FileLock(home.root / "mlflow.lock"):
@@ -133,7 +138,7 @@ def begin_run(
         _log_params(client, run.info.run_id, params)
     for key, value in {**tags, _HOME: _here(home)}.items():
         client.set_tag(run.info.run_id, key, value)
-    page = f"{uri}/#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    page = f"{without_login(uri)}/#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     url = page if uri.startswith("http") else ""
     return RunRef(run_id=run.info.run_id, experiment_id=experiment_id, uri=uri, url=url)
 
@@ -443,7 +448,7 @@ def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
 
     known = client.get_experiment_by_name(name)
     if known is None:
-        location = (home.mlartifacts / name).as_uri() if uri.startswith("sqlite:") else None
+        location = (home.mlartifacts / name).as_uri() if is_database(uri) else None  # else the server decides
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:

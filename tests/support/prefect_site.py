@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from storage.layout import Home
+from tests.support.ports import free_ports
 
 __all__ = ["Site", "prefect_site", "restart", "wait_for"]
 
@@ -40,6 +40,7 @@ class Site:
     mlflow_port: int
     service_port: int
     notify: str
+    exported: Mapping[str, str] = field(default_factory=dict)
     deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
     up: subprocess.Popen[bytes] | None = None
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Site:
             "KRONOS_HOME": str(self.home.root),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PYTHONPATH": str(ROOT),
+            **self.exported,
         }
 
     def command(self, line: str) -> str:
@@ -199,9 +201,12 @@ class Site:
 
 
 @contextmanager
-def prefect_site(folder: Path, *, notify: str) -> Iterator[Site]:
-    """Start a site over a folder, that may hold an earlier one; posts about bad runs go to `notify`."""
-    site = Site(folder, *_free_ports(3), notify=notify)
+def prefect_site(folder: Path, *, notify: str, exported: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """Start a site over a folder, that may hold an earlier one; posts about bad runs go to `notify`.
+
+    `exported` is what the user has in the environment besides.
+    """
+    site = Site(folder, *free_ports(3), notify=notify, exported=exported or {})
     try:
         _start(site)
         yield site
@@ -265,11 +270,3 @@ def _patient_session() -> requests.Session:
     )
     session.mount("http://", HTTPAdapter(max_retries=retry))
     return session
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
