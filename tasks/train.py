@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = ["base_model", "train"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
+_TELL_S = 5.0  # twenty milliseconds a call, to Prefect and to MLflow: 4 % of a night when told every second
 _STOP_S = 6.0  # a cancelled run is over within ten seconds; a longer step is lost, its checkpoint is not
 
 
@@ -98,13 +100,15 @@ def _run_child(folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: 
             artifact = create_progress_artifact(
                 progress=0.0, key=f"train-{stage}", description=f"Training the {stage}"
             )
+            done, total, told = 0, steps, -_TELL_S
             while (code := _wait(child)) is None:
-                newest = tail.poll()
-                with tolerant(f"{stage} metrics"):
-                    tail.send()
-                if newest is not None:
+                if (newest := tail.poll()) is not None:
                     done, total = _position(newest, steps)
                     progress(done, total)
+                if time.monotonic() - told >= _TELL_S:
+                    told = time.monotonic()
+                    with tolerant(f"{stage} metrics"):
+                        tail.send()
                     _show_progress(artifact, 100.0 * done / total)
             if code != 0:
                 raise ModelError(_complaint(folder, stage, code))

@@ -67,6 +67,7 @@ def _watch(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         train_module, "update_progress_artifact", lambda artifact, progress: shown.append(progress)
     )
     monkeypatch.setattr(train_module, "_POLL_S", 0.05)
+    monkeypatch.setattr(train_module, "_TELL_S", 0.05)
     return shown
 
 
