@@ -1,24 +1,31 @@
-"""Named runs. A recipe is a function that returns a full configuration; CLI and UI override a few of its values."""
+"""Named runs. A recipe is a function that returns a full configuration; CLI and UI override a few of its values.
+
+Any of them also exists for one series alone, with a model of its own: `majors_1h.um-DOGEUSDT` is majors_1h over
+um:DOGEUSDT. That name is the recipe's wherever one is kept: champion, MLflow's registered model, repositories.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, WithJsonSchema
 
 from flows.config import ConfigError, ModelChoice, RunConfig, override
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.jobs import StageConfig
 from kronos_model.sampling import SamplingConfig
 from storage.dataset import DatasetConfig
+from storage.errors import StorageError
+from storage.schema import SeriesKey
 
-__all__ = ["RECIPES", "IntervalName", "RecipeName", "configure", "recipe"]
+__all__ = ["RECIPES", "IntervalName", "RecipeName", "configure", "recipe", "recipe_of"]
 
 IntervalName = Literal[
     "1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"
 ]
-RecipeName = Literal["demo", "doge_1h", "btc_1h", "btc_4h", "majors_1h", "paper_1h"]
 
 
 def demo() -> RunConfig:
@@ -105,13 +112,43 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 
 
+_OF = "."  # between a recipe and the one series it is for
+
+
 def recipe(name: str) -> RunConfig:
-    """The recipe of that name. Raises ConfigError, naming the nearest ones, when there is none."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`kronos recipes` describes them."
+    """The recipe of that name, for one series alone where the name says so.
+
+    Raises ConfigError, naming the nearest ones, when there is none.
+    """
+    base, of, series = name.partition(_OF)
+    if base not in RECIPES:
+        near = difflib.get_close_matches(base, RECIPES, n=1)
+        hint = f"did you mean {near[0]}{of}{series}?" if near else "`kronos recipes` describes them."
         raise ConfigError(f"Expected a recipe among {', '.join(RECIPES)}, found {name!r}; {hint}")
-    return RECIPES[name]()
+    found = RECIPES[base]()
+    return replace(found, recipe=name, series=(_series_of(name, series),)) if of else found
+
+
+def recipe_of(name: str, series: str) -> str:
+    """What recipe `name` is called for one series alone: majors_1h and um:DOGEUSDT are majors_1h.um-DOGEUSDT."""
+    return f"{name}{_OF}{series.replace(':', '-')}"
+
+
+def _series_of(name: str, text: str) -> str:
+    try:
+        return SeriesKey.parse(text.replace("-", ":", 1), "1h").name
+    except StorageError as error:
+        raise ConfigError(
+            f"Expected a recipe's name or one with a series such as majors_1h.um-DOGEUSDT, found {name!r}: {error}"
+        ) from error
+
+
+def _known(name: str) -> str:
+    recipe(name)
+    return name
+
+
+RecipeName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(RECIPES)})]
 
 
 def configure(name: str, settings: Mapping[str, Any] | None = None, **chosen: Any) -> RunConfig:
@@ -120,4 +157,11 @@ def configure(name: str, settings: Mapping[str, Any] | None = None, **chosen: An
     Raises ConfigError for an unknown recipe or setting, or a value that cannot be.
     """
     given = {key: value for key, value in chosen.items() if value is not None}
-    return override(recipe(name), {**given, **(settings or {})})
+    config = override(recipe(name), {**given, **(settings or {})})
+    base, of, _ = name.partition(_OF)
+    if of and config.series != recipe(name).series:
+        raise ConfigError(
+            f"Expected no series beside {name}, which is for {recipe(name).series[0]} alone, found "
+            f"{', '.join(config.series)}; leave them out, or run {base}."
+        )
+    return config

@@ -1,13 +1,16 @@
 """Settings: one definition each, overridden in one way, refused in one sentence."""
 
+import re
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import TypeAdapter
 
 from flows.config import ConfigError, config_digest, knobs, override, parse_assignments
-from flows.recipes import RECIPES, IntervalName, RecipeName, configure, recipe
+from flows.recipes import RECIPES, IntervalName, RecipeName, configure, recipe, recipe_of
 from storage.interval import INTERVALS
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +116,36 @@ def test_every_setting_reaches_the_code_that_reads_it() -> None:
 
 def test_a_form_offers_the_intervals_that_the_lake_knows() -> None:
     assert get_args(IntervalName) == INTERVALS
-    assert set(get_args(RecipeName)) == set(RECIPES)
+    assert TypeAdapter(RecipeName).json_schema()["enum"] == list(RECIPES)
+
+
+def test_a_recipe_of_one_series_is_the_recipe_over_that_series_under_a_name_of_its_own() -> None:
+    name = recipe_of("majors_1h", "um:DOGEUSDT")
+    assert name == "majors_1h.um-DOGEUSDT"
+    assert TypeAdapter(RecipeName).validate_python(name) == name
+    expected = replace(recipe("majors_1h"), recipe=name, series=("um:DOGEUSDT",))
+    assert recipe(name) == configure(name, series=["um:DOGEUSDT"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "majors_1h.um-DOGE/USDT",
+            "Expected a recipe's name or one with a series such as majors_1h.um-DOGEUSDT",
+        ),
+        ("majors_1h.coin-DOGEUSDT", "expected a market out of spot, um"),
+        ("majors.um-DOGEUSDT", "did you mean majors_1h.um-DOGEUSDT?"),
+    ],
+)
+def test_a_series_that_cannot_be_is_refused_in_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        recipe(name)
+
+
+def test_a_recipe_of_one_series_takes_no_other() -> None:
+    with pytest.raises(ConfigError, match="which is for um:DOGEUSDT alone, found um:BTCUSDT; leave them out"):
+        configure("majors_1h.um-DOGEUSDT", {"series": "um:BTCUSDT"})
 
 
 def test_paper_1h_is_the_protocol_of_the_paper() -> None:
