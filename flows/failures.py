@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
+import textwrap
+from collections.abc import Iterator
 
 __all__ = ["explain"]
 
@@ -19,6 +23,14 @@ _PREFECT_AWAY = (  # all that its client raises as a bare RuntimeError
     "Timed out while attempting to connect to ephemeral",
     "Unable to find an available port",
 )
+_LOST = (  # what the causes of a failed request say, and what it means; the first that is found counts
+    (r"Connection ?refused", "refused the connection"),
+    (r"NameResolution|gaierror|Name or service not known", "is no name that this machine can resolve"),
+    (r"too many (\d+) error responses", r"answers nothing but HTTP \1"),
+    (r"Timeout|timed out", "did not answer in time"),
+    (r"RemoteDisconnected|RemoteProtocolError|ConnectionReset", "broke the connection off"),
+)
+_LONGEST = 200  # characters of somebody else's message
 
 
 def explain(error: BaseException) -> str | None:
@@ -40,6 +52,7 @@ def explain(error: BaseException) -> str | None:
     packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
     found = _first_line(error)
     if "mlflow" in packages:
+        found = _lost(error, "MLFLOW_TRACKING_URI") or found
         return f"Expected MLflow to answer, found {found}; check MLFLOW_TRACKING_URI, or start its server."
     if "sqlalchemy" in packages:  # MLflow does not wrap every failure to open its store
         return (
@@ -47,6 +60,8 @@ def explain(error: BaseException) -> str | None:
             "check MLFLOW_TRACKING_URI."
         )
     if "httpx" in packages or (isinstance(error, RuntimeError) and found.startswith(_PREFECT_AWAY)):
+        if "httpx" in packages:
+            found = _lost(error, "PREFECT_API_URL") or found
         return (
             f"Expected the Prefect API to answer, found {found}; check PREFECT_API_URL, or unset it to run alone "
             "(the embedded one is in prefect/ of the home)."
@@ -66,6 +81,30 @@ def _disk(error: OSError) -> str:
     )
 
 
+def _lost(error: BaseException, variable: str) -> str | None:
+    """Which address did not answer and how, where that is what happened."""
+    from tasks.database import without_login
+
+    said = " ".join(f"{type(one).__name__} {one}" for one in _causes(error))
+    named = re.search(r"https?://[^\s'\"/]+", str(error))
+    address = without_login(named[0] if named else os.environ.get(variable, "its address"))
+    for pattern, meaning in _LOST:
+        if cause := re.search(pattern, said):
+            return f"that {address} {cause.expand(meaning)}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _first_line(error: BaseException) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0][:200].rstrip(".") if said else type(error).__name__
+    """The beginning of what it says, without passwords; cut at a word where it is long."""
+    from tasks.database import shown
+
+    lines = shown(str(error)).strip().splitlines()
+    return (
+        textwrap.shorten(lines[0], _LONGEST, placeholder=" …").rstrip(".") if lines else type(error).__name__
+    )

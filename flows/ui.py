@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import sys
 
+from flows.config import ConfigError
 from storage.layout import Home
-from tasks.tracking import prepare_store
+from tasks.database import without_login
+from tasks.tracking import prepare_store, tracking_uri
 
 __all__ = ["serve_ui"]
 
 
 def serve_ui(which: str, home: Home, port: int | None) -> None:
-    """Replace this process by the server, on 127.0.0.1; Ctrl-C stops it."""
+    """Replace this process by the server, on 127.0.0.1; Ctrl-C stops it.
+
+    Raises ConfigError where a server of MLflow is configured, which has a UI already.
+    """
     if which == "prefect":
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port or 4200)]
     else:
+        if (address := tracking_uri(home)).startswith("http"):
+            raise ConfigError(
+                f"Expected a store to open a UI over, found that MLFLOW_TRACKING_URI names a server; open "
+                f"{without_login(address)} in a browser, or unset the variable to look into this home."
+            )
         command = [
             "mlflow", "server", "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1",
             "--artifacts-destination", str(home.mlartifacts),
