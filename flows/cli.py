@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -80,12 +81,12 @@ def cli(context: click.Context, home: Path | None, verbose: bool) -> None:
 @click.pass_obj
 def run(obj: dict[str, Any], /, **options: Any) -> None:
     """Run one whole night: download, train, judge, publish, forecast."""
-    home = _start(obj)
+    home = _start(obj, flow=True)
     from flows.nightly import nightly
     from flows.screen import show_night
 
     started = time.monotonic()
-    summary = _call(nightly, options)
+    summary = _call(obj, nightly, options)
     show_night(summary, home, seconds=time.monotonic() - started)
 
 
@@ -112,7 +113,7 @@ def run(obj: dict[str, Any], /, **options: Any) -> None:
 @click.pass_context
 def ingest(context: click.Context, /, **options: Any) -> None:
     """Bring the lake up to date with the exchange: a recipe's series, or others."""
-    _start(context.obj)
+    _start(context.obj, flow=True)
     from flows.ingest import ingest as flow
     from flows.lake import show_ingested
     from tasks.download import IncompleteIngest
@@ -122,7 +123,7 @@ def ingest(context: click.Context, /, **options: Any) -> None:
     if chosen and context.get_parameter_source("recipe") is not ParameterSource.COMMANDLINE:
         options["assignments"] = ("replay=", *options["assignments"])  # the demo's market is an invention
     try:
-        show_ingested(_call(flow, options))
+        show_ingested(_call(context.obj, flow, options))
     except IncompleteIngest as error:
         show_ingested(error.ingested)
         raise
@@ -142,11 +143,11 @@ for command in (candles, verify, promote, rollback, scores, serve):
 @click.pass_obj
 def finetune(obj: dict[str, Any], /, **options: Any) -> None:
     """Train both stages on the candles in the lake, without judging."""
-    _start(obj)
+    _start(obj, flow=True)
     from flows.finetune import finetune as flow
     from flows.screen import show_stages
 
-    show_stages(_call(flow, options).stages)
+    show_stages(_call(obj, flow, options).stages)
 
 
 @cli.command()
@@ -159,11 +160,11 @@ def finetune(obj: dict[str, Any], /, **options: Any) -> None:
 @click.pass_obj
 def evaluate(obj: dict[str, Any], /, **options: Any) -> None:
     """Score the champion, the base and the last value on the newest test range."""
-    _start(obj)
+    _start(obj, flow=True)
     from flows.evaluate import evaluate as flow
     from flows.screen import show_leaderboard
 
-    show_leaderboard(_call(flow, options).leaderboard)
+    show_leaderboard(_call(obj, flow, options).leaderboard)
 
 
 @cli.command()
@@ -178,7 +179,7 @@ def evaluate(obj: dict[str, Any], /, **options: Any) -> None:
 @click.pass_obj
 def forecast(obj: dict[str, Any], /, *, export: Path | None, **options: Any) -> None:
     """Forecast the next horizon of every series with the champion."""
-    home = _start(obj)
+    home = _start(obj, flow=True)
     from flows.forecast import forecast as flow
     from flows.screen import show_forecasts
     from storage.forecast_files import check_export
@@ -188,7 +189,7 @@ def forecast(obj: dict[str, Any], /, *, export: Path | None, **options: Any) -> 
         check_export(export)
     failed = None
     try:
-        forecasts = _call(flow, options).forecasts
+        forecasts = _call(obj, flow, options).forecasts
     except IncompleteForecast as error:
         forecasts, failed = error.forecasts.forecasts, error
     show_forecasts(forecasts)
@@ -495,7 +496,7 @@ def _screen() -> Console:
     return Console(soft_wrap=True, markup=False, emoji=False)
 
 
-def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _call(obj: dict[str, Any], flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call a flow with what was given on the command line; a typing mistake is told before anything starts."""
     from flows.config import parse_assignments
     from flows.recipes import configure
@@ -514,6 +515,8 @@ def _call(flow: Callable[..., Any], options: dict[str, Any]) -> Any:
     asked = ("series", "interval", "start", "end", "settings")
     configure(options["recipe"], **{name: value for name, value in parameters.items() if name in asked})
     del parameters["recipe"]
+    if server := obj["server"]:
+        server.wait_until_healthy(threading.Event())
     return flow(options["recipe"], **parameters)
 
 

@@ -12,12 +12,19 @@ from storage.layout import Home
 __all__ = ["names", "start"]
 
 
-def start(obj: dict[str, Any]) -> Home:
-    """Open the home and prepare the environment, before anything imports Prefect."""
+def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
+    """Open the home and prepare the environment, before anything imports Prefect.
+
+    For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
+    """
     home = open_home(obj["home"])
     prepare_environment(home, verbose=obj["verbose"])
     if not obj["verbose"]:
         _log_to_terminal()
+    if flow:
+        from flows.embedded import begin_embedded
+
+        obj["server"] = begin_embedded(home)
     return home
 
 

@@ -11,7 +11,7 @@ from tests.support.terminal import Terminal
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
+def terminal(prefect_api: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
     """`kronos` over a fresh home; give it another by setting its `home`."""
     return Terminal(tmp_path / "home", capsys)
 
