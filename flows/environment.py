@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from storage.layout import Home
+from storage.remote import local_root, refresh
 
 __all__ = ["DEFAULTS", "PACKAGES", "open_home", "prepare_environment"]
 
@@ -48,7 +49,7 @@ def prepare_environment(home: Home, *, verbose: bool) -> None:
 
 
 def open_home(path: str | Path | None = None) -> Home:
-    """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing.
+    """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing, pulled when on object storage.
 
     Every flow opens one, so from here on the packages' INFO lines are heard, also where a worker started the run.
     Raises StorageError when it cannot be created or written.
@@ -58,4 +59,6 @@ def open_home(path: str | Path | None = None) -> Home:
     ) in PACKAGES:  # Prefect attaches its handler to the extra loggers and leaves their level at WARNING
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.INFO)
-    return Home.at(Path(path or os.environ.get("KRONOS_HOME") or ".kronos"))
+    home = Home.at(local_root(str(path or os.environ.get("KRONOS_HOME") or ".kronos")))
+    refresh(home.root)
+    return home

@@ -24,14 +24,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def in_turn(home: Home, purpose: str, work: Callable[[], T]) -> T | State:
+def in_turn(home: Home, purpose: str, work: Callable[[], T], *, alone: bool = True) -> T | State:
     """Do `work` with the home to itself; where another run has it, the flow run ends as Skipped and says whose it is.
 
+    Not `alone` it may run beside others of this machine; on object storage never beside another machine's.
     The state is what Prefect makes of a flow that returns one; a caller of the flow gets a CancelledRun.
     """
     with ExitStack() as stack:
         try:
-            dead = stack.enter_context(home.exclusive(purpose, run=str(flow_run.id or "")))
+            enter = home.exclusive if alone else home.writing
+            dead = stack.enter_context(enter(purpose, run=str(flow_run.id or "")))
         except LockedError as error:
             return Cancelled(name="Skipped", message=str(error))
         if dead:

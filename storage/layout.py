@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from storage import remote
 from storage.atomic import storage_errors
 from storage.errors import StorageError
 from storage.locks import ProcessLock
@@ -90,7 +91,17 @@ class Home:
 
         Yields the `run` of the last holder where that died without a word, else nothing ("").
         """
-        with ProcessLock(self.root / ".lock", guarded=f"the home {self.root}").hold(purpose, run=run) as dead:
+        lock = ProcessLock(self.root / ".lock", guarded=f"the home {self.root}")
+        with lock.hold(purpose, run=run) as dead, self.writing(purpose, run=run) as dead_elsewhere:
+            yield dead or dead_elsewhere
+
+    @contextmanager
+    def writing(self, purpose: str, *, run: str = "") -> Iterator[str]:
+        """Write here for the block, beside others of this machine; on object storage what was made is then pushed.
+
+        LockedError where another machine writes there. Yields the `run` of one that died in its turn, else nothing.
+        """
+        with remote.turn(self.root, purpose, run=run) as dead:
             yield dead
 
 

@@ -22,6 +22,7 @@ from storage.atomic import atomic_directory, atomic_path, write_json
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.locks import ProcessLock
+from storage.remote import confirm_turn
 
 __all__ = [
     "Champion",
@@ -100,7 +101,8 @@ def write_champion(home: Home, recipe: str, champion: Champion) -> None:
 def changing_champion(home: Home, recipe: str) -> Iterator[None]:
     """Be the only one who changes a recipe's champion; nobody does for longer than a moment."""
     lock = ProcessLock(_folder(home, recipe) / ".champion.lock", guarded=f"the champion of {recipe}")
-    with lock.hold("changing the champion", wait_s=_PATIENCE_S):
+    with home.writing("changing the champion"), lock.hold("changing the champion", wait_s=_PATIENCE_S):
+        confirm_turn(home.root)  # before anything moves, mirrors included
         yield
 
 

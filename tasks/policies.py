@@ -8,6 +8,7 @@ retries only what waits for another process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +16,7 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_engine import TaskRunTimeoutError
 
+from storage.layout import Home
 from tasks.limits import OutOfTime, TimeLimits
 
 __all__ = ["IDEMPOTENT", "within"]
@@ -36,7 +38,10 @@ def within(task: Task[P, R], limits: TimeLimits, name: str) -> Callable[P, R]:
     @wraps(task.fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return limited(*args, **kwargs)
+            with ExitStack() as stack:
+                if args and isinstance(args[0], Home):  # what it has made must not be lost with this machine
+                    stack.enter_context(args[0].writing(task.name))
+                return limited(*args, **kwargs)
         except TaskRunTimeoutError as error:
             raise OutOfTime(
                 f"Expected {task.name} to end within {hours:g} hours (limits.{name}), found it still at work; run the "
