@@ -1,6 +1,6 @@
 """Named runs. A recipe is a function that returns a full configuration; CLI and UI override a few of its values.
 
-Any of them also exists for one series alone, with a model of its own: `majors_1h.um-DOGEUSDT` is majors_1h over
+Any of them also exists for one series alone, with a model of its own: `majors_1h-um-DOGEUSDT` is majors_1h over
 um:DOGEUSDT. That name is the recipe's wherever one is kept: champion, MLflow's registered model, repositories.
 """
 
@@ -112,7 +112,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 
 
-_OF = "."  # between a recipe and the one series it is for
+_OF = "-"  # between a recipe, whose name has none, and the one series it is for; MLflow would not take a dot
 
 
 def recipe(name: str) -> RunConfig:
@@ -122,15 +122,17 @@ def recipe(name: str) -> RunConfig:
     """
     base, of, series = name.partition(_OF)
     if base not in RECIPES:
-        near = difflib.get_close_matches(base, RECIPES, n=1)
-        hint = f"did you mean {near[0]}{of}{series}?" if near else "`kronos recipes` describes them."
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        if not near and of:
+            near = [f"{one}{of}{series}" for one in difflib.get_close_matches(base, RECIPES, n=1)]
+        hint = f"did you mean {near[0]}?" if near else "`kronos recipes` describes them."
         raise ConfigError(f"Expected a recipe among {', '.join(RECIPES)}, found {name!r}; {hint}")
     found = RECIPES[base]()
     return replace(found, recipe=name, series=(_series_of(name, series),)) if of else found
 
 
 def recipe_of(name: str, series: str) -> str:
-    """What recipe `name` is called for one series alone: majors_1h and um:DOGEUSDT are majors_1h.um-DOGEUSDT."""
+    """What recipe `name` is called for one series alone: majors_1h and um:DOGEUSDT are majors_1h-um-DOGEUSDT."""
     return f"{name}{_OF}{series.replace(':', '-')}"
 
 
@@ -139,7 +141,7 @@ def _series_of(name: str, text: str) -> str:
         return SeriesKey.parse(text.replace("-", ":", 1), "1h").name
     except StorageError as error:
         raise ConfigError(
-            f"Expected a recipe's name or one with a series such as majors_1h.um-DOGEUSDT, found {name!r}: {error}"
+            f"Expected a recipe's name or one with a series such as majors_1h-um-DOGEUSDT, found {name!r}: {error}"
         ) from error
 
 

@@ -71,6 +71,7 @@ def test_a_value_that_is_not_given_stays_as_in_the_recipe() -> None:
         ({"start": "2024-02-01", "end": "2024-01-01"}, "Expected start before end"),
         ({"seed": "-1"}, "seed: expected 0 or more, found -1"),
         ({"model.threads": "0"}, "model.threads: expected 1 or more"),
+        ({"model.processes": "0"}, "model.processes: expected 1 or more"),
         ({"exchange.attempts": "0"}, "^Expected exchange.attempts"),
         ({"start": "yesterday"}, "start: expected date or empty, found 'yesterday'"),
     ],
@@ -96,7 +97,7 @@ def test_the_digest_follows_what_decides_a_night_and_nothing_else() -> None:
     config = recipe("demo")
     assert config_digest(config) == config_digest(recipe("demo"))
     assert config_digest(config) == config_digest(
-        override(config, {"exchange.timeout_s": "3", "replay": "elsewhere"})
+        override(config, {"exchange.timeout_s": "3", "replay": "elsewhere", "model.processes": "2"})
     )
     assert config_digest(config) != config_digest(override(config, {"predictor.learning_rate": "1e-4"}))
 
@@ -121,7 +122,7 @@ def test_a_form_offers_the_intervals_that_the_lake_knows() -> None:
 
 def test_a_recipe_of_one_series_is_the_recipe_over_that_series_under_a_name_of_its_own() -> None:
     name = recipe_of("majors_1h", "um:DOGEUSDT")
-    assert name == "majors_1h.um-DOGEUSDT"
+    assert name == "majors_1h-um-DOGEUSDT"
     assert TypeAdapter(RecipeName).validate_python(name) == name
     expected = replace(recipe("majors_1h"), recipe=name, series=("um:DOGEUSDT",))
     assert recipe(name) == configure(name, series=["um:DOGEUSDT"]) == expected
@@ -131,11 +132,12 @@ def test_a_recipe_of_one_series_is_the_recipe_over_that_series_under_a_name_of_i
     ("name", "sentence"),
     [
         (
-            "majors_1h.um-DOGE/USDT",
-            "Expected a recipe's name or one with a series such as majors_1h.um-DOGEUSDT",
+            "majors_1h-um-DOGE/USDT",
+            "Expected a recipe's name or one with a series such as majors_1h-um-DOGEUSDT",
         ),
-        ("majors_1h.coin-DOGEUSDT", "expected a market out of spot, um"),
-        ("majors.um-DOGEUSDT", "did you mean majors_1h.um-DOGEUSDT?"),
+        ("majors_1h-coin-DOGEUSDT", "expected a market out of spot, um"),
+        ("majors-um-DOGEUSDT", "did you mean majors_1h-um-DOGEUSDT?"),
+        ("majors-1h", "did you mean majors_1h?"),
     ],
 )
 def test_a_series_that_cannot_be_is_refused_in_one_sentence(name: str, sentence: str) -> None:
@@ -145,7 +147,7 @@ def test_a_series_that_cannot_be_is_refused_in_one_sentence(name: str, sentence:
 
 def test_a_recipe_of_one_series_takes_no_other() -> None:
     with pytest.raises(ConfigError, match="which is for um:DOGEUSDT alone, found um:BTCUSDT; leave them out"):
-        configure("majors_1h.um-DOGEUSDT", {"series": "um:BTCUSDT"})
+        configure("majors_1h-um-DOGEUSDT", {"series": "um:BTCUSDT"})
 
 
 def test_paper_1h_is_the_protocol_of_the_paper() -> None:
