@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "Trouble"]
 
 _POLL_S = 0.02
+_MINUTE_S = 60.0
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Trouble:
     environment: dict[str, str] = field(default_factory=dict)
     meanwhile: Callable[[psutil.Process], bool] | None = None
     twice: bool = False  # another night is started beside it
-    killed: bool = False  # the process is to end by SIGKILL, without a word
+    worker: bool = False  # a worker runs the night from its deployment; `meanwhile` gets the worker's process
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 def _nothing(site: DrillSite, dice: random.Random) -> Trouble:
@@ -59,7 +62,7 @@ def _hub_storm(site: DrillSite, dice: random.Random) -> Trouble:
 
 
 def _hub_down(site: DrillSite, dice: random.Random) -> Trouble:
-    site.hub.faults = [HubFault(path="/commit/|/preupload/", status=503, times=10_000)]
+    site.hub.faults = [HubFault(path="/commit/", status=503, times=10_000)]
     return Trouble("the Hub takes no commit: 503")
 
 
@@ -76,6 +79,35 @@ def _mlflow_lost(site: DrillSite, dice: random.Random) -> Trouble:
         return True
 
     return Trouble("the MLflow server is killed while a night trains", meanwhile=strike)
+
+
+def _mlflow_minute(site: DrillSite, dice: random.Random) -> Trouble:
+    def strike(night: psutil.Process) -> bool:
+        if (child := _training(night)) is None:
+            return False
+        site.kill_mlflow()
+        try:
+            _numbers(child)
+            child.suspend()  # so few steps would be over within the minute
+            time.sleep(_MINUTE_S)
+            site.begin_mlflow()
+            child.resume()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+    longer = {"tokenizer.epochs": 20, "tokenizer.patience": 1_000}
+    return Trouble("the MLflow server is down for a minute of a training", meanwhile=strike, settings=longer)
+
+
+def _numbers(training: psutil.Process) -> None:
+    """Wait until it has told some; NoSuchProcess where it ends before."""
+    command = training.cmdline()
+    told = Path(command[command.index("kronos_model.train") + 1]) / "metrics.jsonl"
+    while not told.exists() or '"train"' not in told.read_text():
+        if not training.is_running() or training.status() == psutil.STATUS_ZOMBIE:
+            raise psutil.NoSuchProcess(training.pid)
+        time.sleep(_POLL_S)
 
 
 def _mlflow_pause(site: DrillSite, dice: random.Random) -> Trouble:
@@ -113,7 +145,7 @@ def _kill_while(what: str, seen: Callable[[DrillSite, psutil.Process], Callable[
                 time.sleep(_POLL_S)
             return False
 
-        return Trouble(f"SIGKILL of the night while it {what}", meanwhile=strike, killed=True)
+        return Trouble(f"SIGKILL of the night while it {what}", meanwhile=strike)
 
     return make
 
@@ -135,6 +167,30 @@ def _publishes(site: DrillSite, night: psutil.Process) -> Callable[[], object]:
 
 def _trains(site: DrillSite, night: psutil.Process) -> Callable[[], object]:
     return lambda: _child(night)
+
+
+def _kill_worker(site: DrillSite, dice: random.Random) -> Trouble:
+    """`kronos worker` and Prefect's die; the night goes on without them."""
+
+    def strike(worker: psutil.Process) -> bool:
+        return _training(worker) is not None and _kill((worker, *worker.children()))
+
+    return Trouble("SIGKILL of the worker while its night trains", meanwhile=strike, worker=True)
+
+
+def _kill_everything(site: DrillSite, dice: random.Random) -> Trouble:
+    def strike(worker: psutil.Process) -> bool:
+        return _training(worker) is not None and _kill((worker, *worker.children(recursive=True)))
+
+    what = "SIGKILL of the worker, its night and its training at once"
+    return Trouble(what, meanwhile=strike, worker=True)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> bool:
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    return True
 
 
 def _disk_full(site: DrillSite, dice: random.Random) -> Trouble:
@@ -182,12 +238,15 @@ FAULTS: dict[str, _Maker] = {
     "hub-down": _hub_down,
     "mlflow-away": _mlflow_away,
     "mlflow-lost": _mlflow_lost,
+    "mlflow-minute": _mlflow_minute,
     "mlflow-pause": _mlflow_pause,
     "kill-child": _kill_child,
     "kill-download": _kill_while("downloads", _downloads),
     "kill-training": _kill_while("trains", _trains),
     "kill-judging": _kill_while("judges", _judges),
     "kill-publishing": _kill_while("publishes", _publishes),
+    "kill-worker": _kill_worker,
+    "kill-everything": _kill_everything,
     "disk-full": _disk_full,
     "clock-wrong": _clock_wrong,
     "two-at-once": _two_at_once,

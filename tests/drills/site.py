@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import requests
 
 from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
 from storage.layout import Home
+from storage.registry import read_nights
 from storage.schema import SeriesKey
 from tests.drills.faults import Trouble
 from tests.support.loopback_hub import LoopbackHub
@@ -34,6 +37,8 @@ ROOT = Path(__file__).parents[2]
 HOUR_MS = 3_600_000
 NIGHT_S = 300.0  # a night takes seconds; one that hangs is a finding
 _FOREIGN = ("PREFECT_", "MLFLOW_", "KRONOS_", "HF_", "DRILL_")
+_MARK = "DRILL_WORKER"
+_TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 _SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 _KEEP_NOTHING = (
     "checkpoint_days", "token_days", "job_days", "abandoned_days", "dataset_days", "model_days",
@@ -60,10 +65,13 @@ class Told:
 
 
 class DrillSite:
-    """Where the nights of a drill happen. `mlflow` is None where the store is SQLite in the home."""
+    """Where the nights of a drill happen.
+
+    `mlflow` is None where the store is SQLite in the home; a `shared` Prefect server knows runs of others, too.
+    """
 
     def __init__(
-        self, folder: Path, *, nights: int, hub: LoopbackHub, prefect: str, mlflow: int | None
+        self, folder: Path, *, nights: int, hub: LoopbackHub, prefect: str, shared: bool, mlflow: int | None
     ) -> None:
         self.folder, self.hub, self.prefect, self.mlflow = folder, hub, prefect, mlflow
         self.home = Home.at(folder / "home")
@@ -73,6 +81,8 @@ class DrillSite:
         clock = ReplayClock(START_MS + CANDLES * HOUR_MS + HOUR_MS // 2)
         self.exchange = ReplayExchange(self.candles, clock=clock)
         self._mlflow_server: subprocess.Popen[bytes] | None = None
+        self._shared, self._began = shared, datetime.now(UTC).isoformat()
+        self._deployed = ""  # the deployment of nightly, once there is one
 
     @property
     def environment(self) -> dict[str, str]:
@@ -102,9 +112,9 @@ class DrillSite:
 
     def night(self, trouble: Trouble, *, seed: int) -> tuple[Told, ...]:
         """Run a night, or two at once, through its trouble."""
-        count = 2 if trouble.twice else 1
+        count, run = 2 if trouble.twice else 1, self._by_worker if trouble.worker else self._night
         with ThreadPoolExecutor(count) as pool:
-            running = [pool.submit(self._night, trouble, seed) for _ in range(count)]
+            running = [pool.submit(run, trouble, seed) for _ in range(count)]
             told = tuple(one.result() for one in running)
         self.exchange.faults = ()
         self.hub.faults = []
@@ -128,6 +138,13 @@ class DrillSite:
         answer = requests.post(f"{self.prefect}/{path}", json=body, timeout=30)
         answer.raise_for_status()
         return answer.json()
+
+    def flow_runs(self, *states: str) -> list[dict[str, Any]]:
+        """The flow runs of this drill that are in one of these states, oldest first."""
+        which: dict[str, Any] = {"state": {"type": {"any_": states}}}
+        if self._shared:
+            which["expected_start_time"] = {"after_": self._began}
+        return list(self.asked("flow_runs/filter", {"flow_runs": which, "sort": "START_TIME_ASC"}))
 
     def begin_mlflow(self) -> None:
         """Start the MLflow server unless it runs, and wait until it answers."""
@@ -153,13 +170,12 @@ class DrillSite:
         return [sys.executable, "-m", module, "--home", str(self.home.root)]
 
     def _night(self, trouble: Trouble, seed: int) -> Told:
-        settings = quick_settings(Path(), **self._settings(seed))
-        del settings["replay"]
+        settings = self._settings(seed) | trouble.settings
         options = [f"--set={name}={value}" for name, value in settings.items()]
         module = "tests.drills.night_process" if trouble.environment else "flows.cli"
         began = time.monotonic()
         process = subprocess.Popen(
-            [*self._kronos(module), "run", "--recipe", "demo", "--set", "replay=", *options],
+            [*self._kronos(module), "run", "--recipe", "demo", *options],
             env=self.environment | trouble.environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -173,10 +189,56 @@ class DrillSite:
         hit = struck.result() if struck else True
         return Told(process.returncode, out, err, time.monotonic() - began, hit)
 
+    def _by_worker(self, trouble: Trouble, seed: int) -> Told:
+        """A night of the deployment, by a worker of its own, until no process of either is left."""
+        self._deploy()
+        began, mark = time.monotonic(), str(uuid.uuid4())
+        environment = self.environment | {_MARK: mark, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        worker = _server([*self._kronos("flows.cli"), "worker"], environment, self.folder / "worker.log")
+        parameters = {"recipe": "demo", "settings": self._settings(seed) | trouble.settings}
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        run = self.asked(f"deployments/{self._deployed}/create_flow_run", body)["id"]
+        struck = trouble.meanwhile(psutil.Process(worker.pid)) if trouble.meanwhile else True
+        state = self._ended(run, mark)
+        _end(worker)
+        sentence = f"error: {state['message'] or state['type']}"
+        code = {"COMPLETED": 0, "FAILED": 1}.get(state["type"], -signal.SIGKILL)
+        verdict = f"Gate: {read_nights(self.home, 'demo')[-1]['verdict']}" if code == 0 else ""
+        return Told(code, verdict, sentence if code else "", time.monotonic() - began, struck)
+
+    def _deploy(self) -> None:
+        """What prefect.yaml has, once, with every schedule paused."""
+        if self._deployed:
+            return
+        done = subprocess.run(
+            [*self._kronos("flows.cli"), "deploy", "--no-schedules"],
+            env=self.environment, capture_output=True, text=True, timeout=NIGHT_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = self.asked("deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})
+        self._deployed = found[0]["id"]
+
+    def _ended(self, run: str, mark: str) -> dict[str, Any]:
+        """The state of a flow run once it has ended, or once the worker and all that it started are gone."""
+        deadline = time.monotonic() + NIGHT_S
+        while time.monotonic() < deadline:
+            living = bool(_marked(mark))
+            answer = requests.get(f"{self.prefect}/flow_runs/{run}", timeout=30)
+            answer.raise_for_status()
+            state: dict[str, Any] = answer.json()["state"]
+            if state["type"] in _TERMINAL or not living:
+                return state
+            time.sleep(1)
+        raise TimeoutError(
+            f"expected the worker's night to end within {NIGHT_S:.0f} s, found it {state['type']}"
+        )
+
     def _settings(self, seed: int) -> dict[str, Any]:
-        """Of a challenger that differs from the champion by its seed, so that some are promoted."""
-        return {
+        """Of a challenger that was trained a little longer than the one before, so that many are promoted."""
+        return quick_settings(Path()) | {
+            "replay": "",
             "seed": seed,
+            "predictor.steps_per_epoch": 8 + 4 * seed,
             "gate.confidence": 0.2,
             "gate.coverage_high": 1.0,
             "exchange.spot_url": self.exchange.url,
@@ -197,7 +259,14 @@ def drill_site(folder: Path, *, nights: int, prefect: str = "", mlflow: bool = F
         hub = stack.enter_context(LoopbackHub())
         port = _free_port()
         url = prefect or f"http://127.0.0.1:{port}/api"
-        site = DrillSite(folder, nights=nights, hub=hub, prefect=url, mlflow=_free_port() if mlflow else None)
+        site = DrillSite(
+            folder,
+            nights=nights,
+            hub=hub,
+            prefect=url,
+            shared=bool(prefect),
+            mlflow=_free_port() if mlflow else None,
+        )
         stack.enter_context(site.exchange)
         if not prefect:
             line = [*site._kronos("flows.cli"), "ui", "prefect", "--port", str(port)]
@@ -215,6 +284,16 @@ def _server(line: list[str], environment: dict[str, str], log: Path) -> subproce
         return subprocess.Popen(
             line, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """The living processes that inherited the mark of a worker."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark:
+                found.append(process)
+    return found
 
 
 def _answering(url: str) -> None:
