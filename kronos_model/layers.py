@@ -39,6 +39,10 @@ Angles = tuple[Tensor, Tensor]
 
 CALENDAR_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 
+# Constants are computed here also under torch.device("meta"), where a loaded model begins: arithmetic or random
+# numbers without memory make torch import its compiler, which takes longer than loading Kronos-small.
+_MADE_ON = torch.device("cpu")
+
 
 class RMSNorm(nn.Module):
     """Scale by the root mean square, computed in float32."""
@@ -79,6 +83,14 @@ class Adapter(nn.Module):
 
     def forward(self) -> Tensor:
         return torch.bmm(self.up, self.down).flatten(0, 1) * self.scale
+
+
+class Embedding(nn.Embedding):
+    """torch's, which draws nothing where there is no memory yet; see _MADE_ON."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Dropout(nn.Dropout):
@@ -160,7 +172,7 @@ class Rotary(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.register_buffer("inv_freq", _frequencies(head_dim, None))
+        self.register_buffer("inv_freq", _frequencies(head_dim, _MADE_ON))
 
     def forward(self, length: int) -> Angles:
         """Angles of the positions 0..length-1, in float32 even where the model's weights are not."""
@@ -172,7 +184,7 @@ class Rotary(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def _frequencies(head_dim: int, device: torch.device | None) -> Tensor:
+def _frequencies(head_dim: int, device: torch.device) -> Tensor:
     return 1.0 / (10000 ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim))
 
 
@@ -301,8 +313,8 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
-        self.emb_s1 = nn.Embedding(2**s1_bits, d_model)
-        self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
+        self.emb_s1 = Embedding(2**s1_bits, d_model)
+        self.emb_s2 = Embedding(2**s2_bits, d_model)
         self.fusion_proj = Linear(2 * d_model, d_model)
         self.scale = math.sqrt(d_model)
 
@@ -316,10 +328,11 @@ class _FixedEmbedding(nn.Module):
 
     def __init__(self, size: int, d_model: int) -> None:
         super().__init__()
-        position = torch.arange(size).float()[:, None]
-        rates = torch.exp(torch.arange(0, d_model, 2).float() * (-math.log(10000.0) / d_model))
+        position = torch.arange(size, device=_MADE_ON).float()[:, None]
+        halves = torch.arange(0, d_model, 2, device=_MADE_ON).float()
+        rates = torch.exp(halves * (-math.log(10000.0) / d_model))
         table = torch.stack([torch.sin(position * rates), torch.cos(position * rates)], dim=-1).flatten(1)
-        self.emb = nn.Embedding(size, d_model)
+        self.emb = Embedding(size, d_model)
         self.emb.weight = nn.Parameter(table, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,7 +345,7 @@ class CalendarEmbedding(nn.Module):
     def __init__(self, d_model: int, *, learned: bool) -> None:
         super().__init__()
         for name, size in CALENDAR_SIZES.items():
-            table = nn.Embedding(size, d_model) if learned else _FixedEmbedding(size, d_model)
+            table = Embedding(size, d_model) if learned else _FixedEmbedding(size, d_model)
             self.add_module(f"{name}_embed", table)
 
     def forward(self, stamp: Tensor) -> Tensor:
@@ -359,8 +372,10 @@ class DualHead(nn.Module):
 
 
 def initialise(model: nn.Module, *, embedding_std: float) -> None:
-    """Xavier-normal projections, zero biases, normal embeddings; what is frozen stays as built."""
+    """Xavier-normal projections, zero biases, normal embeddings; what is frozen stays as built, what is meta too."""
     for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.is_meta:
+            continue
         if isinstance(module, nn.Linear):
             parts = module.split(module.weight) if isinstance(module, FusedLinear) else (module.weight,)
             for part in parts:

@@ -32,6 +32,8 @@ from kronos_model.pretrained import download
 from kronos_model.tokenizer import KronosTokenizer
 from tests.support.loopback_hub import Fault, LoopbackHub
 
+ROOT = Path(__file__).resolve().parents[2]
+
 TINY = PRESETS["tiny"]
 
 
@@ -55,6 +57,16 @@ def test_loading_draws_no_random_numbers(pair: ModelPair) -> None:
     load_pair(pair.tokenizer, pair.predictor)
     scratch_pair(TINY, pair.tokenizer.parent.with_name("other"), seed=9)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_does_not_wake_torch_s_compiler(pair: ModelPair) -> None:
+    """Its import takes a second or two, many times what the weights do."""
+    program = (
+        "import sys; from kronos_model import Kronos, KronosTokenizer;"
+        f"KronosTokenizer.from_pretrained({str(pair.tokenizer)!r}); Kronos.from_pretrained({str(pair.predictor)!r});"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def test_saving_over_a_model_keeps_what_else_is_there(pair: ModelPair) -> None:
