@@ -95,7 +95,7 @@ class WeightBudget:
     def pause(self, seconds: float) -> None:
         """Let nobody ask for so long (429 with Retry-After)."""
         with self._shared() as state:
-            state.paused_until = max(state.paused_until, self._clock() + seconds)
+            state.pause(seconds, self._clock())
 
     def forbid(self, ban: Banned) -> None:
         """Refuse every request until the ban is over: each one would make it longer."""
@@ -118,7 +118,7 @@ class WeightBudget:
             now = max(self._clock(), slept_until)
             if self._ban is not None and now < self._ban[0]:
                 raise self._ban[1]
-            if (wait_s := state.paused_until - now) > LONGEST_PAUSE_S:
+            if (wait_s := state.paused_s(now)) > LONGEST_PAUSE_S:
                 raise RateLimited(
                     "Expected the exchange to take requests, found that it asked this address to pause; "
                     f"wait {wait_s:.0f} s and run again.",

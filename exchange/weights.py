@@ -54,6 +54,8 @@ class WeightState:
     """The count of the window before, as long as no answer has shown that it is over."""
     serial: int = 0
     asked: list[Asked] = field(default_factory=list)
+    paused_at: float = 0.0
+    """When the exchange asked for the pause."""
     paused_until: float = 0.0
 
     @property
@@ -61,9 +63,24 @@ class WeightState:
         """Weight used in this window, at most."""
         return self.seen + sum(one.weight for one in self.asked)
 
+    def pause(self, seconds: float, now: float) -> None:
+        """No request for so long; a longer pause that is under way stays."""
+        if seconds > self.paused_s(now):
+            self.paused_at, self.paused_until = now, now + seconds
+
+    def paused_s(self, now: float) -> float:
+        """How long the pause still lasts.
+
+        One that begins in the future was asked for before the clock was set back, and begins anew: it is never cut
+        short, and never lasts for as long as the clock was wrong.
+        """
+        if now < self.paused_at - SET_BACK_S:
+            self.paused_at, self.paused_until = now, now + self.paused_until - self.paused_at
+        return max(0.0, self.paused_until - now)
+
     def claim(self, weight: int, now: float, *, share: float) -> Asked | float:
         """The request, which may be made now; or when to try again."""
-        if now < self.paused_until:
+        if self.paused_s(now) > 0:
             return self.paused_until
         self._let_time_pass(now)
         assert self.window_end is not None

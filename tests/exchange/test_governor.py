@@ -210,6 +210,25 @@ def test_a_long_pause_is_an_error_in_later_processes_too(home: Home) -> None:
     assert len(home.exchange.requests) == 1
 
 
+def test_a_clock_that_was_set_back_neither_shortens_nor_lengthens_a_pause(tmp_path: Path) -> None:
+    now, slept = 1_800_000_000.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+
+    def governor() -> Governor:
+        return Governor(tmp_path, "um", "http://127.0.0.1:1", clock=lambda: now, sleep=sleep)
+
+    governor().pause(30)
+    now -= 7_200
+    governor().before(1)
+    assert sum(slept) == pytest.approx(30)
+    governor().before(1)
+    assert sum(slept) == pytest.approx(30)
+
+
 HOLD = """
 import sys
 from pathlib import Path
