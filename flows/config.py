@@ -60,10 +60,14 @@ class ModelChoice:
     """pretrained (the Hub, pinned revision), scratch (seeded random), or a folder with tokenizer/ and predictor/."""
     threads: int | None = None
     """CPU threads of a training process; empty leaves the choice to torch."""
+    processes: int | None = None
+    """Processes of this machine that train together (torchrun) and share each batch; empty: one per CUDA device, else
+    one. Never more than batch_size."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected 1 or more, or empty, found {self.threads}")
+        for name, value in (("threads", self.threads), ("processes", self.processes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, or empty, found {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,10 +205,11 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, str]:
 def config_digest(config: RunConfig) -> str:
     """Sixteen hex digits over every setting that changes a night's result.
 
-    Where candles come from and how long a step may take do not.
+    Where candles come from, how long a step may take and how many processes share a batch do not.
     """
     aside = ("exchange", "archive", "replay", "limits")
     content = {k: v for k, v in asdict(config).items() if k not in aside}
+    del content["model"]["processes"]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -90,6 +90,7 @@ def train_challenger(
         "dataset": dataset,
         "seed": config.seed,
         "threads": config.model.threads,
+        "processes": config.model.processes,
         "run": run,
     }
     bounded = within(train, config.limits, "train_h")

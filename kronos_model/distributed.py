@@ -8,13 +8,16 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["World", "join_world"]
+from kronos_model.errors import LostProcess, ModelError
+
+__all__ = ["World", "join_world", "local_processes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +37,8 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with _together():
+                dist.all_reduce(values)
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
@@ -48,7 +52,8 @@ class World:
         if self.size == 1:
             return [values]
         parts = [torch.empty_like(values, device=device) for _ in range(self.size)]
-        dist.all_gather(parts, values.to(device))
+        with _together():
+            dist.all_gather(parts, values.to(device))
         return [part.cpu() for part in parts]
 
     def sum_gradients(self, parameters: Iterable[Parameter]) -> None:
@@ -68,21 +73,61 @@ class World:
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
+
+
+def local_processes(asked: int | None, *, batch_size: int) -> int:
+    """How many processes of this machine train together: those asked for, or one per CUDA device.
+
+    Never more than the windows of a batch: the others would have nothing to do. Raises ModelError where there are
+    too few devices.
+    """
+    devices = torch.cuda.device_count()
+    if 0 < devices < (asked or 0):
+        raise ModelError(
+            f"expected at most {devices} training processes, one per CUDA device, found {asked}; "
+            "lower model.processes or leave it empty"
+        )
+    return min(asked or max(1, devices), batch_size)
 
 
 @contextmanager
-def join_world() -> Iterator[tuple[World, torch.device]]:
-    """The world that torchrun describes in the environment, or this process alone, and its device."""
+def join_world(meeting: Path | None = None) -> Iterator[tuple[World, torch.device]]:
+    """The world that torchrun describes in the environment, or this process alone, and its device.
+
+    Its processes find each other in the file `meeting` where all are on this machine, else in torchrun's store.
+    """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         yield World(), device
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if meeting is None:
+        dist.init_process_group(backend)
+    else:
+        store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do at once; LostProcess where one of them is gone."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise LostProcess(
+            f"expected every process of this training to go on, found one gone ({reason}); the job is "
+            "resumable, so run it again"
+        ) from error

@@ -1,6 +1,6 @@
 """What goes wrong in the model, as one sentence for its user: expected, found, what to do."""
 
-__all__ = ["DataError", "MismatchedPair", "ModelError", "NonFiniteLoss", "UnreachableModel"]
+__all__ = ["DataError", "LostProcess", "MismatchedPair", "ModelError", "NonFiniteLoss", "UnreachableModel"]
 
 
 class ModelError(Exception):
@@ -17,6 +17,10 @@ class UnreachableModel(ModelError):  # noqa: N818
 
 class NonFiniteLoss(ModelError):  # noqa: N818
     """The loss became NaN or infinite; no step was taken."""
+
+
+class LostProcess(ModelError):  # noqa: N818
+    """Another process of the same training has ended."""
 
 
 class DataError(ModelError):

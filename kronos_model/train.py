@@ -1,13 +1,14 @@
 """Run or resume a training job: `python -m kronos_model.train JOBDIR`, alone or under torchrun.
 
-Exit codes: 0 finished; 1 training failed and 2 the job cannot run as it is told, each with one sentence on
-stderr; 143 or 130 stopped by SIGTERM or SIGINT after a checkpoint.
+Exit codes: 0 finished; 1 training failed, 2 the job cannot run as it is told and 3 another process of the same
+training is gone, each with one sentence on stderr; 143 or 130 stopped by SIGTERM or SIGINT after a checkpoint.
 """
 
 import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from kronos_model.adapters import add_adapters, freeze_bottom
 from kronos_model.checkpoint import TrainState
 from kronos_model.config import PRESETS
 from kronos_model.distributed import World, join_world
-from kronos_model.errors import DataError, MismatchedPair, ModelError, NonFiniteLoss
+from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelError, NonFiniteLoss
 from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, Sampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
@@ -35,8 +36,14 @@ from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.tokens import StoredTokens, TokenSource, token_source
 from kronos_model.windows import Split, WindowDataset
 
-__all__ = ["Job", "Reference", "StageConfig", "main", "read_job", "run_job", "write_job"]
+__all__ = ["LOST", "Job", "Reference", "StageConfig", "main", "read_job", "run_job", "write_job"]
 
+LOST = 3
+"""Exit code of a process whose training another one has left."""
+
+_LET_SPEAK_S = (
+    5.0  # the one that is gone may still be writing what went wrong, and torchrun reports who ends first
+)
 _ENCODE_LINES = 10  # lines of metrics per split: encoding a long history takes minutes
 
 Model = KronosTokenizer | Kronos
@@ -48,15 +55,16 @@ def run_job(
     *,
     stopping: Callable[[], bool] = lambda: False,
     show: Show = lambda phase, values: None,
+    meeting: Path | None = None,
 ) -> dict[str, Any]:
     """Run the job to its end, from its last checkpoint where it has one; returns what result.json says.
 
-    Raises ModelError where the job cannot run, Interrupted once `stopping` says so.
+    Raises ModelError where the job cannot run, Interrupted once `stopping` says so; `meeting` is as in join_world.
     """
     job = read_job(directory)
     if (directory / "result.json").exists():
         return read_json(directory / "result.json")
-    with join_world() as (world, device):
+    with join_world(meeting) as (world, device):
         lock = locked(directory / ".lock", what=f"the training job {directory}")
         with lock if world.leads else nullcontext():
             return _run(directory, job, world=world, device=device, stopping=stopping, show=show)
@@ -282,6 +290,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="stop, resumably, once this process is gone"
     )
+    parser.add_argument(
+        "--meeting",
+        type=Path,
+        metavar="FILE",
+        help="where torchrun's processes on one machine find each other",
+    )
     options = parser.parse_args(arguments)
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -295,11 +309,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.job,
             stopping=lambda: bool(received) or _orphaned(options.parent),
             show=_progress_line if options.progress else lambda phase, values: None,
+            meeting=options.meeting,
         )
     except Interrupted:
         return 128 + (received or [signal.SIGTERM])[0]
     except NonFiniteLoss as error:
         return _say(str(error), code=1)
+    except LostProcess as error:
+        ends = time.monotonic() + _LET_SPEAK_S
+        while time.monotonic() < ends and not received and not _orphaned(options.parent):
+            time.sleep(0.05)
+        return _say(str(error), code=LOST)
     except ModelError as error:
         return _say(str(error), code=2)
     except torch.OutOfMemoryError:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from kronos_model.config import PRESETS
+from kronos_model.distributed import local_processes
 from kronos_model.errors import ModelError
 from kronos_model.fit import Sampler
 from kronos_model.hub import lineage_of, resolve_pair, scratch_pair
@@ -63,16 +65,22 @@ def train(
     config: StageConfig,
     seed: int,
     threads: int | None,
+    processes: int | None,
     run: RunRef,
 ) -> TrainedRef:
-    """Run, resume or recognise the job of these inputs; its id is their digest."""
+    """Run, resume or recognise the job of these inputs; its id is their digest.
+
+    How many processes share its batches (None: one per CUDA device) is no part of that: windows and their order stay.
+    """
     job = _job(stage, dataset, start, config, seed, threads)
     folder = home.jobs / f"{stage}-{job.digest()}"
     finished_before = (folder / "result.json").exists()
     if not finished_before:
         write_job(folder, job)
     sampler = Sampler.of(dataset.windows["train"], config, seed=seed)
-    _run_child(folder, stage, run, steps=config.epochs * sampler.steps_per_epoch, wait_only=finished_before)
+    steps = config.epochs * sampler.steps_per_epoch
+    command = _command(folder, local_processes(processes, batch_size=config.batch_size))
+    _run_child(command, folder, stage, run, steps=steps, wait_only=finished_before)
     return _trained_ref(stage, folder, trained=not finished_before)
 
 
@@ -92,11 +100,20 @@ def _job(
     )
 
 
-def _run_child(folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: bool) -> None:
+def _command(folder: Path, processes: int) -> list[str]:
+    """What trains the job; with several processes it is what launches them."""
+    train = [sys.executable, "-m", "kronos_model.train", str(folder)]
+    launch = [sys.executable, "-m", "kronos_model.launch", str(folder), "--processes", str(processes)]
+    return [*(train if processes == 1 else launch), "--parent", str(os.getpid())]
+
+
+def _run_child(
+    command: list[str], folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: bool
+) -> None:
     """Train in a child and mirror metrics.jsonl. Raises ModelError with the child's own sentence when it fails."""
     tail = MetricTail(run, folder / "metrics.jsonl", stage)
     if not wait_only:
-        with _child(folder) as child, progress_bar(f"train {stage}") as progress:
+        with _child(command, folder / "stderr.log") as child, progress_bar(f"train {stage}") as progress:
             artifact = create_progress_artifact(
                 progress=0.0, key=f"train-{stage}", description=f"Training the {stage}"
             )
@@ -118,11 +135,10 @@ def _run_child(folder: Path, stage: str, run: RunRef, *, steps: int, wait_only: 
 
 
 @contextmanager
-def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The training process; whatever ends the block also ends the child, which leaves a resumable job."""
-    command = [sys.executable, "-m", "kronos_model.train", str(folder), "--parent", str(os.getpid())]
-    with (folder / "stderr.log").open("wb") as log:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+    with log.open("wb") as stderr:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             yield child
         finally:
@@ -131,8 +147,19 @@ def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
                 try:
                     child.wait(_STOP_S)
                 except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+                    _kill(child)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and the processes that it has launched, which are in sessions of their own."""
+    with suppress(psutil.NoSuchProcess):
+        launched = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        for process in launched:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(launched, timeout=_STOP_S)
+    child.wait()
 
 
 def _position(record: dict[str, Any], steps: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +87,7 @@ def _train(home: Home, ground: Ground, run: RunRef, **changes: Any) -> TrainedRe
         predictor_digest=pair.predictor_digest,
         origin=pair.origin,
     )
-    options: dict[str, Any] = {"config": CONFIG, "seed": 3, "threads": 1} | changes
+    options: dict[str, Any] = {"config": CONFIG, "seed": 3, "threads": 1, "processes": 1} | changes
     return train.fn(home, "tokenizer", dataset=ground.dataset, start=start, run=run, **options)
 
 
@@ -235,3 +237,70 @@ def test_the_childs_own_sentence_is_passed_on(
     assert f"the training job {job} is already being run by process {os.getpid()}" in str(caught.value)
     assert "wait until it has ended or stop it first" in str(caught.value)
     assert "exit code" not in str(caught.value)
+
+
+def _family(child: psutil.Process) -> list[psutil.Process]:
+    """The child, and the processes that it has launched."""
+    return [child, *child.children(recursive=True)]
+
+
+def test_two_processes_train_through_a_kill_and_a_cancellation_and_end_where_one_does(
+    home: Home, ground: Ground, run: RunRef, undisturbed: Undisturbed
+) -> None:
+    with (
+        _meanwhile(home, 30, lambda launcher: launcher.children()[1].kill()),
+        pytest.raises(ModelError) as caught,
+    ):
+        _train(home, ground, run, processes=2)
+    (job,) = home.jobs.glob("tokenizer-*")
+    assert str(caught.value).startswith(
+        "Training the tokenizer ended with exit code 137 (process 2 of 2 was ended by SIGKILL); "
+        f"the job in {job} is resumable, so run the same command again"
+    )
+
+    with locked(job / ".torchrun.lock", what="a test"), pytest.raises(ModelError) as caught:
+        _train(home, ground, run, processes=2)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"the training job {job} is already being run by process {os.getpid()}")
+    assert "\n" not in sentence
+
+    family: list[psutil.Process] = []
+    cancelled_at: list[float] = []
+
+    def cancel(launcher: psutil.Process) -> None:
+        family.extend(_family(launcher))
+        cancelled_at.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with _meanwhile(home, 60, cancel), pytest.raises(KeyboardInterrupt):
+        _train(home, ground, run, processes=2)
+    assert time.monotonic() - cancelled_at[0] < 12
+    assert len(family) == 3
+    assert not [process for process in family if process.is_running()], "an orphan goes on training"
+    assert not (job / "result.json").exists()
+
+    trained = _train(home, ground, run, processes=2)
+    expected = undisturbed.trained
+    for name in ("initial_loss", "best_loss"):  # the same windows in the same order, summed in another one
+        assert getattr(trained, name) == pytest.approx(getattr(expected, name), rel=5e-3)
+    elsewhere = {
+        name: getattr(trained, name) for name in ("job", "best", "digest", "initial_loss", "best_loss")
+    }
+    assert trained == replace(expected, **elsewhere)
+    assert _steps(run) == list(range(1, STEPS + 1)), "every step once, told by one of the two"
+    assert not (job / ".torchrun").exists()
+
+
+def test_a_launcher_that_does_not_listen_is_killed_with_all_that_it_launched() -> None:
+    program = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "subprocess.Popen(['sleep', '60'], start_new_session=True); print(flush=True); time.sleep(60)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    launcher.stdout.readline()
+    family = _family(psutil.Process(launcher.pid))
+    train_module._kill(launcher)
+    assert len(family) == 2
+    assert not [process for process in family if process.is_running()]
+    launcher.stdout.close()
