@@ -31,8 +31,8 @@ class _Codebook(nn.Module):
 
     def __init__(self, bits: int, group_size: int) -> None:
         super().__init__()
-        self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
-        self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
+        self.register_buffer("basis", torch.tensor([2**bit for bit in reversed(range(bits))]))
+        self.register_buffer("group_basis", torch.tensor([2**bit for bit in reversed(range(group_size))]))
 
 
 class BinaryQuantizer(nn.Module):
