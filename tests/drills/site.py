@@ -238,8 +238,8 @@ class DrillSite:
         return quick_settings(Path()) | {
             "replay": "",
             "seed": seed,
-            "predictor.steps_per_epoch": 8 + 4 * seed,
-            "gate.confidence": 0.2,
+            "predictor.steps_per_epoch": 8 + 8 * seed,
+            "gate.confidence": 0.5,
             "gate.coverage_high": 1.0,
             "exchange.spot_url": self.exchange.url,
             "exchange.um_url": self.exchange.url,
