@@ -15,7 +15,7 @@ from flows.config import RunConfig, config_digest, knobs
 from storage.layout import Home
 from tasks.refs import BuiltDataset, PairRef, RunRef
 from tasks.report import show_run
-from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics
+from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics, tolerant
 
 __all__ = ["night_identity", "tracked"]
 
@@ -57,9 +57,11 @@ def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str)
         with system_metrics(run):
             yield run
     except (TerminationSignal, KeyboardInterrupt):
-        end_run(run, "KILLED")
+        with tolerant("the end of the run"):  # the next run closes it; the cause is what matters
+            end_run(run, "KILLED")
         raise
     except BaseException:
-        end_run(run, "FAILED")
+        with tolerant("the end of the run"):
+            end_run(run, "FAILED")
         raise
     end_run(run, "FINISHED")
