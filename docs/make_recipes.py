@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flows.config import Knob, RunConfig, _field_docs, knobs
+from flows.config import Knob, RunConfig, field_docs, knobs
 from flows.recipes import RECIPES
 
 __all__ = ["PAGE", "page"]
@@ -71,7 +71,7 @@ def _differences(every: dict[str, list[Knob]]) -> Iterator[list[str]]:
 def _sections() -> Iterator[str]:
     """A table per group of settings, in order of definition."""
     nothing_said = RunConfig(recipe="NAME", series=("um:DOGEUSDT",))
-    meanings = _field_docs(RunConfig)
+    meanings = field_docs(RunConfig)
     for group, members in groupby(knobs(nothing_said), key=lambda knob: knob.path.rpartition(".")[0]):
         yield f"\n### {group or 'The run'}\n"
         if group:

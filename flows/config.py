@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +39,7 @@ __all__ = [
     "RunConfig",
     "config_digest",
     "day_ms",
+    "field_docs",
     "knobs",
     "override",
     "parse_assignments",
@@ -163,10 +165,15 @@ class Knob:
             return "|".join(ast.literal_eval(f"({name.removeprefix('typing.Literal[').removesuffix(']')},)"))
         return name.replace("datetime.", "").replace(" | None", " or empty")
 
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether None is a value of it."""
+        return "None" in str(self.annotation)
+
 
 def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
     """Every setting of `config` in order of definition, nested ones with a dotted path."""
-    helps, types = _field_docs(type(config)), get_type_hints(type(config))
+    helps, types = field_docs(type(config)), get_type_hints(type(config))
     for item in fields(config):
         value, path = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
@@ -176,12 +183,17 @@ def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
 
 
 def override(config: C, values: Mapping[str, Any]) -> C:
-    """`config` with dotted settings replaced, e.g. {"dataset.lookback": "80"}; text is parsed by the setting's type.
+    """`config` with settings replaced, dotted or nested, e.g. {"dataset.lookback": "80"}; text is parsed by type.
 
-    Raises ConfigError for an unknown setting or a value the setting cannot hold.
+    None, for what cannot be None (a section of a form that nobody opened, say), leaves it as it was. Raises
+    ConfigError for an unknown setting or a value the setting cannot hold.
     """
     known = {knob.path: knob for knob in knobs(config)}
-    flat = dict(_flatten(values))
+    flat = {
+        path: value
+        for path, value in _flatten(values)
+        if value is not None or not _must_have_a_value(path, known)
+    }
     for path in flat:
         if path not in known or path == "recipe":
             raise ConfigError(_unknown(path, [p for p in known if p != "recipe"]))
@@ -229,11 +241,17 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
+def _must_have_a_value(path: str, known: Mapping[str, Knob]) -> bool:
+    if path in known:
+        return not known[path].may_be_empty
+    return any(other.startswith(f"{path}.") for other in known)
+
+
 def _parse(knob: Knob, value: Any) -> Any:
     if isinstance(value, str):
         if str(knob.annotation).startswith("tuple"):
             value = [part for part in value.replace(",", " ").split() if part]
-        elif value == "" and "None" in str(knob.annotation):
+        elif value == "" and knob.may_be_empty:
             value = None
     try:
         return TypeAdapter(knob.annotation).validate_python(value)
@@ -269,8 +287,13 @@ def _unknown(path: str, known: list[str]) -> str:
     return f"Expected a known setting, found {path!r}; {hint}"
 
 
-def _field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: Any) -> dict[str, str]:
     """The string literal under each field of a dataclass."""
+    return _field_docs(cls)
+
+
+@cache
+def _field_docs(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -11,7 +10,7 @@ from prefect.client.schemas.objects import State
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.finetune import build_dataset, calibrated
-from flows.forms import SeriesName
+from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.judge import champion_pair
 from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
@@ -30,11 +29,11 @@ __all__ = ["evaluate"]
 @flow(name="evaluate", flow_run_name=run_name)
 def evaluate(
     recipe: RecipeName = "demo",
-    series: list[SeriesName] | None = None,
-    interval: IntervalName | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    settings: dict[str, Any] | None = None,
+    series: list[SeriesName] | Unchanged = None,
+    interval: IntervalName | Unchanged = None,
+    start: date | Unchanged = None,
+    end: date | Unchanged = None,
+    settings: RunSettings = None,
 ) -> ScoresRef | State:
     """Score the champion, the base and the last value on the test range of the candles in the lake.
 
@@ -42,9 +41,9 @@ def evaluate(
         recipe: Named configuration whose champion is scored; demo runs offline, `kronos recipes` describes all.
         series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
         interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
-        start: First day to use, UTC. None: the recipe's, or else since the listing.
-        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
-        settings: Other settings by dotted name, such as {"evaluation.origins": 500}; `kronos recipes NAME` lists them.
+        start: First day to use, UTC. Unchanged: the recipe's, or else since the listing.
+        end: First day not to use, UTC. Unchanged: the recipe's, or else up to the newest closed candle.
+        settings: Anything else, by section; what stays empty is as in the recipe, which `kronos recipes NAME` lists.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig
 from flows.environment import open_home
-from flows.forms import SeriesName
+from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.tracked import night_identity, tracked
@@ -42,11 +42,11 @@ class Trained:
 @flow(name="finetune", flow_run_name=run_name)
 def finetune(
     recipe: RecipeName = "demo",
-    series: list[SeriesName] | None = None,
-    interval: IntervalName | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    settings: dict[str, Any] | None = None,
+    series: list[SeriesName] | Unchanged = None,
+    interval: IntervalName | Unchanged = None,
+    start: date | Unchanged = None,
+    end: date | Unchanged = None,
+    settings: RunSettings = None,
 ) -> Trained | State:
     """Fine-tune tokenizer and predictor on the candles in the lake, without judging or publishing.
 
@@ -54,9 +54,9 @@ def finetune(
         recipe: Named configuration to train; demo runs offline, `kronos recipes` describes all.
         series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
         interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
-        start: First day to use, UTC. None: the recipe's, or else since the listing.
-        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
-        settings: Other settings by dotted name, such as {"predictor.epochs": 3}; `kronos recipes NAME` lists them.
+        start: First day to use, UTC. Unchanged: the recipe's, or else since the listing.
+        end: First day not to use, UTC. Unchanged: the recipe's, or else up to the newest closed candle.
+        settings: Anything else, by section; what stays empty is as in the recipe, which `kronos recipes NAME` lists.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -11,6 +10,7 @@ from prefect.states import Cancelled
 
 from flows.config import RunConfig
 from flows.environment import open_home
+from flows.forms import RunSettings
 from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.names import run_name
@@ -27,14 +27,14 @@ __all__ = ["forecast", "forecast_series"]
 
 
 @flow(name="forecast", flow_run_name=run_name)
-def forecast(recipe: RecipeName = "demo", settings: dict[str, Any] | None = None) -> ForecastsRef | State:
+def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> ForecastsRef | State:
     """Ingest what is new, then forecast every series of a recipe with its champion.
 
     Raises IncompleteForecast where a series is stale or has a hole in its lookback; the others are stored.
 
     Args:
         recipe: Named configuration whose champion forecasts; demo runs offline, `kronos recipes` describes all.
-        settings: Other settings by dotted name, such as {"forecast.samples": 300}; `kronos recipes NAME` lists them.
+        settings: Anything else, by section; what stays empty is as in the recipe, which `kronos recipes NAME` lists.
     """
     config = configure(recipe, settings)
     home = open_home()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.config import override
 from flows.environment import open_home
+from flows.forms import Retention
 from flows.turns import in_turn
 from storage.retention import Expired, RetentionPolicy
 from tasks.retention import sweep
@@ -17,12 +16,12 @@ __all__ = ["gc"]
 
 
 @flow(name="gc", flow_run_name="gc")
-def gc(delete: bool = False, settings: dict[str, Any] | None = None) -> tuple[Expired, ...] | State:
+def gc(delete: bool = False, settings: Retention = None) -> tuple[Expired, ...] | State:
     """Delete old checkpoints, tokens, jobs, datasets, models, forecasts and pictures; never what a champion needs.
 
     Args:
         delete: Delete what is found. Without it the run only shows what would go.
-        settings: Days to keep things by name, such as {"job_days": 7}; `kronos gc --help` lists them.
+        settings: How long to keep things; what stays empty is kept for as long as the documentation says.
     """
     policy, home = override(RetentionPolicy(), settings or {}), open_home()
     return in_turn(home, "gc", lambda: sweep(home, policy, delete=delete))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any, Literal
+from typing import Literal
 
 from prefect import flow
 
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
-from flows.forms import Count, SeriesName
+from flows.forms import Count, RunSettings, SeriesName, Unchanged
 from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
 from storage.layout import Home
@@ -26,14 +26,14 @@ __all__ = ["ingest", "ingest_series"]
 @flow(name="ingest", flow_run_name=run_name)
 def ingest(
     recipe: RecipeName = "demo",
-    series: list[SeriesName] | None = None,
-    interval: IntervalName | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    settings: dict[str, Any] | None = None,
-    symbols: list[str] | None = None,
+    series: list[SeriesName] | Unchanged = None,
+    interval: IntervalName | Unchanged = None,
+    start: date | Unchanged = None,
+    end: date | Unchanged = None,
+    settings: RunSettings = None,
+    symbols: list[str] | Unchanged = None,
     market: Literal["spot", "um"] = "um",
-    top: Count | None = None,
+    top: Count | Unchanged = None,
     quote: str = "USDT",
 ) -> IngestRef:
     """Download the closed candles of a recipe, or of other series, that the lake does not have yet.
@@ -42,9 +42,9 @@ def ingest(
         recipe: Named configuration whose series to update; demo runs offline, `kronos recipes` describes all.
         series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
         interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
-        start: First day to use, UTC. None: the recipe's, or else since the listing.
-        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
-        settings: Other settings by dotted name, such as {"exchange.timeout_s": 30}; `kronos recipes NAME` lists them.
+        start: First day to use, UTC. Unchanged: the recipe's, or else since the listing.
+        end: First day not to use, UTC. Unchanged: the recipe's, or else up to the newest closed candle.
+        settings: Anything else, by section; what stays empty is as in the recipe, which `kronos recipes NAME` lists.
         symbols: Other symbols than the recipe's, all of one market, such as BTCUSDT.
         market: The market of `symbols` and `top`: spot, or um for USD-M futures.
         top: So many symbols, by their traded volume of the last 24 hours.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from rich.console import Console
@@ -18,7 +18,7 @@ from exchange.rest import ExchangeConfig
 from exchange.stream import StreamConfig
 from flows.config import ConfigError, override
 from flows.environment import open_home
-from flows.forms import Duration, SeriesName
+from flows.forms import Duration, SeriesName, SettingsForm
 from flows.live import LogLines, stop_on_signals, view
 from flows.recipes import IntervalName
 from storage.layout import Home
@@ -75,6 +75,12 @@ class WatchConfig:
         return [SeriesKey.parse(name, self.interval) for name in self.series]
 
 
+_ELSEWHERE = ("series", "interval", "duration_s", "csv", "json")
+WatchSettings = Annotated[
+    dict[str, Any] | None, SettingsForm(WatchConfig(series=("um:DOGEUSDT",)), without=_ELSEWHERE)
+]
+
+
 @flow(name="monitor", flow_run_name="monitor {interval}")
 def monitor(
     series: list[SeriesName],
@@ -84,7 +90,7 @@ def monitor(
     duration: Duration | None = "1h",
     csv_file: str | None = None,
     json_file: str | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: WatchSettings = None,
 ) -> MonitorState:
     """Append closed candles to the lake as they close.
 
@@ -96,7 +102,7 @@ def monitor(
         duration: How long to run, such as 1h; empty means until it is cancelled.
         csv_file: File to which closed candles are appended.
         json_file: File that holds the latest state.
-        settings: Any other setting by its dotted name, such as {"stream.silence_s": 30}.
+        settings: Where Binance is and how it is followed; what stays empty is as documented.
     """
     chosen = {"interval": interval, "backfill": backfill, "every": every, "duration": duration}
     config = watch_config(series, **chosen, csv=csv_file, json=json_file, settings=settings)

@@ -15,7 +15,7 @@ from flows.config import RunConfig, config_digest, knobs
 from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, calibrated, train_challenger
 from flows.forecast import forecast_series
-from flows.forms import SeriesName
+from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger, report_judgement
 from flows.names import run_name
@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 @flow(name="nightly", flow_run_name=run_name)
 def nightly(
     recipe: RecipeName = "demo",
-    series: list[SeriesName] | None = None,
-    interval: IntervalName | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    settings: dict[str, Any] | None = None,
+    series: list[SeriesName] | Unchanged = None,
+    interval: IntervalName | Unchanged = None,
+    start: date | Unchanged = None,
+    end: date | Unchanged = None,
+    settings: RunSettings = None,
 ) -> dict[str, Any] | State:
     """Download, train, judge, publish and forecast; a night whose inputs have not changed only says so.
 
@@ -54,9 +54,9 @@ def nightly(
         recipe: Named configuration to run; demo runs offline, `kronos recipes` describes all.
         series: Series to use instead of the recipe's, each market:SYMBOL (spot or um), such as um:DOGEUSDT.
         interval: Candle interval to use instead of the recipe's, such as 1h or 4h.
-        start: First day to use, UTC. None: the recipe's, or else since the listing.
-        end: First day not to use, UTC. None: the recipe's, or else up to the newest closed candle.
-        settings: Other settings by dotted name, such as {"predictor.epochs": 3}; `kronos recipes NAME` lists them.
+        start: First day to use, UTC. Unchanged: the recipe's, or else since the listing.
+        end: First day not to use, UTC. Unchanged: the recipe's, or else up to the newest closed candle.
+        settings: Anything else, by section; what stays empty is as in the recipe, which `kronos recipes NAME` lists.
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()

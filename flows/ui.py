@@ -20,6 +20,8 @@ def serve_ui(which: str, home: Home, port: int | None) -> None:
     """
     if which == "prefect":
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port or 4200)]
+        # Its pages would ask PREFECT_API_URL, or port 4200, whatever port they came from.
+        os.environ["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port or 4200}/api"
     else:
         if (address := tracking_uri(home)).startswith("http"):
             raise ConfigError(

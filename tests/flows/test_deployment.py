@@ -54,7 +54,7 @@ class Triggered:
     site: Site
     night: dict[str, Any]
     other: dict[str, Any]
-    mistaken: dict[str, Any]  # an ingest with a setting that does not exist
+    mistaken: dict[str, Any]  # an ingest with a setting that does not exist, from an unchecked form
     hook: Webhook
 
     def artifact(self, key: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def triggered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triggered]:
     night = {**form, "settings": quick_settings(folder / "klines")}
     with webhook() as hook, prefect_site(folder, notify=hook.url) as site:
         runs = [site.run("nightly", night), site.run("nightly", night)]
-        runs.append(site.run("ingest", {**form, "settings": {"dataset.lokback": 80}}))
+        runs.append(site.run("ingest", {**form, "settings": {"dataset.lokback": 80}}, checked=False))
         *nights, mistaken = site.finished(*runs, within_s=400)
         executed, other = sorted(nights, key=lambda run: run["run_count"], reverse=True)
         yield Triggered(site, executed, other, mistaken, hook)
@@ -191,6 +191,13 @@ def test_a_bad_run_is_told_to_the_webhook_with_its_cause_in_one_sentence(trigger
         ("nightly", {"interval": "7m"}),
         ("nightly", {"start": 20240101}),
         ("nightly", {"settings": "predictor.epochs=3"}),
+        ("nightly", {"settings": {"dataset.lokback": 80}}),
+        ("nightly", {"settings": {"dataset.lookback": 1}}),
+        ("nightly", {"settings": {"dataset.lookback": "many"}}),
+        ("nightly", {"settings": {"predictor.precision": "float8"}}),
+        ("evaluate", {"settings": {"gate.confidence": 1}}),
+        ("monitor", {"settings": {"stream.silence_s": 0}}),
+        ("gc", {"settings": {"job_days": -1}}),
         ("ingest", {"market": "coin"}),
         ("ingest", {"top": 0}),
         ("ingest", {"top": 501}),
@@ -327,7 +334,7 @@ def test_the_mlflow_run_has_figures_and_its_registered_model(triggered: Triggere
 
 def test_a_run_cancelled_while_it_trains_stops_its_child_and_can_be_resumed(triggered: Triggered) -> None:
     site = triggered.site
-    settings = {**triggered.night["parameters"]["settings"], "tokenizer.epochs": 5_000}
+    settings = quick_settings(site.folder / "klines", **{"tokenizer.epochs": 5_000})
     run = site.run("nightly", {"recipe": "demo", "settings": settings})
     job = wait_for(lambda: site.training(), within_s=120, what="the training to begin")
     site.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})

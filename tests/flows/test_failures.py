@@ -1,5 +1,6 @@
 """What a lost server is called, in one short sentence without a password."""
 
+import os
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,3 +83,14 @@ def test_a_ui_over_a_server_that_has_one_is_refused_with_its_address(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@server.example/mlflow")
     with pytest.raises(ConfigError, match=r"open https://server\.example/mlflow in a browser"):
         serve_ui("mlflow", Home.at(tmp_path), None)
+
+
+def test_the_pages_of_prefect_ask_the_server_they_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setenv("PREFECT_UI_API_URL", "")
+    serve_ui("prefect", Home.at(tmp_path), 4321)
+    assert started[0][-2:] == ["--port", "4321"]
+    assert os.environ["PREFECT_UI_API_URL"] == "http://127.0.0.1:4321/api"

@@ -10,7 +10,7 @@ from exchange.replay import synthetic_market
 from storage.files import write_candles
 from storage.schema import SeriesKey
 
-__all__ = ["CANDLES", "SERIES", "START_MS", "quick_settings", "write_klines"]
+__all__ = ["CANDLES", "SERIES", "START_MS", "nested", "quick_settings", "write_klines"]
 
 SERIES = ("spot:BTCUSDT", "um:DOGEUSDT")
 START_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
@@ -44,3 +44,15 @@ def quick_settings(klines: Path, **others: Any) -> dict[str, Any]:
         "forecast.samples": 8,
         **others,
     }
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted settings by section, as a form sends them."""
+    found: dict[str, Any] = {}
+    for path, value in settings.items():
+        section, dot, name = path.partition(".")
+        if dot:
+            found.setdefault(section, {})[name] = value
+        else:
+            found[path] = value
+    return found

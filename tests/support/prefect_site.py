@@ -5,7 +5,6 @@ Everything it writes lies below one folder, and every process it starts, directl
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from storage.layout import Home
+from tests.support.nights import nested
 from tests.support.ports import free_ports
 
 __all__ = ["Site", "prefect_site", "restart", "wait_for"]
@@ -102,11 +102,15 @@ class Site:
         response = self._session.patch(f"{self.api}/{path}", json=body, timeout=30)
         assert response.ok, f"{path}: {response.status_code} {response.text}"
 
-    def submit(self, deployment: str, parameters: dict[str, Any]) -> requests.Response:
-        """What the custom-run form of the Prefect UI sends; an object is edited, and sent, as JSON text."""
+    def submit(
+        self, deployment: str, parameters: dict[str, Any], *, checked: bool = True
+    ) -> requests.Response:
+        """What the custom-run form of the Prefect UI sends; `checked` is its box "Validate parameters".
+
+        Dotted settings are put into their sections.
+        """
         filled = {
-            name: {"__prefect_kind": "json", "value": json.dumps(value)} if isinstance(value, dict) else value
-            for name, value in parameters.items()
+            name: nested(value) if isinstance(value, dict) else value for name, value in parameters.items()
         }
         body = {
             "name": "typed-in-the-form",
@@ -116,16 +120,16 @@ class Site:
             "empirical_policy": {"retries": None, "retry_delay": None},
             "work_queue_name": "default",
             "job_variables": {},
-            "enforce_parameter_schema": True,
+            "enforce_parameter_schema": checked,
         }
         identifier = self.deployments[deployment]["id"]
         return self._session.post(
             f"{self.api}/deployments/{identifier}/create_flow_run", json=body, timeout=30
         )
 
-    def run(self, deployment: str, parameters: dict[str, Any]) -> str:
+    def run(self, deployment: str, parameters: dict[str, Any], *, checked: bool = True) -> str:
         """Trigger a deployment and return the flow run's id."""
-        return str(self._answer(self.submit(deployment, parameters))["id"])
+        return str(self._answer(self.submit(deployment, parameters, checked=checked))["id"])
 
     def finished(self, *runs: str, within_s: float) -> list[dict[str, Any]]:
         """The flow runs once each of them is in a terminal state."""

@@ -1,0 +1,120 @@
+"""The settings of a form: all there are, as their owners define them; what nobody filled in changes nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
+
+from flows.config import ConfigError, config_digest, knobs, override
+from flows.gc import gc
+from flows.monitor import WatchConfig, monitor
+from flows.nightly import nightly
+from flows.recipes import configure, recipe
+from storage.retention import RetentionPolicy
+from tests.support.nights import nested
+
+ELSEWHERE = {"recipe", "series", "interval", "start", "end", "duration_s", "csv", "json"}
+EXAMPLES = {
+    nightly: recipe("demo"),
+    gc: RetentionPolicy(),
+    monitor: WatchConfig(series=("um:DOGEUSDT",)),
+}
+
+
+def _schema(flow: Any) -> dict[str, Any]:
+    return dict(parameter_schema(flow).model_dump(mode="json"))
+
+
+def _fields(flow: Any) -> dict[str, dict[str, Any]]:
+    """Every setting of the form by its dotted name, in its order."""
+    schema, found = _schema(flow), {}
+    for name, one in schema["properties"]["settings"]["properties"].items():
+        reference = one.get("anyOf", [{}])[0].get("$ref")
+        if reference is None:
+            found[name] = one
+        else:
+            section = schema["definitions"][reference.removeprefix("#/definitions/")]
+            found |= {f"{name}.{inner}": each for inner, each in section["properties"].items()}
+    return found
+
+
+@pytest.mark.parametrize("flow", EXAMPLES, ids=lambda flow: str(flow.name))
+def test_the_form_has_every_setting_in_order_with_its_meaning(flow: Any) -> None:
+    told = {name: one["description"] for name, one in _fields(flow).items()}
+    meant = {
+        knob.path: " ".join(knob.help.split()) for knob in knobs(EXAMPLES[flow]) if knob.path not in ELSEWHERE
+    }
+    assert list(told.items()) == list(meant.items())
+
+
+def test_numbers_have_bounds_and_choices_are_chosen() -> None:
+    form = _fields(nightly)
+    assert (form["dataset.lookback"]["type"], form["dataset.lookback"]["minimum"]) == ("integer", 2)
+    assert form["predictor.learning_rate"]["exclusiveMinimum"] == 0
+    assert (form["evaluation.top_p"]["exclusiveMinimum"], form["evaluation.top_p"]["maximum"]) == (0, 1)
+    assert form["predictor.beta1"]["exclusiveMaximum"] == 1
+    assert form["predictor.precision"]["enum"] == ["auto", "float32", "bfloat16"]
+    assert form["evaluation.baselines"]["type"] == "array"
+
+
+@pytest.mark.parametrize("flow", EXAMPLES, ids=lambda flow: str(flow.name))
+def test_a_bound_is_its_owners(flow: Any) -> None:
+    """What a form refuses is refused by the program, whatever else is set, and the bound itself is as it says."""
+    for path, one in _fields(flow).items():
+        step = 1 if {"type": "integer"} in one.get("anyOf", [{"type": one.get("type")}]) else 1e-9
+        for name, sign in {
+            "minimum": -1,
+            "exclusiveMinimum": -1,
+            "maximum": 1,
+            "exclusiveMaximum": 1,
+        }.items():
+            if name not in one:
+                continue
+            outside, inside = (0, -step) if name.startswith("exclusive") else (step, 0)
+            override(EXAMPLES[flow], {path: one[name] + sign * inside})
+            with pytest.raises(ConfigError):
+                override(EXAMPLES[flow], {path: one[name] + sign * outside})
+
+
+def test_bounds_that_hang_on_another_setting_are_not_the_forms() -> None:
+    form = _fields(nightly)
+    assert "minimum" not in form["gate.coverage_high"]
+    assert "maximum" not in form["gate.coverage_low"]
+    assert "exclusiveMaximum" not in form["dataset.train_share"]
+
+
+def test_what_nobody_filled_in_changes_nothing() -> None:
+    """As the browser sends it: a section left closed, or a switch left alone, is null; other fields are not there."""
+    sent = {
+        "exchange": None,
+        "tokenizer": None,
+        "dataset": {"purge": None, "lookback": 80},
+        "predictor": {"compile": None, "recompute": None, "epochs": 3, "patience": None},
+    }
+    assert validate({"settings": sent}, _schema(nightly)) == []
+    chosen = configure("demo", sent)
+    plain = {"dataset.lookback": 80, "predictor.epochs": 3, "predictor.patience": ""}
+    assert config_digest(chosen) == config_digest(configure("demo", plain))
+    assert chosen.predictor.patience is None, "None is a value of a setting that can be empty"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataset.lokback": 80},
+        {"lookback": 80},
+        {"dataset.lookback": 1},
+        {"predictor.patience": 0},
+        {"predictor.precision": "float8"},
+    ],
+)
+def test_the_form_and_the_program_refuse_the_same(settings: dict[str, Any]) -> None:
+    assert validate({"settings": nested(settings)}, _schema(nightly)) != []
+    with pytest.raises(ConfigError):
+        configure("demo", settings)
+
+
+def test_a_form_is_small() -> None:
+    assert len(json.dumps(_schema(nightly))) < 40_000
