@@ -19,6 +19,7 @@ from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
 from storage.registry import read_champion
+from storage.remote import describe
 from storage.schema import Market
 from tasks.database import shown
 from tasks.promotion import mend, mismatches
@@ -43,6 +44,7 @@ def examine(home: Home) -> list[Finding]:
     """Home, hardware, exchange, Prefect, MLflow, Hub, champions. Asks the network briefly and changes nothing."""
     return [
         _home(home),
+        *_object_storage(home),
         _device(),
         _lake(home),
         *_exchange(home),
@@ -57,6 +59,11 @@ def _home(home: Home) -> Finding:
     free = shutil.disk_usage(home.root).free / _GB
     state: Literal["ok", "note"] = "ok" if free >= 2 else "note"
     return Finding(state, "home", f"{home.root}, {free:.1f} GB free")
+
+
+def _object_storage(home: Home) -> list[Finding]:
+    told = describe(home.root)
+    return [Finding("ok", "object storage", told)] if told else []
 
 
 def _device() -> Finding:

@@ -15,8 +15,9 @@ from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.names import run_name
 from flows.recipes import RecipeName, configure
+from flows.turns import in_turn
 from storage.layout import Home
-from storage.registry import read_champion
+from storage.registry import Champion, read_champion
 from tasks.forecast import complete
 from tasks.forecast import forecast as sample
 from tasks.policies import within
@@ -45,6 +46,10 @@ def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> Forec
             f"trains, judges and promotes one."
         )
         return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
+    return in_turn(home, f"forecast {recipe}", lambda: _forecast(home, config, champion), alone=False)
+
+
+def _forecast(home: Home, config: RunConfig, champion: Champion) -> ForecastsRef:
     ingest_series(home, config)
     return complete(forecast_series(home, config, champion_pair(home, champion), dataset=None))
 

@@ -7,12 +7,14 @@ from datetime import date
 from typing import Literal
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.forms import Count, RunSettings, SeriesName, Unchanged
 from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
+from flows.turns import in_turn
 from storage.layout import Home
 from storage.schema import SeriesKey
 from tasks.download import IncompleteIngest, connected, download_all
@@ -35,7 +37,7 @@ def ingest(
     market: Literal["spot", "um"] = "um",
     top: Count | Unchanged = None,
     quote: str = "USDT",
-) -> IngestRef:
+) -> IngestRef | State:
     """Download the closed candles of a recipe, or of other series, that the lake does not have yet.
 
     Args:
@@ -55,7 +57,13 @@ def ingest(
     chosen = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
     config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
     ranked = (market, top, quote.upper()) if top else None
-    return ingest_series(open_home(), config, ranked=ranked, whole_folder=bool(symbols or top))
+    home = open_home()
+    return in_turn(
+        home,
+        f"ingest {recipe}",
+        lambda: ingest_series(home, config, ranked=ranked, whole_folder=bool(symbols or top)),
+        alone=False,
+    )
 
 
 def ingest_series(
@@ -72,9 +80,12 @@ def ingest_series(
     """
     keys = config.keys()
     places = (config.exchange, config.archive)
-    with connected(
-        home, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
-    ) as exchange:
+    with (
+        home.writing("ingest"),
+        connected(
+            home, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
+        ) as exchange,
+    ):
         if ranked is not None:
             keys = exchange.top(*ranked, keys[0].interval)
         done, failed = download_all(home, keys, exchange, start_ms=config.start_ms(), end_ms=config.end_ms())

@@ -107,9 +107,13 @@ def monitor(
     chosen = {"interval": interval, "backfill": backfill, "every": every, "duration": duration}
     config = watch_config(series, **chosen, csv=csv_file, json=json_file, settings=settings)
     keys = config.keys()
-    with rehearsed(config.replay, keys, config.exchange, config.stream, speed=config.speed) as places:
+    home = open_home()
+    with (
+        home.writing("monitor"),
+        rehearsed(config.replay, keys, config.exchange, config.stream, speed=config.speed) as places,
+    ):
         state: MonitorState = monitor_task(
-            open_home(), keys, *places, config.monitor, on_update=LogLines(), **config.ends()
+            home, keys, *places, config.monitor, on_update=LogLines(), **config.ends()
         )
     return state
 
@@ -118,6 +122,7 @@ def watch(home: Home, config: WatchConfig) -> MonitorState:
     """The same in a terminal, until Ctrl-C or SIGTERM; in front of the user, without Prefect."""
     keys, stop, console = config.keys(), threading.Event(), Console(soft_wrap=True)
     with (
+        home.writing("monitor"),
         rehearsed(config.replay, keys, config.exchange, config.stream, speed=config.speed) as places,
         stop_on_signals(stop) as signals,
         view() as on_update,

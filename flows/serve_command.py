@@ -57,6 +57,7 @@ def serve(
     from service.config import ServiceConfig
     from service.server import TOKEN_VARIABLE, check_exposure
     from service.server import serve as answer
+    from storage.remote import kept_fresh
 
     if klines and not follow:
         raise click.UsageError("--klines needs --follow")
@@ -65,6 +66,7 @@ def serve(
     token = os.environ.get(TOKEN_VARIABLE) or None
     check_exposure(host, token)
     with ExitStack() as stack:
+        stack.enter_context(home.writing("following candles") if follow else kept_fresh(home.root))
         follower = _follower(home, klines, speed, stack) if follow else None
         answer(home, config, host=host, port=port, token=token, follower=follower)
 

@@ -17,10 +17,10 @@ def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
 
     For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
     """
+    if not obj["verbose"]:
+        _log_to_terminal()  # first: the first opening of a home on object storage may take a while
     home = open_home(obj["home"])
     prepare_environment(home, verbose=obj["verbose"])
-    if not obj["verbose"]:
-        _log_to_terminal()
     if flow:
         from flows.embedded import begin_embedded
 

@@ -162,8 +162,7 @@ def read_night(home: Home, recipe: str, identity: str) -> dict[str, Any] | None:
     path = _folder(home, recipe) / "nights" / f"{identity}.json"
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
+    return _summary(path, home)
 
 
 def read_nights(home: Home, recipe: str) -> tuple[dict[str, Any], ...]:
@@ -171,12 +170,12 @@ def read_nights(home: Home, recipe: str) -> tuple[dict[str, Any], ...]:
     paths = sorted(
         (_folder(home, recipe) / "nights").glob("*.json"), key=lambda path: path.stat().st_mtime_ns
     )
-    return tuple(json.loads(path.read_text()) for path in paths)
+    return tuple(_summary(path, home) for path in paths)
 
 
 def write_night(home: Home, recipe: str, identity: str, summary: dict[str, Any]) -> None:
     """Record a finished night; its existence means that every step of it is done."""
-    write_json(_folder(home, recipe) / "nights" / f"{identity}.json", summary)
+    write_json(_folder(home, recipe) / "nights" / f"{identity}.json", {**summary, "home": str(home.root)})
 
 
 def read_recorded(home: Home, recipe: str) -> Champion | None:
@@ -191,6 +190,22 @@ def read_recorded(home: Home, recipe: str) -> Champion | None:
             f"Expected a champion record in {path}, found something else ({error}); restore it from a backup or delete "
             f"it, and the next promoted night writes it anew."
         ) from error
+
+
+def _summary(path: Path, home: Home) -> dict[str, Any]:
+    """A night's summary with its paths as they are here: a home may be moved, or be another machine's copy."""
+    text = path.read_text(encoding="utf-8")
+    written = json.loads(text).get("home")
+    if written:
+        text = text.replace(_quoted(written), _quoted(home.root))
+    summary: dict[str, Any] = json.loads(text)
+    summary.pop("home", None)
+    return summary
+
+
+def _quoted(root: object) -> str:
+    """How a path below `root` begins within JSON."""
+    return json.dumps(f"{root}/", ensure_ascii=False)[1:-1]
 
 
 def _line(change: Change) -> str:

@@ -111,7 +111,9 @@ class Bucket:
                 result = obstore.put(
                     self._store, key, content, mode="create" if expect is None else {"e_tag": expect}
                 )
-            except (AlreadyExistsError, PreconditionError) as error:
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if "NoSuchBucket" in str(error):
+                    raise
                 raise MovedError(key) from error
             return result["e_tag"] or ""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from storage.errors import LockedError
+from storage.errors import LockedError, StorageError
 from storage.remote_bucket import Bucket, Found, MovedError
 
 __all__ = ["BEAT_S", "TTL_S", "Lease", "LostLeaseError", "Taken"]
@@ -60,6 +60,8 @@ class Lease:
                     f"expected the home {self._bucket.url} to be free, found {_named(holder)}; wait until it ends or "
                     "stop it"
                 )
+            if found is None:
+                self._check_conditions()
             if self._sign(found):
                 return Taken(bool(holder), str(holder.get("run", "")))
         raise LockedError(
@@ -106,6 +108,17 @@ class Lease:
             now = self._bucket.get(_KEY)  # an answer that got lost on its way: the second try found the first
             return now is not None and now.content == content
         return True
+
+    def _check_conditions(self) -> None:
+        """Once in a home's life: whether its store refuses what it should. Raises StorageError where it does not."""
+        try:
+            self._bucket.put(_KEY, b"{}\n", expect='"of nothing that was ever there"')
+        except MovedError:
+            return
+        raise StorageError(
+            f"expected a store that obeys If-Match and If-None-Match for {self._bucket.url}, found that it ignores "
+            "them; without them two machines may write at once, so install a newer one or choose another"
+        )
 
     def _expired(self, found: Found) -> bool:
         return self._bucket.now() - found.modified > timedelta(seconds=TTL_S)

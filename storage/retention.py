@@ -132,7 +132,9 @@ def _datasets(home: Home, policy: RetentionPolicy) -> Iterator[tuple[str, float,
 def _dataset_of(job: Path) -> Iterator[Path]:
     """The dataset that a job has yet to be run on."""
     if (job / "job.json").exists() and not (job / "result.json").exists():
-        yield (job / json.loads((job / "job.json").read_text())["dataset"]["path"]).resolve()
+        told = job / json.loads((job / "job.json").read_text())["dataset"]["path"]
+        yield told.resolve()
+        yield job.parents[1] / "datasets" / told.name  # the home may have been moved since
 
 
 def _weights(home: Home) -> list[Path]:

@@ -161,7 +161,8 @@ def import_file(home: Home, path: Path, key: SeriesKey) -> SeriesRef:
     """Validate a CSV, JSON or Parquet file and upsert it into the lake."""
     lake, ledger = Lake(home.lake), Ledger(home.lake)
     candles = read_candles(path, key.interval)
-    result = lake.upsert(key, candles, source=Source(kind="import", detail=path.name, sha256=None))
+    with home.writing("import"):
+        result = lake.upsert(key, candles, source=Source(kind="import", detail=path.name, sha256=None))
     span = lake.span(key)
     assert span is not None, "an import of nothing is refused"
     return SeriesRef(

@@ -23,8 +23,16 @@ from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
-from storage.registry import Champion, changing_champion, keep_model, read_champion, write_champion
-from storage.remote import describe, refresh
+from storage.registry import (
+    Champion,
+    changing_champion,
+    keep_model,
+    read_champion,
+    read_night,
+    write_champion,
+    write_night,
+)
+from storage.remote import describe, kept_fresh, refresh
 from storage.remote_bucket import Bucket, s3_url
 from storage.remote_lease import Lease, LostLeaseError
 from storage.retention import RetentionPolicy, discard, expired
@@ -217,6 +225,19 @@ def test_a_machine_that_died_is_followed_by_the_next_once_its_time_is_over(store
         assert dead == ""
 
 
+def test_the_summary_of_a_night_names_the_folders_of_the_machine_that_reads_it(store, tmp_path):
+    home = store.machine(tmp_path / "a")
+    with home.exclusive("nightly"):
+        best = write(home.jobs / "predictor-1" / "best" / "model.safetensors", "weights").parent
+        write_night(home, "demo", "night", {"night": "night", "challenger": {"predictor": str(best)}})
+    other = store.machine(tmp_path / "b")
+    for machine in (home, other):
+        assert read_night(machine, "demo", "night") == {
+            "night": "night",
+            "challenger": {"predictor": str(machine.jobs / "predictor-1" / "best")},
+        }
+
+
 def test_a_killed_process_is_followed_at_once_on_the_same_machine(store, tmp_path):
     home = store.machine(tmp_path / "a")
     with second_process(HELD, home.root) as process:
@@ -309,6 +330,18 @@ def test_a_training_that_was_interrupted_is_resumed_on_another_machine(store, tm
         while not (store.machine(tmp_path / "b").jobs / "predictor-1/checkpoint/state.safetensors").exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_a_service_sees_a_new_champion_of_another_machine(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_FRESH_S", 0.1)
+    serving, home = store.machine(tmp_path / "b"), store.machine(tmp_path / "a")
+    with kept_fresh(serving.root):
+        with home.writing("nightly"):
+            champion = crown(home, "new")
+        deadline = time.monotonic() + 20
+        while read_champion(serving, "demo") != champion:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_what_gc_deletes_goes_everywhere_and_what_was_lost_elsewhere_comes_back(store, tmp_path):
@@ -454,6 +487,17 @@ def test_a_missing_library_is_one_sentence_that_names_the_extra(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(StorageError, match=r"found it missing; `pip install 'kronos-nightly\[s3\]'`"):
         ObjectStore.machine(ObjectStore(), tmp_path)
+
+
+def test_a_store_that_ignores_conditions_is_refused_before_anything_is_written(store, tmp_path, monkeypatch):
+    put = Bucket.put
+    monkeypatch.setattr(Bucket, "put", lambda self, key, content, expect: "etag")
+    with (
+        pytest.raises(StorageError, match=r"obeys If-Match and If-None-Match for s3://.*ignores them"),
+        store.machine(tmp_path / "a").writing("ingest"),
+    ):
+        pass
+    monkeypatch.setattr(Bucket, "put", put)
 
 
 def test_a_damaged_object_and_an_emptied_bucket_are_one_sentence_each(store, tmp_path):
