@@ -101,7 +101,9 @@ def show_picture(path: Path, key: str, description: str) -> None:
 def show_run(run: RunRef) -> None:
     """Where the MLflow run is, from its beginning on."""
     if run.url:
-        create_link_artifact(run.url, key="mlflow-run", link_text="MLflow run")
+        create_link_artifact(
+            run.url, key="mlflow-run", link_text="MLflow run", description="This run in MLflow"
+        )
     else:
         text = f"Run `{run.run_id}` in `{shown(run.uri)}`; `kronos ui mlflow` shows it on this machine."
         create_markdown_artifact(text, key="mlflow-run", description="Where the MLflow run is")
@@ -112,7 +114,9 @@ def show_published(published: Sequence[PublishedRef]) -> None:
     for one in published:
         if one.url:
             key = "hub-" + "".join(c if c.isalnum() else "-" for c in one.name.lower())
-            create_link_artifact(one.url, key=key, link_text=one.name)
+            create_link_artifact(
+                one.url, key=key, link_text=one.name, description=f"Repository {one.name}, as published"
+            )
 
 
 def _cell(column: str, value: Any) -> str:

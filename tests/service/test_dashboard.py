@@ -217,6 +217,22 @@ def test_the_refresh_interval_is_1_to_1440_minutes(page: Page, home: Home) -> No
         page.until("/^(2:00|1:5)/.test(document.querySelector('#countdown').innerText)")
 
 
+def test_what_is_said_of_the_forecast_stays_inside_its_panel(page: Page, home: Home) -> None:
+    """Between the widths of a phone and a wide window, too."""
+    with serving(home) as site:
+        load(page, site)
+        widest = (
+            "Math.max(...[...document.querySelectorAll('.fact')].map(e => e.getBoundingClientRect().right))"
+        )
+        outside = []
+        for width in (1440, 1200, 1000, 730):
+            page.size(width, 900)
+            border = page.run("document.querySelector('.stage').getBoundingClientRect().right")
+            outside += [width] * (page.run(widest) > border)
+    page.size(1440, 900)
+    assert outside == []
+
+
 def test_a_phone_needs_no_sideways_scrolling(page: Page, home: Home) -> None:
     page.size(390, 844, scale=2, touch=True)
     with serving(home, now_ms=NOW_MS + 50 * HOUR_MS) as site:
