@@ -164,7 +164,7 @@ def test_runs_that_died_running_are_killed_and_those_of_other_homes_left_alone(
     done = begin(experiment="kronos-demo", identity="done")
     end_run(done, "FINISHED")
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("tasks.tracking.socket.gethostname", lambda: "elsewhere")
+        elsewhere.setattr("tasks.tracking.runs.socket.gethostname", lambda: "elsewhere")
         other = begin(experiment="kronos-demo", identity="other")
     end_dead_runs(home)
     status = {
