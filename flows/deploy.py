@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
 
 from flows.automations import ensure_automation, ensure_webhook, silence, telling
 from flows.config import ConfigError
@@ -42,7 +43,8 @@ def deploy(*, notify: str | None = None, paused: bool = False) -> list[Deployed]
     """Make pool, automations and deployments as prefect.yaml has them; what is so already is left alone.
 
     `notify` is the webhook that is told of bad runs; without it one that was given before stays. `paused` stops
-    every schedule. Raises ConfigError where no server is configured or prefect.yaml is not there.
+    every schedule. Raises ConfigError where no server is configured, and where prefect.yaml is not there or has
+    parameters that the form of its flow would refuse.
     """
     server_url()
     declared = _declared()
@@ -85,9 +87,23 @@ def _version(declared: list[dict[str, Any]]) -> str:
     for one in declared:
         module, _, name = one["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)
-        content.append(parameter_schema(flow).model_dump(mode="json"))
+        form = parameter_schema(flow).model_dump(mode="json")
+        _refuse_wrong(one, form)
+        content.append(form)
         content.append(flow.description)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _refuse_wrong(declared: dict[str, Any], form: dict[str, Any]) -> None:
+    """Prefect itself takes any parameters for a deployment, and its scheduled runs would fail one by one."""
+    for wrong in validate(declared.get("parameters", {}), form, ignore_required=True):
+        while wrong.context:  # of the choices of a section, null is the one that was not meant
+            wrong = max(wrong.context, key=lambda one: len(one.absolute_path))
+        where = ".".join(str(part) for part in wrong.absolute_path) or "parameters"
+        raise ConfigError(
+            f"Expected the parameters of {declared['name']} in {ROOT / 'prefect.yaml'} as its form takes them, found "
+            f"{where}: {wrong.message}; correct it, settings stand by section: {{dataset: {{lookback: 80}}}}."
+        )
 
 
 def _ensure_pool(client: SyncPrefectClient) -> bool:

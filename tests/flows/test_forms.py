@@ -1,12 +1,14 @@
 """The settings of a form: all there are, as their owners define them; what nobody filled in changes nothing."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
+from flows import deploy
 from flows.config import ConfigError, config_digest, knobs, override
 from flows.gc import gc
 from flows.monitor import WatchConfig, monitor
@@ -14,6 +16,7 @@ from flows.nightly import nightly
 from flows.recipes import configure, recipe
 from storage.retention import RetentionPolicy
 from tests.support.nights import nested
+from tests.support.terminal import closed_url
 
 ELSEWHERE = {"recipe", "series", "interval", "start", "end", "duration_s", "csv", "json"}
 EXAMPLES = {
@@ -114,6 +117,30 @@ def test_the_form_and_the_program_refuse_the_same(settings: dict[str, Any]) -> N
     assert validate({"settings": nested(settings)}, _schema(nightly)) != []
     with pytest.raises(ConfigError):
         configure("demo", settings)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ("{recipe: demo, settings: {dataset.lookback: 80}}", "settings: .*'dataset.lookback' was unexpected"),
+        ("{recipe: demo, settings: {dataset: {lookback: 1}}}", "settings.dataset.lookback: 1 is less than"),
+        ("{recipe: doge}", "recipe: 'doge' is not one of"),
+    ],
+)
+def test_prefect_yaml_is_held_to_the_form_before_anything_is_deployed(
+    parameters: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "deployments:",
+        "- name: nightly",
+        "  entrypoint: flows.nightly.nightly",
+        f"  parameters: {parameters}",
+    ]
+    (tmp_path / "prefect.yaml").write_text("\n".join(lines))
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", f"{closed_url()}/api")
+    with pytest.raises(ConfigError, match=f"parameters of nightly in .* found {words}"):
+        deploy.deploy()
 
 
 def test_a_form_is_small() -> None:
