@@ -6,6 +6,7 @@ prepared before Prefect and MLflow read it.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -55,6 +56,13 @@ SET = click.option(
 )
 
 
+def _scheduler(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """An address of a Dask scheduler, as it tells it itself."""
+    if value is not None and not re.fullmatch(r"(tcp|tls)://\S+:\d+", value):
+        raise click.BadParameter(f"expected an address such as tcp://10.0.0.1:8786, found {value!r}")
+    return value
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
@@ -88,6 +96,48 @@ def run(obj: dict[str, Any], /, **options: Any) -> None:
     started = time.monotonic()
     summary = _call(obj, nightly, options)
     show_night(summary, home, seconds=time.monotonic() - started)
+
+
+@cli.command()
+@RECIPE
+@SERIES
+@INTERVAL
+@START
+@END
+@KLINES
+@SET
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Nights at a time, each a process of this machine; more than 1 need the extra dask.",
+)
+@click.option(
+    "--cluster",
+    metavar="URL",
+    callback=_scheduler,
+    help="Run the nights on the workers of this Dask scheduler, e.g. tcp://10.0.0.1:8786; they share the home.",
+)
+@click.pass_obj
+def each(obj: dict[str, Any], /, **options: Any) -> None:
+    """Give every series of a recipe a model of its own: one ingest for all, then one night each.
+
+    The model of um:DOGEUSDT out of majors_1h is majors_1h-um-DOGEUSDT for every other command.
+    """
+    home = _start(obj, flow=True)
+    from flows.each import IncompleteNights
+    from flows.each import each as flow
+    from flows.screen import show_nights
+
+    started, failed = time.monotonic(), None
+    try:
+        nights = _call(obj, flow, options)
+    except IncompleteNights as error:
+        nights, failed = error.nights, error
+    show_nights(nights, home, seconds=time.monotonic() - started)
+    if failed is not None:
+        raise failed
 
 
 @cli.command()

@@ -29,7 +29,7 @@ from tasks.live import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
-from tasks.refs import BuiltDataset, ForecastsRef, PairRef, PublishedRef, RunRef, SeriesRef
+from tasks.refs import BuiltDataset, ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef, SeriesRef
 from tasks.report import show_published
 from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model
@@ -63,12 +63,16 @@ def nightly(
     return in_turn(home, f"nightly {recipe}", lambda: run_night(home, config))
 
 
-def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
-    """Every step of a night in order; each recognises what an earlier, interrupted run has finished."""
+def run_night(home: Home, config: RunConfig, *, ingested: IngestRef | None = None) -> dict[str, Any]:
+    """Every step of a night in order; each recognises what an earlier, interrupted run has finished.
+
+    `ingested` is given to one of several nights at once: who began them has ingested for all and closed dead runs.
+    """
+    alone = ingested is None
     check_publishing(config.publish)
     mend(home, config.recipe, config.publish)
     base = base_model(home, config.model.preset, config.model.weights, config.seed)
-    ingested = ingest_series(home, config)
+    ingested = ingested or ingest_series(home, config)
     candles = ingested.series
     dataset = build_dataset(home, config)
     night = night_identity(config, dataset, base)
@@ -76,7 +80,7 @@ def run_night(home: Home, config: RunConfig) -> dict[str, Any]:
     if finished is not None:
         logger.info("Nothing new since night %s: same candles, same settings; nothing was trained.", night)
         return {**finished, "nothing_new": True, "candles": [asdict(one) for one in candles]}
-    with tracked(home, config, dataset, night) as run:
+    with tracked(home, config, dataset, night, alone=alone) as run:
         for path in filter(None, (ingested.report, ingested.picture)):
             log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)

@@ -29,6 +29,7 @@ __all__ = [
     "show_history",
     "show_leaderboard",
     "show_night",
+    "show_nights",
     "show_recipe",
     "show_recipes",
     "show_series",
@@ -65,6 +66,28 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
     if summary["nothing_new"]:
         said = "same candles and settings as a finished night; nothing was trained."
         screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
+    _where(screen, home, seconds)
+
+
+def show_nights(nights: Sequence[Mapping[str, Any]], home: Home, *, seconds: float) -> None:
+    """One line for each of several nights, and where to look further."""
+    screen = console()
+    if nights:
+        table = Table("series", "recipe", "gate", "CRPS bps", "skill", "because", title="Nights")
+        for one in nights:
+            (scores,) = (
+                row for row in one["leaderboard"] if (row["model"], row["series"]) == ("challenger", "all")
+            )
+            why = "nothing new" if one["nothing_new"] else one["reasons"][0]
+            table.add_row(
+                ", ".join(each["series"] for each in one["candles"]),
+                one["recipe"],
+                one["verdict"],
+                f"{scores['crps_bps']:.1f}",
+                _share(scores["skill"]),
+                why,
+            )
+        screen.print(table)
     _where(screen, home, seconds)
 
 

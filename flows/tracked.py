@@ -33,9 +33,15 @@ def night_identity(config: RunConfig, dataset: BuiltDataset, base: PairRef) -> s
 
 
 @contextmanager
-def tracked(home: Home, config: RunConfig, dataset: BuiltDataset, identity: str) -> Iterator[RunRef]:
-    """The MLflow run of this identity, begun or resumed; FINISHED, FAILED or, when cancelled, KILLED at the end."""
-    end_dead_runs(home)
+def tracked(
+    home: Home, config: RunConfig, dataset: BuiltDataset, identity: str, *, alone: bool = True
+) -> Iterator[RunRef]:
+    """The MLflow run of this identity, begun or resumed; FINISHED, FAILED or, when cancelled, KILLED at the end.
+
+    Who is not `alone` leaves other running runs of the home as they are: those of the nights beside it.
+    """
+    if alone:
+        end_dead_runs(home)
     run = begin_run(
         home,
         experiment=f"kronos-{config.recipe}",

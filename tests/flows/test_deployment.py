@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test also waits for the site 
 SHARED = {"recipe", "series", "interval", "start", "end", "settings"}
 PARAMETERS = {
     "nightly": SHARED,
+    "each": SHARED | {"workers", "cluster"},
     "ingest": SHARED | {"symbols", "market", "top", "quote"},
     "finetune": SHARED,
     "evaluate": SHARED,
@@ -198,6 +199,8 @@ def test_a_bad_run_is_told_to_the_webhook_with_its_cause_in_one_sentence(trigger
         ("evaluate", {"settings": {"gate.confidence": 1}}),
         ("monitor", {"settings": {"stream.silence_s": 0}}),
         ("gc", {"settings": {"job_days": -1}}),
+        ("each", {"workers": 0}),
+        ("each", {"cluster": "10.0.0.1"}),
         ("ingest", {"market": "coin"}),
         ("ingest", {"top": 0}),
         ("ingest", {"top": 501}),
