@@ -14,6 +14,7 @@ store's present one says otherwise was changed elsewhere.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -43,6 +44,7 @@ _FILES = "files"
 _WORKERS = 8
 _TRIES = 5
 _BLOCK = 8 << 20
+_SMALL = 16 << 20
 # Folders of which one machine's files and another's make no whole; everywhere else a file stands for itself.
 _WHOLES = {"lake": 4, "jobs": 2}
 
@@ -130,13 +132,20 @@ class WorkingCopy:
             if not (news or gone or fence):
                 return
             confirm()
-            kept = {path: one for path, one in before.files.items() if path in local}
-            stored = zip(news, _each(lambda path: self._upload(path, before), news), strict=True)
-            kept.update({path: one for path, one in stored if one is not None})
+            logs = [path for path in news if path.endswith(".jsonl")]
+            read = self._upload_all([path for path in news if path not in logs], before)
+            torn = _changing(local, self._local())
+            read |= self._upload_all(
+                logs, before
+            )  # what is appended to: later, so that no checkpoint is ahead of it
+            files = before.files | {path: one for path, one in read.items() if _folder(path) not in torn}
+            for path in gone:
+                if _folder(path) not in torn:
+                    del files[path]
             confirm()
-            after = _Manifest(kept, self._replace_manifest(before, kept))
+            after = _Manifest(files, self._replace_manifest(before, files))
             self._remember(after)
-            self.bucket.delete(before.keys() - after.keys())
+            self.bucket.delete((before.keys() | _Manifest(read).keys()) - after.keys())
             if news or gone:
                 logger.info("%s: %d files pushed, %d removed.", self.url, len(news), len(gone))
 
@@ -225,20 +234,28 @@ class WorkingCopy:
                 "same again, which goes on from there"
             ) from None
 
+    def _upload_all(self, paths: list[str], before: _Manifest) -> dict[str, _Entry]:
+        """Put files as they are now; without those that are gone or change meanwhile: the next push comes."""
+        found = zip(paths, _each(lambda path: self._upload(path, before), paths), strict=True)
+        return {path: one for path, one in found if one is not None}
+
     def _upload(self, path: str, before: _Manifest) -> _Entry | None:
-        """Put a file as it is now; what it was before where it goes away or changes meanwhile: the next push comes."""
-        known = before.files.get(path)
         try:
             with (self.root / path).open("rb") as file:
-                facts = _facts_of(os.fstat(file.fileno()))
-                digest = _sha256(file)
+                size, mtime_ns = _facts_of(os.fstat(file.fileno()))
+                source: BinaryIO = file
+                if size <= _SMALL:  # read once: its first lines, if it is being appended to
+                    content = file.read()
+                    source, size = io.BytesIO(content), len(content)
+                digest = _sha256(source)
+                known = before.files.get(path)
                 if known is None or known.sha256 != digest:
-                    file.seek(0)
-                    self.bucket.upload(_key(path, digest), file, facts[0])
-                same = _facts_of(os.fstat(file.fileno())) == facts
+                    source.seek(0)
+                    self.bucket.upload(_key(path, digest), source, size)
+                changed = size > _SMALL and _facts_of(os.fstat(file.fileno())) != (size, mtime_ns)
         except FileNotFoundError:
-            return known
-        return _Entry(digest, *facts) if same else known
+            return None
+        return None if changed else _Entry(digest, size, mtime_ns)
 
     def _download(self, path: str, one: _Entry) -> None:
         target = self.root / path
@@ -304,6 +321,16 @@ def _step(path: str) -> int:
     return 2 if path.endswith("/champion.json") else int(path.endswith(".json"))
 
 
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _changing(earlier: dict[str, _Facts], later: dict[str, _Facts]) -> set[str]:
+    """Folders of which a file was replaced in between: what was read of them may be of two states."""
+    paths = {path for path in earlier.keys() | later.keys() if earlier.get(path) != later.get(path)}
+    return {_folder(path) for path in paths if not path.endswith(".jsonl")}
+
+
 def _whole(path: str) -> str:
     parts = path.split("/")
     return "/".join(parts[: _WHOLES.get(parts[0], len(parts))])
@@ -315,7 +342,7 @@ def _key(path: str, sha256: str) -> str:
     return f"{_FILES}/{plain.parent}/{plain.stem}.{sha256[:16]}{plain.suffix}"
 
 
-def _sha256(file: Any) -> str:
+def _sha256(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while block := file.read(_BLOCK):
         digest.update(block)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -330,6 +331,38 @@ def test_a_training_that_was_interrupted_is_resumed_on_another_machine(store, tm
         while not (store.machine(tmp_path / "b").jobs / "predictor-1/checkpoint/state.safetensors").exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_pushed_is_pushed_whole_or_not_at_all(
+    store, tmp_path, monkeypatch
+):
+    home = store.machine(tmp_path / "a")
+    job, upload = home.jobs / "predictor-1", Bucket.upload
+
+    def checkpoint(step: str) -> None:
+        for name in ("progress.json", "tensors.safetensors"):
+            write(job / "checkpoint" / name, step)
+        write(job / "metrics.jsonl", "line\n" * int(step))
+
+    def slow_upload(self: Bucket, key: str, *arguments: Any) -> None:
+        upload(self, key, *arguments)
+        if "tensors" in key:
+            checkpoint("30")
+
+    with home.writing("nightly"):
+        checkpoint("10")
+    monkeypatch.setattr(Bucket, "upload", slow_upload)
+    with home.writing("nightly"):
+        checkpoint("20")
+    other = store.machine(tmp_path / "b").jobs / "predictor-1"
+    told = {(other / "checkpoint" / name).read_text() for name in ("progress.json", "tensors.safetensors")}
+    assert told == {"10"}
+    assert (other / "metrics.jsonl").read_text().count("line") == 30
+    monkeypatch.setattr(Bucket, "upload", upload)
+    with home.writing("nightly"):
+        pass
+    assert files(store.machine(tmp_path / "b")) == files(home)
+    assert len(objects(store)) == 3
 
 
 def test_a_service_sees_a_new_champion_of_another_machine(store, tmp_path, monkeypatch):
