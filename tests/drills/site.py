@@ -29,7 +29,7 @@ from storage.registry import read_nights
 from storage.schema import SeriesKey
 from tests.drills.faults import Trouble
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.nights import CANDLES, SERIES, START_MS, quick_settings
+from tests.support.nights import CANDLES, SERIES, START_MS, nested, quick_settings
 
 __all__ = ["DrillSite", "Told", "drill_site"]
 
@@ -195,7 +195,7 @@ class DrillSite:
         began, mark = time.monotonic(), str(uuid.uuid4())
         environment = self.environment | {_MARK: mark, "PREFECT_WORKER_QUERY_SECONDS": "1"}
         worker = _server([*self._kronos("flows.cli"), "worker"], environment, self.folder / "worker.log")
-        parameters = {"recipe": "demo", "settings": self._settings(seed) | trouble.settings}
+        parameters = {"recipe": "demo", "settings": nested(self._settings(seed) | trouble.settings)}
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         run = self.asked(f"deployments/{self._deployed}/create_flow_run", body)["id"]
         struck = trouble.meanwhile(psutil.Process(worker.pid)) if trouble.meanwhile else True
