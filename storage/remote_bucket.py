@@ -54,8 +54,9 @@ def s3_url(text: str) -> str | None:
 
 
 def endpoint() -> str:
-    """Where the store is: AWS_ENDPOINT_URL, or else Amazon's."""
-    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+    """Where the store is: AWS_ENDPOINT_URL, without a login, which no S3 asks for; empty for Amazon's."""
+    told = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return re.sub(r"//[^/@]*@", "//", told).rstrip("/")
 
 
 class Bucket:
@@ -174,7 +175,7 @@ class Bucket:
             raise StorageError(self._sentence(str(error))) from None
 
     def _sentence(self, said: str) -> str:
-        place = re.sub(r"//[^/@]*@", "//", endpoint()) or "Amazon S3"
+        place = endpoint() or "Amazon S3"
         if "NoSuchBucket" in said:
             return (
                 f"expected a bucket {self._name} at {place}, found none; create it or correct the home's URL"

@@ -135,9 +135,7 @@ class WorkingCopy:
             logs = [path for path in news if path.endswith(".jsonl")]
             read = self._upload_all([path for path in news if path not in logs], before)
             torn = _changing(local, self._local())
-            read |= self._upload_all(
-                logs, before
-            )  # what is appended to: later, so that no checkpoint is ahead of it
+            read |= self._upload_all(logs, before)  # appended to, so later: no checkpoint is ahead of them
             files = before.files | {path: one for path, one in read.items() if _folder(path) not in torn}
             for path in gone:
                 if _folder(path) not in torn:
@@ -175,9 +173,7 @@ class WorkingCopy:
             self._remove(path)
         wanted = {path for path, one in after.files.items() if local.get(path) != one.facts} - ours | lost
         wanted &= after.files.keys()
-        for step in range(
-            3
-        ):  # weights are there before the record that names them, also for who reads meanwhile
+        for step in range(3):  # also for who reads meanwhile, weights come before the record that names them
             paths = sorted(path for path in wanted if _step(path) == step)
             _each(lambda path: self._download(path, after.files[path]), paths)
         self._remember(after)
