@@ -5,7 +5,6 @@ A home that is on this machine's disk alone passes through all of this unchanged
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
@@ -133,8 +133,8 @@ class _Turn:
                     self._begin(self.lease.take())
                 else:
                     self.lease.renew()
-            self._share = (copy.state / "users").open("a")
-            fcntl.flock(self._share, fcntl.LOCK_SH)
+            self._share = _users(copy)
+            _locked(self._share, shared=True)
         self._threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True)
             for work in (self._beat, self._save)
@@ -220,13 +220,24 @@ def _door(copy: WorkingCopy) -> FileLock:
 @contextmanager
 def _alone(copy: WorkingCopy) -> Iterator[bool]:
     """Whether no process of this machine has its share in a turn; nobody can get one before the block ends."""
-    with (copy.state / "users").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with _users(copy) as file:
+        yield _locked(file, shared=False)
+
+
+def _users(copy: WorkingCopy) -> IO[str]:
+    """The file that every process with a share in the turn holds a lock on, until it ends, however it ends."""
+    return (copy.state / "users").open("a")
+
+
+def _locked(file: IO[str], *, shared: bool) -> bool:
+    """Take the lock, without waiting; whether that went well."""
+    import fcntl  # not everywhere, and needed by working copies alone
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
