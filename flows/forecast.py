@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
@@ -14,7 +16,7 @@ from flows.forms import RunSettings
 from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.names import run_name
-from flows.recipes import RecipeName, configure
+from flows.recipes import RecipeName, configure, recipe_of
 from flows.turns import in_turn
 from storage.layout import Home
 from storage.registry import Champion, read_champion
@@ -31,7 +33,8 @@ __all__ = ["forecast", "forecast_series"]
 def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> ForecastsRef | State:
     """Ingest what is new, then forecast every series of a recipe with its champion.
 
-    Raises IncompleteForecast where a series is stale or has a hole in its lookback; the others are stored.
+    Where a recipe has none, the models that `each` has given its series forecast them. Raises IncompleteForecast where
+    a series is stale or has a hole in its lookback; the others are stored.
 
     Args:
         recipe: Named configuration whose champion forecasts; demo runs offline, `kronos recipes` describes all.
@@ -39,19 +42,37 @@ def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> Forec
     """
     config = configure(recipe, settings)
     home = open_home()
-    champion = read_champion(home, recipe)
-    if champion is None:
+    serving = _serving(home, config)
+    if not serving:
         message = (
             f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
             f"trains, judges and promotes one."
         )
         return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
-    return in_turn(home, f"forecast {recipe}", lambda: _forecast(home, config, champion), alone=False)
+    return in_turn(home, f"forecast {recipe}", lambda: _forecast(home, config, serving), alone=False)
 
 
-def _forecast(home: Home, config: RunConfig, champion: Champion) -> ForecastsRef:
-    ingest_series(home, config)
-    return complete(forecast_series(home, config, champion_pair(home, champion), dataset=None))
+def _serving(home: Home, config: RunConfig) -> list[tuple[RunConfig, Champion]]:
+    """What is forecast by whom: all by the recipe's champion, or else each series by the one of its own, if any."""
+    champion = read_champion(home, config.recipe)
+    if champion is not None:
+        return [(config, champion)]
+    own = (replace(config, recipe=recipe_of(config.recipe, one), series=(one,)) for one in config.series)
+    return [(one, found) for one in own if (found := read_champion(home, one.recipe)) is not None]
+
+
+def _forecast(home: Home, config: RunConfig, serving: Sequence[tuple[RunConfig, Champion]]) -> ForecastsRef:
+    ingest_series(home, replace(config, series=tuple(name for one, _ in serving for name in one.series)))
+    made = [
+        forecast_series(home, one, champion_pair(home, champion), dataset=None) for one, champion in serving
+    ]
+    return complete(
+        ForecastsRef(
+            forecasts=tuple(forecast for one in made for forecast in one.forecasts),
+            failures=tuple(failure for one in made for failure in one.failures),
+            seconds=sum(one.seconds for one in made),
+        )
+    )
 
 
 def forecast_series(

@@ -122,7 +122,7 @@ class Cluster:
         client = self._runner.client
         client.cancel(futures)
         deadline = time.monotonic() + _STOP_S + 2 * _POLL_S
-        while any(client.run(_busy).values()) and time.monotonic() < deadline:
+        while any(client.run(_busy, on_error="ignore").values()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
 
