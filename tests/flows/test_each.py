@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,17 @@ from flows import each as module
 from flows.config import ConfigError
 from flows.each import IncompleteNights, each
 from flows.failures import explain
-from flows.finetune import Trained, finetune
+from flows.forecast import forecast
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.download import IncompleteIngest
 from tasks.fan_out import Ended, Order, _own_facts, _problem
-from tasks.refs import FailureRef, IngestRef
+from tasks.refs import FailureRef, ForecastsRef, IngestRef
 from tests.support.nights import SERIES, quick_settings, write_klines
+from tests.support.prefect_site import prefect_site, wait_for
 from tests.support.terminal import Terminal, finish, holdings, start
+from tests.support.webhook import webhook
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -49,6 +50,7 @@ class Fanned:
     """Three nights on two workers, of which that of um:BTCUSDT failed."""
 
     home: Home
+    settings: dict[str, Any]
     failure: IncompleteNights
 
     @property
@@ -69,7 +71,7 @@ def fanned(tmp_path_factory: pytest.TempPathFactory, prefect_api: None) -> Fanne
         patch.setenv("KRONOS_HOME", str(home.root))
         with pytest.raises(IncompleteNights) as caught:
             each("demo", series=["um:BTCUSDT", *SERIES], settings=settings, workers=2)
-    return Fanned(home, caught.value)
+    return Fanned(home, settings, caught.value)
 
 
 def test_every_series_has_its_champion_repositories_and_forecast(fanned: Fanned) -> None:
@@ -92,17 +94,6 @@ def test_a_failed_night_stops_no_other_and_is_told_in_one_sentence(fanned: Fanne
     )
     assert sentence.endswith("the next promoted night writes it anew.")
     assert "\n" not in sentence
-
-
-def test_a_model_is_the_one_that_is_trained_alone(
-    fanned: Fanned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = Home.at(tmp_path / "home")
-    shutil.copytree(fanned.home.lake, home.lake)
-    monkeypatch.setenv("KRONOS_HOME", str(home.root))
-    alone = finetune(OWN[1], settings=settings_of(tmp_path))
-    assert isinstance(alone, Trained)
-    assert [one.digest for one in alone.stages] == [one["digest"] for one in fanned.nights[1]["stages"]]
 
 
 @pytest.mark.slow
@@ -145,6 +136,19 @@ def test_every_command_takes_the_name_of_a_recipe_of_one_series(fanned: Fanned, 
         "rollback", "-r", OWN[1], "--reason", "a test"
     )
     assert "Live forecasts of the champions of demo-um-DOGEUSDT" in terminal("scores", "-r", OWN[1]).out
+
+
+def test_a_recipe_is_forecast_by_the_models_of_its_series(
+    fanned: Fanned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KRONOS_HOME", str(fanned.home.root))
+    found = forecast("demo", settings=fanned.settings)
+    assert isinstance(found, ForecastsRef)
+    assert not any(one.made for one in found.forecasts), "the nights have made them"
+    assert [(one.series, one.model_digest, one.path) for one in found.forecasts] == [
+        (one["forecasts"][0]["series"], one["stages"][1]["digest"], one["forecasts"][0]["path"])
+        for one in fanned.nights
+    ]
 
 
 def test_a_recipe_of_one_series_and_repositories_for_several_are_refused(terminal: Terminal) -> None:
@@ -278,7 +282,7 @@ def test_the_nights_of_a_killed_run_end_on_their_cluster_and_the_next_run_finish
         for command in (scheduler, worker, worker):
             process = stack.enter_context(subprocess.Popen([*dask, *map(str, command)], **quiet))
             stack.callback(process.terminate)
-        _wait_for(facts.exists)
+        wait_for(facts.exists, within_s=60, what="the scheduler")
         address = json.loads(facts.read_text())["address"]
 
         def begin(**others: Any) -> subprocess.Popen[str]:
@@ -287,7 +291,7 @@ def test_the_nights_of_a_killed_run_end_on_their_cluster_and_the_next_run_finish
             return start(home, "each", "--cluster", address, *arguments)
 
         killed = begin(**{"tokenizer.epochs": 5_000})
-        _wait_for(lambda: len(list(home.glob("jobs/*/checkpoint"))) == 2)
+        wait_for(lambda: len(list(home.glob("jobs/*/checkpoint"))) == 2, within_s=240, what="both to train")
         nights = [one for one in psutil.process_iter() if str(home) in " ".join(_command(one))]
         killed.kill()
         killed.communicate()
@@ -298,15 +302,29 @@ def test_the_nights_of_a_killed_run_end_on_their_cluster_and_the_next_run_finish
     assert [name for name in OWN if read_champion(Home(home), name)] == list(OWN)
 
 
-def _wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def _command(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
     except psutil.Error:
         return []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_deployed_run_cancelled_while_two_nights_train_ends_both(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, **{"tokenizer.epochs": 5_000})
+    with webhook() as hook, prefect_site(tmp_path, notify=hook.url) as site:
+        run = site.run("each", {"recipe": "demo", "settings": settings, "workers": 2})
+        wait_for(
+            lambda: len(list(site.home.jobs.glob("*/checkpoint"))) == 2, within_s=300, what="both to train"
+        )
+        site.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+        wait_for(lambda: site.training() is None, within_s=30, what="the training to end")
+        (ended,) = site.finished(run, within_s=150)
+        assert ended["state_type"] == "CANCELLED", ended["state"]
+        nights = site.post("flow_runs/filter", {"flow_runs": {"name": {"like_": "night "}}})
+        assert [one["state_type"] for one in nights] == ["CRASHED", "CRASHED"]
+        client = MlflowClient(site.mlflow)
+        runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+        assert [one.info.status for one in runs] == ["KILLED", "KILLED"]
+        assert not list(site.home.jobs.glob("*/result.json"))
