@@ -145,7 +145,7 @@ class WorkingCopy:
             self._remember(after)
             self.bucket.delete((before.keys() | _Manifest(read).keys()) - after.keys())
             if news or gone:
-                logger.info("%s: %d files pushed, %d removed.", self.url, len(news), len(gone))
+                logger.info("%s: files pushed: %d, removed: %d.", self.url, len(news), len(gone))
 
     def sweep(self) -> None:
         """Remove objects that a dead machine put and never named."""
@@ -184,7 +184,7 @@ class WorkingCopy:
             )  # fmt: skip
         if wanted:
             megabytes = sum(after.files[path].size for path in wanted) / 1e6
-            logger.info("%s: %d files pulled, %.1f MB.", self.url, len(wanted), megabytes)
+            logger.info("%s: files pulled: %d, %.1f MB.", self.url, len(wanted), megabytes)
 
     def _local(self) -> dict[str, _Facts]:
         """Every file of the copy that belongs into the store; hidden ones are drafts and locks."""
