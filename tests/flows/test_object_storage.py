@@ -1,8 +1,14 @@
 """Nights on a home in object storage: the working copy is deleted, another machine comes, and nothing is lost."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -10,6 +16,8 @@ import pytest
 from flows.nightly import nightly
 from storage.lake import Lake
 from storage.registry import read_champion
+from storage.remote_bucket import Bucket
+from tests.support.candles import ROOT
 from tests.support.nights import quick_settings, write_klines
 from tests.support.object_store import ObjectStore
 from tests.support.terminal import Terminal, closed_url, holdings
@@ -83,3 +91,82 @@ def test_commands_read_and_write_a_home_on_object_storage_from_any_machine(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", closed_url())
     assert "expected credentials for s3://quants/kronos/btc, found none" in terminal.refused("candles")
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_killed_while_it_trains_is_followed_by_another_from_its_checkpoint(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    store.empty()
+    klines = tmp_path / "klines"
+    write_klines(klines)
+    first = _run(tmp_path / "a", klines)
+    try:
+        deadline = time.monotonic() + 240
+        while not (pushed := _checkpointed(store)):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    time.sleep(7)  # until its lease is over
+    second = _run(tmp_path / "b", klines)
+    out, err = second.communicate(timeout=280)
+    assert second.returncode == 0, err
+    assert "finished (earlier run)" in out
+    (metrics,) = (tmp_path / "b").glob("*/jobs/predictor-*/metrics.jsonl")
+    lines = metrics.read_text().splitlines()
+    assert (
+        lines[: len(pushed)] == pushed
+    )  # with the times that the killed machine took: no step was made again
+    steps = [line["step"] for line in map(json.loads, lines) if line["phase"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > sum(json.loads(line)["phase"] == "train" for line in pushed)
+
+
+def _run(cache: Path, klines: Path) -> "subprocess.Popen[str]":
+    """`kronos run` as a process of its own that saves every second and is given up after five."""
+    code = (
+        "from storage import remote, remote_lease; remote._SAVE_S, remote_lease.TTL_S = 1.0, 5.0;"
+        "remote.BEAT_S = 1.0; from flows.cli import main; main()"
+    )
+    wanted = quick_settings(
+        klines, **{"predictor.epochs": 4, "predictor.steps_per_epoch": 50, "predictor.checkpoint_steps": 10}
+    )
+    del wanted["replay"]
+    settings = [part for name, value in wanted.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-c", code, "--home", ObjectStore.url, "run", "--klines", str(klines)]
+    foreign = ("PREFECT_", "MLFLOW_", "KRONOS_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return subprocess.Popen(
+        [*command, *settings],
+        cwd=ROOT,
+        env=inherited | {"KRONOS_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _checkpointed(store: ObjectStore) -> list[str]:
+    """The metrics that belong to the checkpoint of stage 2 as the store has it; none before there is one."""
+    bucket = Bucket(store.url)
+    found = bucket.get("manifest.json")
+    told = json.loads(found.content)["files"] if found else {}
+    names = {
+        path.rpartition("/")[2]: (path, digest)
+        for path, (digest, *_) in told.items()
+        if "/predictor-" in path
+    }
+    if not {"progress.json", "metrics.jsonl"} <= names.keys():
+        return []
+    read = {}
+    for name in ("progress.json", "metrics.jsonl"):
+        path, digest = PurePosixPath(names[name][0]), names[name][1]
+        content = bucket.get(f"files/{path.parent}/{path.stem}.{digest[:16]}{path.suffix}")
+        if content is None:  # replaced since
+            return []
+        read[name] = content.content.decode()
+    return read["metrics.jsonl"].splitlines()[: json.loads(read["progress.json"])["progress"]["lines"]]
