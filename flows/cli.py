@@ -24,6 +24,7 @@ from rich.text import Text
 from flows.lake_commands import candles, verify
 from flows.registry_commands import promote, rollback, scores
 from flows.serve_command import serve
+from flows.site_commands import deploy, doctor, gc, ui, up, worker
 from flows.terminal import names as _names
 from flows.terminal import start as _start
 
@@ -44,13 +45,6 @@ KLINES = click.option(
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
 PORT = click.IntRange(0, 65_535)
-SERVER_PORT = click.IntRange(1, 65_535)
-NOTIFY = click.option(
-    "--notify",
-    metavar="URL",
-    envvar="KRONOS_NOTIFY_URL",
-    help="Webhook that is told the cause of every bad run, as JSON with a text.",
-)
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
@@ -179,7 +173,7 @@ def ingest(context: click.Context, /, **options: Any) -> None:
         raise
 
 
-for command in (candles, verify, promote, rollback, scores, serve):
+for command in (candles, verify, promote, rollback, scores, serve, deploy, doctor, gc, ui, up, worker):
     cli.add_command(command)
 
 
@@ -361,111 +355,6 @@ def replay(
     _screen().print(f"kronos run --recipe demo --set replay= {urls} {archive}")
     _screen().print(f"kronos monitor --series {series} --interval {interval} {urls} {streams}")
     server.serve_forever()
-
-
-@cli.command()
-@click.option("--repair", is_flag=True, help="Move MLflow's alias and the Hub's tag back to who serves.")
-@click.pass_obj
-def doctor(obj: dict[str, Any], repair: bool) -> None:
-    """Say what is configured, reachable and missing."""
-    home = _start(obj)
-    from flows.doctor import examine
-    from flows.doctor import repair as mend
-    from flows.screen import show_findings
-
-    if repair:
-        mend(home)
-    findings = examine(home)
-    show_findings(findings)
-    if any(finding.state == "bad" for finding in findings):
-        sys.exit(1)
-
-
-@cli.command()
-@click.option(
-    "--yes", "delete", is_flag=True, help="Delete. Without it the command only shows what would go."
-)
-@SET
-@click.pass_obj
-def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
-    """Forget old checkpoints, tokens, jobs, datasets, models, forecasts and pictures.
-
-    What the champions and the predecessors on their records need stays, and so does every candle. `kronos gc --set
-    job_days=7` keeps finished jobs for a week; a wrong name lists the others.
-    """
-    home = _start(obj)
-    from flows.config import override, parse_assignments
-    from flows.gc import gc as flow
-    from flows.screen import show_expired
-    from storage.retention import RetentionPolicy
-
-    settings = parse_assignments(assignments)
-    override(RetentionPolicy(), settings)  # a typing mistake is told before anything starts
-    found: Any = flow(delete=delete, settings=settings or None)
-    show_expired(found, home, deleted=delete)
-
-
-@cli.command()
-@NOTIFY
-@click.option(
-    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
-)
-@click.option(
-    "--prefect-port", type=SERVER_PORT, default=4200, show_default=True, help="Port of Prefect's UI and API."
-)
-@click.option(
-    "--mlflow-port", type=SERVER_PORT, default=5000, show_default=True, help="Port of MLflow's UI and API."
-)
-@click.option(
-    "--service-port", type=SERVER_PORT, default=8765, show_default=True, help="Port of the forecast service."
-)
-@click.pass_obj
-def up(obj: dict[str, Any], /, **options: Any) -> None:
-    """Run everything on this machine until Ctrl-C: Prefect, MLflow, the forecast service and a worker.
-
-    A server that is configured elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one.
-    """
-    home = _start(obj)
-    from flows.up import up as run_everything
-
-    run_everything(home, **options)
-
-
-@cli.command()
-@NOTIFY
-@click.option(
-    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
-)
-@click.pass_obj
-def deploy(obj: dict[str, Any], notify: str | None, paused: bool) -> None:
-    """Bring pool, automations and deployments on the Prefect server up to date with prefect.yaml."""
-    _start(obj)
-    from flows.deploy import deploy as bring_up_to_date
-    from flows.up import show_deployed
-
-    show_deployed(bring_up_to_date(notify=notify, paused=paused))
-
-
-@cli.command()
-@click.pass_obj
-def worker(obj: dict[str, Any]) -> None:
-    """Run what is due on this machine until Ctrl-C or SIGTERM, which first ends the runs under way in order."""
-    home = _start(obj)
-    from flows.up import work
-
-    work(home)
-
-
-@cli.command()
-@click.argument("which", type=click.Choice(["prefect", "mlflow"]))
-@click.option("--port", type=PORT, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
-@click.pass_obj
-def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
-    """Open the Prefect or MLflow UI over this home, until Ctrl-C."""
-    home = _start(obj)
-    from flows.ui import serve_ui
-
-    serve_ui(which, home, port)
 
 
 @cli.command()
