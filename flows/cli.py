@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.lake_commands import candles, verify
+from flows.options import END, INTERVAL, KLINES, PORT, RECIPE, SERIES, SET, START
 from flows.registry_commands import promote, rollback, scores
 from flows.serve_command import serve
 from flows.site_commands import deploy, doctor, gc, ui, up, worker
@@ -29,25 +30,6 @@ from flows.terminal import names as _names
 from flows.terminal import start as _start
 
 __all__ = ["main"]
-
-RECIPE = click.option(
-    "--recipe", "-r", default="demo", show_default=True, help="Which recipe; `kronos recipes` lists them."
-)
-SERIES = click.option(
-    "--series", help="Other series than the recipe's: market:SYMBOL, comma-separated, e.g. um:DOGEUSDT."
-)
-INTERVAL = click.option("--interval", help="Another candle interval than the recipe's, e.g. 4h.")
-START = click.option("--start", type=click.DateTime(["%Y-%m-%d"]), help="First day to use, UTC.")
-END = click.option("--end", type=click.DateTime(["%Y-%m-%d"]), help="First day not to use, UTC.")
-KLINES = click.option(
-    "--klines",
-    metavar="DIR",
-    help="Take candles from this folder, served by a replay exchange, instead of Binance.",
-)
-PORT = click.IntRange(0, 65_535)
-SET = click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
-)
 
 
 def _scheduler(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from flows.options import PORT, SET
 from flows.terminal import start
 
 __all__ = ["deploy", "doctor", "gc", "ui", "up", "worker"]
@@ -45,7 +46,7 @@ def doctor(obj: dict[str, Any], repair: bool) -> None:
 @click.option(
     "--yes", "delete", is_flag=True, help="Delete. Without it the command only shows what would go."
 )
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable.")
+@SET
 @click.pass_obj
 def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
     """Forget old checkpoints, tokens, jobs, datasets, models, forecasts and pictures.
@@ -118,7 +119,7 @@ def worker(obj: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("which", type=click.Choice(["prefect", "mlflow"]))
-@click.option("--port", type=click.IntRange(0, 65_535), help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
+@click.option("--port", type=PORT, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
 @click.pass_obj
 def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
     """Open the Prefect or MLflow UI over this home, until Ctrl-C."""
