@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.lake_commands import candles, verify
-from flows.options import END, INTERVAL, KLINES, PORT, RECIPE, SERIES, SET, START
+from flows.options import END, INTERVAL, KLINES, PORT, RECIPE, SCHEDULER_URL, SERIES, SET, START
 from flows.registry_commands import promote, rollback, scores
 from flows.serve_command import serve
 from flows.site_commands import deploy, doctor, gc, ui, up, worker
@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 def _scheduler(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """An address of a Dask scheduler, as it tells it itself."""
-    if value is not None and not re.fullmatch(r"(tcp|tls)://\S+:\d+", value):
+    if value is not None and not re.search(SCHEDULER_URL, value):
         raise click.BadParameter(f"expected an address such as tcp://10.0.0.1:8786, found {value!r}")
     return value
 

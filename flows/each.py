@@ -21,6 +21,7 @@ from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.ingest import ingest_series
 from flows.names import run_name
 from flows.nightly import run_night
+from flows.options import SCHEDULER_URL
 from flows.recipes import IntervalName, RecipeName, configure, recipe_of
 from flows.turns import in_turn
 from kronos_model.publish import repository_names
@@ -39,7 +40,7 @@ __all__ = ["IncompleteNights", "each", "night"]
 logger = logging.getLogger(__name__)
 
 Workers = Annotated[int, Field(ge=1, le=64)]
-Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$", examples=["tcp://10.0.0.1:8786"])]
+Scheduler = Annotated[str, Field(pattern=SCHEDULER_URL, examples=["tcp://10.0.0.1:8786"])]
 
 
 class IncompleteNights(StorageError):  # noqa: N818  # it says what happened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["END", "INTERVAL", "KLINES", "PORT", "RECIPE", "SERIES", "SET", "START"]
+__all__ = ["END", "INTERVAL", "KLINES", "PORT", "RECIPE", "SCHEDULER_URL", "SERIES", "SET", "START"]
 
 RECIPE = click.option(
     "--recipe", "-r", default="demo", show_default=True, help="Which recipe; `kronos recipes` lists them."
@@ -24,3 +24,4 @@ PORT = click.IntRange(0, 65_535)
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
+SCHEDULER_URL = r"^(tcp|tls)://\S+:\d+$"  # of Dask, as it tells it itself; the form asks for the same
