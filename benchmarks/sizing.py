@@ -34,8 +34,8 @@ from kronos_model.fit import make_optimizer
 from kronos_model.jobs import StageConfig
 from kronos_model.predictor import Kronos
 from kronos_model.tokenizer import KronosTokenizer
+from storage.candle_files import read_folder
 from storage.dataset import DatasetConfig
-from storage.files import read_folder
 from storage.interval import Interval
 from storage.lake import Lake
 from storage.ledger import Source

@@ -40,7 +40,7 @@ from exchange.archive_parts import (
     stem_of,
 )
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
-from exchange.room import Room
+from exchange.shared_budget import SharedBudget
 from exchange.transport import cause_of, log_retry
 from storage.ledger import Source
 from storage.schema import Market, SeriesKey
@@ -143,7 +143,7 @@ class ArchiveClient:
         self._connections = threading.BoundedSemaphore(self.config.threads)
         self._pool = ThreadPoolExecutor(self.config.threads, thread_name_prefix=f"{market}-archive")
         self._parsing = threading.BoundedSemaphore(PARSED_AT_ONCE)
-        self._room = Room(CANDLES_UNDER_WAY)
+        self._room = SharedBudget(CANDLES_UNDER_WAY)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "kronos-nightly"
         for scheme in ("http://", "https://"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from exchange.errors import Banned, RateLimited
-from exchange.weights import Asked, WeightState
+from exchange.weights import WeightClaim, WeightState
 
 __all__ = ["LIMITS_PER_MINUTE", "LONGEST_PAUSE_S", "SHARE", "WeightBudget"]
 
@@ -68,25 +68,25 @@ class WeightBudget:
         """Whether the limit should be asked for; a budget in memory believes its maker."""
         return False
 
-    def before(self, weight: int) -> Asked:
+    def before(self, weight: int) -> WeightClaim:
         """Claim `weight`, after as long a wait as that takes; raises Banned while a ban lasts.
 
         Hand the claim to `after` with what came of the request.
         """
         until = 0.0
-        while not isinstance(found := self._claim(weight, until), Asked):
+        while not isinstance(found := self._claim(weight, until), WeightClaim):
             wait_s, until = found
             level = logging.INFO if wait_s > 1 else logging.DEBUG
             logger.log(level, "waiting %.1f s for request weight", wait_s)
             self._sleep(wait_s)
         return found
 
-    def at_once(self, weight: int) -> Asked | None:
+    def at_once(self, weight: int) -> WeightClaim | None:
         """Claim `weight` if that takes no wait."""
         found = self._claim(weight)
-        return found if isinstance(found, Asked) else None
+        return found if isinstance(found, WeightClaim) else None
 
-    def after(self, claim: Asked, headers: Mapping[str, str]) -> None:
+    def after(self, claim: WeightClaim, headers: Mapping[str, str]) -> None:
         """Believe the exchange's own count; empty headers mean that no answer came."""
         text = next((text for name, text in headers.items() if name.lower() == HEADER), "")
         with self._shared() as state:
@@ -108,7 +108,7 @@ class WeightBudget:
         with self._lock:
             yield self._state
 
-    def _claim(self, weight: int, slept_until: float = 0.0) -> Asked | tuple[float, float]:
+    def _claim(self, weight: int, slept_until: float = 0.0) -> WeightClaim | tuple[float, float]:
         """The claim, or how long to wait and until when.
 
         The clock is read once the state is ours: a time that is older than the state would tell of a clock that
@@ -125,4 +125,4 @@ class WeightBudget:
                     retry_after_s=wait_s,
                 )
             found = state.claim(weight, now, share=self.share)
-            return found if isinstance(found, Asked) else (found - now, found)
+            return found if isinstance(found, WeightClaim) else (found - now, found)

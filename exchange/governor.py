@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from exchange.budget import LIMITS_PER_MINUTE, SHARE, WeightBudget
 from exchange.errors import Banned
-from exchange.weights import Asked, WeightState
+from exchange.weights import WeightClaim, WeightState
 from storage.atomic import storage_errors, write_json
 from storage.errors import LockedError
 from storage.schema import Market
@@ -117,7 +117,7 @@ class Governor(WeightBudget):
         try:
             fields = dict(entry)
             ban = fields.pop("ban")
-            state = WeightState(**fields | {"asked": [Asked(**one) for one in fields["asked"]]})
+            state = WeightState(**fields | {"asked": [WeightClaim(**one) for one in fields["asked"]]})
             return state, _ban_of(ban, self._clock()) if ban else None
         except (TypeError, KeyError, ValueError):
             return WeightState(limit=LIMITS_PER_MINUTE[self._market]), None

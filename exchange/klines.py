@@ -9,7 +9,7 @@ import polars as pl
 
 from storage.schema import Market, SeriesKey, validate_candles
 
-__all__ = ["PAGE_LIMITS", "Page", "klines_weight", "parse_first", "parse_page"]
+__all__ = ["PAGE_LIMITS", "KlinesPage", "klines_weight", "parse_first", "parse_page"]
 
 # Most candles per weight: spot 1000 for 2, um 499 for 2 (500 would weigh 5).
 PAGE_LIMITS: dict[Market, int] = {"spot": 1000, "um": 499}
@@ -40,7 +40,7 @@ def klines_weight(market: Market, limit: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
+class KlinesPage:
     """The candles of one answer, and what stood on the wire: rows, first and last open time."""
 
     candles: pl.DataFrame
@@ -55,7 +55,7 @@ class Page:
             yield candles
 
 
-def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) -> Page:
+def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) -> KlinesPage:
     """The candles of one answer, validated; duplicates, misorder and rows not asked for are refused."""
     if not isinstance(rows, list):
         raise ValueError(f"{type(rows).__name__} instead of a list of candles")
@@ -68,7 +68,7 @@ def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) 
     first_ms, last_ms = (rows[0][0], rows[-1][0]) if rows else (0, 0)
     if rows and (first_ms < asked.get("startTime", 0) or last_ms > asked["endTime"]):
         raise ValueError(f"{len(rows)} candles from {first_ms} to {last_ms}, which were not asked for")
-    return Page(candles=candles, rows=len(rows), first_ms=first_ms, last_ms=last_ms)
+    return KlinesPage(candles=candles, rows=len(rows), first_ms=first_ms, last_ms=last_ms)
 
 
 def _on_grid(candles: pl.DataFrame, key: SeriesKey) -> pl.DataFrame:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
+from exchange.candle_csv import CandleCsv
+from exchange.candle_queue import CandleQueue
 from exchange.errors import ExchangeError, NoCandles
-from exchange.inbox import Inbox
 from exchange.monitor_state import Candle, Connection, MonitorState, SeriesState, Ticker
 from exchange.rest import RestClient
 from exchange.stream import (
@@ -29,7 +30,6 @@ from exchange.stream import (
     StreamEvent,
 )
 from exchange.sync import sync_series
-from exchange.tape import CsvTape
 from storage.atomic import write_json
 from storage.errors import LockedError
 from storage.lake import Lake
@@ -131,10 +131,10 @@ class Monitor:
         self.stream = stream or StreamConfig()
         self._lake, self._ledger, self._clients, self._stop = lake, ledger, clients, stop
         self._watched = {key: _Watched(key, self.stream.base_url(key.market)) for key in keys}
-        self._tape = CsvTape(csv, keys) if csv else None
+        self._tape = CandleCsv(csv, keys) if csv else None
         self._json = json
         self._on_update = on_update
-        self._inbox = Inbox()
+        self._inbox = CandleQueue()
         self._exchange_ms = 0
         self._connects = 0
         self._last_error = ""

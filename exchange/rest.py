@@ -31,9 +31,9 @@ from exchange.errors import (
     Unreachable,
     error_of,
 )
-from exchange.klines import PAGE_LIMITS, Page, klines_weight, parse_first, parse_page
+from exchange.klines import PAGE_LIMITS, KlinesPage, klines_weight, parse_first, parse_page
 from exchange.transport import cause_of, first_line, log_retry
-from exchange.weights import Asked
+from exchange.weights import WeightClaim
 from storage.errors import CandleError
 from storage.interval import INTERVALS
 from storage.schema import Market, SeriesKey
@@ -199,11 +199,11 @@ class RestClient:
                 return
             end_ms = page.first_ms
 
-    def _ahead(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[tuple[Stretch, Page]]:
+    def _ahead(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[tuple[Stretch, KlinesPage]]:
         """The pages of a range in order, several under way at once. Only the first try of each is made
         ahead of its turn, so that trouble meets one patient client and not many."""
         waiting = self._plan(key, start_ms, end_ms)
-        under_way: deque[tuple[Stretch, Asked, Future[Page]]] = deque()
+        under_way: deque[tuple[Stretch, WeightClaim, Future[KlinesPage]]] = deque()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < self.config.workers:
@@ -215,7 +215,7 @@ class RestClient:
                     under_way.append((stretch, claim, self._pool.submit(self._try_page, key, stretch, claim)))
                 stretch, _, future = under_way.popleft()
                 tries = chain([future.result], repeat(partial(self._try_page, key, stretch)))
-                page: Page = self._retrying(lambda tries=tries: next(tries)())
+                page: KlinesPage = self._retrying(lambda tries=tries: next(tries)())
                 yield stretch, page
         finally:
             for _, claim, future in under_way:
@@ -230,12 +230,12 @@ class RestClient:
     def _limit(self, key: SeriesKey, stretch: Stretch) -> int:
         return min(PAGE_LIMITS[self.market], key.interval.count(stretch[0], stretch[1] - 1))
 
-    def _page(self, key: SeriesKey, stretch: Stretch) -> Page:
+    def _page(self, key: SeriesKey, stretch: Stretch) -> KlinesPage:
         """The first candles of a stretch, as many as a page holds."""
         asked = self._asked(key, stretch)
         return self._klines(key, asked, partial(parse_page, key, asked))
 
-    def _try_page(self, key: SeriesKey, stretch: Stretch, claim: Asked | None = None) -> Page:
+    def _try_page(self, key: SeriesKey, stretch: Stretch, claim: WeightClaim | None = None) -> KlinesPage:
         asked = self._asked(key, stretch)
         params = {"symbol": key.symbol, "interval": key.interval.name, **asked}
         weight = klines_weight(self.market, asked["limit"])
@@ -312,7 +312,7 @@ class RestClient:
         params: Mapping[str, Any],
         weight: int,
         parse: Callable[[Any], T],
-        claim: Asked | None = None,
+        claim: WeightClaim | None = None,
     ) -> T:
         claim = claim or self.budget.before(weight)
         host = self.url
@@ -330,7 +330,7 @@ class RestClient:
                 "try again later, and report it if it stays."
             ) from error
 
-    def _send(self, url: str, params: Mapping[str, Any], claim: Asked) -> requests.Response:
+    def _send(self, url: str, params: Mapping[str, Any], claim: WeightClaim) -> requests.Response:
         with self._counting:
             self.requests += 1
         headers: Mapping[str, str] = {}
@@ -381,7 +381,7 @@ class RestClient:
             )
 
 
-def _after(page: Page, key: SeriesKey) -> int:
+def _after(page: KlinesPage, key: SeriesKey) -> int:
     """Open time of the candle after the last one of a page."""
     return key.interval.next(key.interval.floor(page.last_ms))
 

@@ -16,8 +16,8 @@ from functools import partial
 import polars as pl
 
 from exchange.archive import ArchiveClient
+from exchange.archive_fill import Harvest
 from exchange.errors import GeoBlocked, NoCandles
-from exchange.harvest import Harvest
 from exchange.plan import plan
 from exchange.rest import RestClient
 from exchange.stretches import Stretch, joined, without

@@ -14,7 +14,7 @@ minute turns. The local clock is not asked when that is; it is inferred, in thre
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["WINDOW_S", "Asked", "WeightState"]
+__all__ = ["WINDOW_S", "WeightClaim", "WeightState"]
 
 WINDOW_S = 60.0
 RECHECK_S = 0.1  # while only requests under way keep another one from being made
@@ -23,7 +23,7 @@ STALE_S = 3600.0  # clocks drift: a turn seen so long ago says nothing about the
 
 
 @dataclass(kw_only=True, slots=True)
-class Asked:
+class WeightClaim:
     """A request whose answer has not been counted yet."""
 
     serial: int
@@ -53,7 +53,7 @@ class WeightState:
     doubt: int | None = None
     """The count of the window before, as long as no answer has shown that it is over."""
     serial: int = 0
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[WeightClaim] = field(default_factory=list)
     paused_at: float = 0.0
     """When the exchange asked for the pause."""
     paused_until: float = 0.0
@@ -78,7 +78,7 @@ class WeightState:
             self.paused_at, self.paused_until = now, now + self.paused_until - self.paused_at
         return max(0.0, self.paused_until - now)
 
-    def claim(self, weight: int, now: float, *, share: float) -> Asked | float:
+    def claim(self, weight: int, now: float, *, share: float) -> WeightClaim | float:
         """The request, which may be made now; or when to try again."""
         if self.paused_s(now) > 0:
             return self.paused_until
@@ -89,7 +89,9 @@ class WeightState:
             return self._ready(weight, now, most, share)
         self.serial += 1
         self.asked.append(
-            made := Asked(serial=self.serial, weight=weight, at=now, window=self.window, floor=self.seen)
+            made := WeightClaim(
+                serial=self.serial, weight=weight, at=now, window=self.window, floor=self.seen
+            )
         )
         return made
 

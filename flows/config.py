@@ -30,7 +30,7 @@ from kronos_model.sampling import SamplingConfig
 from storage.dataset import DatasetConfig
 from storage.interval import Interval
 from storage.schema import SeriesKey
-from tasks.limits import TimeLimits
+from tasks.time_limits import TimeLimits
 
 __all__ = [
     "ConfigError",

@@ -18,12 +18,11 @@ from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.failures import explain
 from flows.forms import RunSettings, SeriesName, Unchanged
+from flows.home_access import with_home
 from flows.ingest import ingest_series
-from flows.names import run_name
 from flows.nightly import run_night
-from flows.options import SCHEDULER_URL
 from flows.recipes import IntervalName, RecipeName, configure, recipe_of
-from flows.turns import in_turn
+from flows.run_names import run_name
 from kronos_model.publish import repository_names
 from storage.errors import StorageError
 from storage.layout import Home
@@ -31,7 +30,7 @@ from tasks.download import IncompleteIngest
 from tasks.fan_out import Ended, Order, can_fan_out, fanned_out
 from tasks.publish import check_publishing
 from tasks.refs import IngestRef
-from tasks.report import show_text
+from tasks.reports.prefect_artifacts import show_text
 from tasks.tracking import end_dead_runs
 from tasks.train import base_model
 
@@ -39,6 +38,7 @@ __all__ = ["IncompleteNights", "each", "night"]
 
 logger = logging.getLogger(__name__)
 
+SCHEDULER_URL = r"^(tcp|tls)://\S+:\d+$"  # of Dask, as it tells it itself
 Workers = Annotated[int, Field(ge=1, le=64)]
 Scheduler = Annotated[str, Field(pattern=SCHEDULER_URL, examples=["tcp://10.0.0.1:8786"])]
 
@@ -80,7 +80,7 @@ def each(
     config = configure(recipe, series=series, **chosen)
     nights = _nights(config, chosen)
     home = open_home()
-    return in_turn(
+    return with_home(
         home,
         f"each {recipe}",
         lambda: _run(home, config, nights, chosen, workers=workers, cluster=cluster),

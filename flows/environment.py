@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from storage.layout import Home
 from storage.remote import local_root, refresh
 
-__all__ = ["DEFAULTS", "PACKAGES", "open_home", "prepare_environment"]
+__all__ = ["DEFAULTS", "PACKAGES", "log_to_stderr", "open_home", "prepare_environment"]
 
 PACKAGES = ("flows", "tasks", "service", "exchange", "storage", "kronos_model")
 
@@ -62,3 +64,25 @@ def open_home(path: str | Path | None = None) -> Home:
     home = Home.at(local_root(str(path or os.environ.get("KRONOS_HOME") or ".kronos")))
     refresh(home.root)
     return home
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr now: a progress view stands in for it while it is shown."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        """There is no other."""
+
+
+def log_to_stderr() -> None:
+    """The packages' INFO lines on the terminal, or wherever stderr goes."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    for name in PACKAGES:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

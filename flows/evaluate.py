@@ -11,16 +11,16 @@ from flows.config import RunConfig
 from flows.environment import open_home
 from flows.finetune import build_dataset, calibrated
 from flows.forms import RunSettings, SeriesName, Unchanged
+from flows.home_access import with_home
 from flows.judge import champion_pair
-from flows.names import run_name
 from flows.recipes import IntervalName, RecipeName, configure
-from flows.turns import in_turn
+from flows.run_names import run_name
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.evaluate import evaluate as walk
 from tasks.policies import within
 from tasks.refs import ScoresRef
-from tasks.report import show_leaderboard
+from tasks.reports.prefect_artifacts import show_leaderboard
 from tasks.train import base_model
 
 __all__ = ["evaluate"]
@@ -47,7 +47,7 @@ def evaluate(
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()
-    return in_turn(home, f"evaluate {recipe}", lambda: _score(home, config))
+    return with_home(home, f"evaluate {recipe}", lambda: _score(home, config))
 
 
 def _score(home: Home, config: RunConfig) -> ScoresRef:

@@ -40,14 +40,14 @@ def explain(error: BaseException) -> str | None:
     from kronos_model.errors import ModelError
     from service.errors import Refused
     from storage.errors import StorageError
-    from tasks.limits import OutOfTime
+    from tasks.time_limits import OutOfTime
 
     known = StorageError | ExchangeError | ModelError | ConfigError | OutOfTime | Refused
     if isinstance(error, known):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _disk(error)
-    if type(error).__name__ == "CancelledRun":  # flows.turns; its class would import Prefect
+    if type(error).__name__ == "CancelledRun":  # flows.home_access; its class would import Prefect
         return str(error)
     packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
     found = _first_line(error)

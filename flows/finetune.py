@@ -13,17 +13,17 @@ from prefect.client.schemas.objects import State
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.forms import RunSettings, SeriesName, Unchanged
-from flows.names import run_name
+from flows.home_access import with_home
+from flows.night_identity import night_identity, tracked
 from flows.recipes import IntervalName, RecipeName, configure
-from flows.tracked import night_identity, tracked
-from flows.turns import in_turn
+from flows.run_names import run_name
 from storage.layout import Home
-from tasks.charts import loss_chart
 from tasks.dataset import build
 from tasks.evaluate import calibrate, tokenizer_gate
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
-from tasks.report import show_picture, show_text
+from tasks.reports.judgement_charts import loss_chart
+from tasks.reports.prefect_artifacts import show_picture, show_text
 from tasks.tracking import log_artifact, log_text
 from tasks.train import base_model, train
 
@@ -60,7 +60,7 @@ def finetune(
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()
-    return in_turn(home, f"finetune {recipe}", lambda: _train(home, config))
+    return with_home(home, f"finetune {recipe}", lambda: _train(home, config))
 
 
 def _train(home: Home, config: RunConfig) -> Trained:

@@ -13,18 +13,18 @@ from prefect.states import Cancelled
 from flows.config import RunConfig
 from flows.environment import open_home
 from flows.forms import RunSettings
+from flows.home_access import with_home
 from flows.ingest import ingest_series
 from flows.judge import champion_pair
-from flows.names import run_name
 from flows.recipes import RecipeName, configure, recipe_of
-from flows.turns import in_turn
+from flows.run_names import run_name
 from storage.layout import Home
 from storage.registry import Champion, read_champion
 from tasks.forecast import complete
 from tasks.forecast import forecast as sample
 from tasks.policies import within
 from tasks.refs import BuiltDataset, ForecastsRef, PairRef
-from tasks.report import show_picture
+from tasks.reports.prefect_artifacts import show_picture
 
 __all__ = ["forecast", "forecast_series"]
 
@@ -49,7 +49,7 @@ def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> Forec
             f"trains, judges and promotes one."
         )
         return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
-    return in_turn(home, f"forecast {recipe}", lambda: _forecast(home, config, serving), alone=False)
+    return with_home(home, f"forecast {recipe}", lambda: _forecast(home, config, serving), alone=False)
 
 
 def _serving(home: Home, config: RunConfig) -> list[tuple[RunConfig, Champion]]:

@@ -8,9 +8,9 @@ from prefect.client.schemas.objects import State
 from flows.config import override
 from flows.environment import open_home
 from flows.forms import Retention
-from flows.turns import in_turn
+from flows.home_access import with_home
 from storage.retention import Expired, RetentionPolicy
-from tasks.retention import sweep
+from tasks.sweep import sweep
 
 __all__ = ["gc"]
 
@@ -24,4 +24,4 @@ def gc(delete: bool = False, settings: Retention = None) -> tuple[Expired, ...] 
         settings: How long to keep things; what stays empty is kept for as long as the documentation says.
     """
     policy, home = override(RetentionPolicy(), settings or {}), open_home()
-    return in_turn(home, "gc", lambda: sweep(home, policy, delete=delete))
+    return with_home(home, "gc", lambda: sweep(home, policy, delete=delete))

@@ -12,15 +12,15 @@ from prefect.client.schemas.objects import State
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.forms import Count, RunSettings, SeriesName, Unchanged
-from flows.names import run_name
+from flows.home_access import with_home
 from flows.recipes import IntervalName, RecipeName, configure
-from flows.turns import in_turn
+from flows.run_names import run_name
 from storage.layout import Home
 from storage.schema import SeriesKey
 from tasks.download import IncompleteIngest, connected, download_all
-from tasks.ingest_report import report_ingest
 from tasks.refs import FailureRef, IngestRef
-from tasks.report import show_ingest
+from tasks.reports.ingest_report import report_ingest
+from tasks.reports.prefect_artifacts import show_ingest
 
 __all__ = ["ingest", "ingest_series"]
 
@@ -58,7 +58,7 @@ def ingest(
     config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
     ranked = (market, top, quote.upper()) if top else None
     home = open_home()
-    return in_turn(
+    return with_home(
         home,
         f"ingest {recipe}",
         lambda: ingest_series(home, config, ranked=ranked, whole_folder=bool(symbols or top)),

@@ -13,11 +13,11 @@ from kronos_model.hub import lineage_of
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
-from tasks.figures import draw_fans
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
-from tasks.report import show_leaderboard, show_picture, show_text, verdict_markdown
-from tasks.run_report import Reported, report, summary_markdown
+from tasks.reports.forecast_charts import draw_fans
+from tasks.reports.night_report import Reported, report, summary_markdown
+from tasks.reports.prefect_artifacts import show_leaderboard, show_picture, show_text, verdict_markdown
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
 
 __all__ = ["Judged", "champion_pair", "judge_challenger", "report_judgement"]

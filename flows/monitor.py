@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
-from rich.console import Console
 
 from exchange.monitor import MonitorConfig
 from exchange.monitor_state import MonitorState
@@ -19,14 +17,13 @@ from exchange.stream import StreamConfig
 from flows.config import ConfigError, override
 from flows.environment import open_home
 from flows.forms import Duration, SeriesName, SettingsForm
-from flows.live import LogLines, stop_on_signals, view
 from flows.recipes import IntervalName
-from storage.layout import Home
 from storage.schema import SeriesKey
 from tasks.monitor import monitor as monitor_task
 from tasks.monitor import rehearsed
+from tasks.monitor_log import LogLines
 
-__all__ = ["WatchConfig", "monitor", "seconds", "watch", "watch_config"]
+__all__ = ["WatchConfig", "monitor", "seconds", "watch_config"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMES = {"backfill": "monitor.backfill_s", "every": "monitor.every_s", "duration": "duration_s"}
@@ -115,26 +112,6 @@ def monitor(
         state: MonitorState = monitor_task(
             home, keys, *places, config.monitor, on_update=LogLines(), **config.ends()
         )
-    return state
-
-
-def watch(home: Home, config: WatchConfig) -> MonitorState:
-    """The same in a terminal, until Ctrl-C or SIGTERM; in front of the user, without Prefect."""
-    keys, stop, console = config.keys(), threading.Event(), Console(soft_wrap=True)
-    with (
-        home.writing("monitor"),
-        rehearsed(config.replay, keys, config.exchange, config.stream, speed=config.speed) as places,
-        stop_on_signals(stop) as signals,
-        view() as on_update,
-    ):
-        state: MonitorState = monitor_task.fn(
-            home, keys, *places, config.monitor, on_update=on_update, stop=stop, **config.ends()
-        )
-    why = f"by {signals[0]}" if signals else "at the end of its time"
-    added = sum(one.added for one in state.series)
-    console.print(
-        f"Stopped {why}: {added:,} new candles of {len(keys)} series are in {home.lake}.", highlight=False
-    )
     return state
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flows.environment import log_to_stderr, open_home, prepare_environment
 from storage.atomic import write_json
 from storage.locks import ProcessLock
 
@@ -26,9 +27,9 @@ _PATIENCE_S = 60.0
 
 def main(root: str, answer: str, parent: str) -> None:
     """Run the night and write {"summary": ...}, or {"failure": sentence}."""
-    from flows.terminal import start
-
-    home = start({"home": Path(root), "verbose": False})
+    log_to_stderr()
+    home = open_home(Path(root))
+    prepare_environment(home, verbose=False)
     threading.Thread(target=_end_without, args=(int(parent),), daemon=True).start()
     import cloudpickle
     from prefect.context import hydrated_context

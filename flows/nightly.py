@@ -16,21 +16,21 @@ from flows.environment import open_home
 from flows.finetune import Trained, build_dataset, calibrated, train_challenger
 from flows.forecast import forecast_series
 from flows.forms import RunSettings, SeriesName, Unchanged
+from flows.home_access import with_home
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger, report_judgement
-from flows.names import run_name
+from flows.night_identity import night_identity, tracked
 from flows.recipes import IntervalName, RecipeName, configure
-from flows.tracked import night_identity, tracked
-from flows.turns import in_turn
+from flows.run_names import run_name
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
-from tasks.cards import NightFacts
-from tasks.live import score_live
+from tasks.live_scores import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import BuiltDataset, ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef, SeriesRef
-from tasks.report import show_published
+from tasks.reports.card_facts import NightFacts
+from tasks.reports.prefect_artifacts import show_published
 from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model
 
@@ -60,7 +60,7 @@ def nightly(
     """
     config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
     home = open_home()
-    return in_turn(home, f"nightly {recipe}", lambda: run_night(home, config))
+    return with_home(home, f"nightly {recipe}", lambda: run_night(home, config))
 
 
 def run_night(home: Home, config: RunConfig, *, ingested: IngestRef | None = None) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from service import record, tell
+from service import answers, track_record
+from service.candle_cache import CandleCache
+from service.champion_models import ChampionModels
 from service.config import ServiceConfig
 from service.errors import Refused
 from service.follow import Follower, wall_ms
-from service.guard import Guard
-from service.market import Market
-from service.sampler import Order, Sampler
+from service.metrics import Metrics
+from service.middleware import Guard
+from service.sampling_queue import SamplingQueue, SamplingRequest
 from service.schemas import (
     Candles,
     CandlesQuery,
@@ -35,15 +37,13 @@ from service.schemas import (
     History,
     HistoryQuery,
     Models,
+    NightScores,
     Problem,
     Pulse,
-    Scores,
     ScoresQuery,
     SeriesList,
     SeriesQuery,
 )
-from service.shelf import Shelf
-from service.watch import Watch
 from storage.errors import StorageError
 from storage.layout import Home
 
@@ -68,17 +68,17 @@ class Service:
         self, home: Home, config: ServiceConfig, follower: Follower | None, now_ms: Callable[[], int]
     ) -> None:
         self.home, self.config, self.follower = home, config, follower
-        self.watch = Watch()
-        self.shelf = Shelf(home, config.recipes, loaded=self.watch.loaded)
-        self.market = Market(home, now_ms=follower.now_ms if follower else now_ms)
-        self.sampler = Sampler(config, self.watch)
+        self.watch = Metrics()
+        self.champion_models = ChampionModels(home, config.recipes, loaded=self.watch.loaded)
+        self.market = CandleCache(home, now_ms=follower.now_ms if follower else now_ms)
+        self.sampler = SamplingQueue(config, self.watch)
         self.began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def living(self, app: FastAPI) -> AsyncIterator[None]:
         """The models loaded, the sampler drawing, the watcher watching."""
-        await run_in_threadpool(self.shelf.refresh)
+        await run_in_threadpool(self.champion_models.refresh)
         self._tasks = [
             asyncio.create_task(_lasting(work)) for work in (self.sampler.run(), self._watch_models())
         ]
@@ -96,14 +96,20 @@ class Service:
     async def _watch_models(self) -> None:
         while True:
             await asyncio.sleep(self.config.watch_s)
-            await run_in_threadpool(self.shelf.refresh)
+            await run_in_threadpool(self.champion_models.refresh)
 
     def health(self) -> Health:
         """Whether everything that should run runs."""
         dead = any(task.done() for task in self._tasks) or (self.follower and not self.follower.alive)
-        models = len(self.shelf.models)
+        models = len(self.champion_models.models)
         return Health(
-            status="failing" if dead else "degraded" if self.shelf.problems else "ok" if models else "empty",
+            status="failing"
+            if dead
+            else "degraded"
+            if self.champion_models.problems
+            else "ok"
+            if models
+            else "empty",
             version=version("kronos-nightly"),
             uptime_s=round(time.monotonic() - self.began, 1),
             models=models,
@@ -111,10 +117,10 @@ class Service:
             token=False,
         )
 
-    def order(self, asked: ForecastRequest) -> Order:
+    def order(self, asked: ForecastRequest) -> SamplingRequest:
         """What a request wants drawn. Raises Refused where it is too much, or where something is missing."""
         key = self.market.resolve(asked.symbol, asked.interval)
-        served = self.shelf.choose(key, asked.recipe)
+        served = self.champion_models.choose(key, asked.recipe)
         horizon, samples = asked.horizon or served.horizon, asked.samples or self.config.sampling.samples
         for name, value, most in (
             ("horizon", horizon, self.config.max_horizon),
@@ -124,14 +130,14 @@ class Service:
             if value > most:
                 raise Refused(422, f"Expected {name} of at most {most:,}, found {value:,}; ask for less.")
         past = self.market.past(key, lookback=served.lookback, horizon=horizon, origin_ms=asked.origin_ms)
-        return Order(served, past, samples, asked.seed)
+        return SamplingRequest(served, past, samples, asked.seed)
 
     async def forecast(self, asked: ForecastRequest) -> ForecastAnswer:
         """Draw, or take what was drawn for the same question."""
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
         behind = await run_in_threadpool(self._behind, order)
-        return tell.forecast_answer(
+        return answers.forecast_answer(
             order,
             paths,
             calibrated=order.served.calibrated(self.config),
@@ -140,7 +146,7 @@ class Service:
             behind=behind,
         )
 
-    def _behind(self, order: Order) -> int:
+    def _behind(self, order: SamplingRequest) -> int:
         """Candles that have closed since the one the forecast starts after."""
         interval, now = order.past.key.interval, self.market.now_ms()
         after = interval.next(order.past.origin_ms)
@@ -200,17 +206,18 @@ def _service_routes(app: FastAPI, service: Service, token: str | None) -> None:
     async def models() -> Models:
         """Which models serve."""
         return Models(
-            models=[tell.facts_of(one) for one in service.shelf.models], problems=service.shelf.problems
+            models=[answers.facts_of(one) for one in service.champion_models.models],
+            problems=service.champion_models.problems,
         )
 
     @app.get("/metrics", tags=["service"], response_class=Response, responses=_REFUSALS)
     def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(service.watch.exposition(service.shelf), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.watch.exposition(service.champion_models), media_type=CONTENT_TYPE_LATEST)
 
 
 def _market_routes(app: FastAPI, service: Service) -> None:
-    home, market, shelf = service.home, service.market, service.shelf
+    home, market, champion_models = service.home, service.market, service.champion_models
 
     @app.get("/forecast", tags=["forecast"], responses=_REFUSALS)
     async def forecast(asked: Annotated[ForecastRequest, Query()]) -> ForecastAnswer:
@@ -226,18 +233,18 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     def history(asked: Annotated[HistoryQuery, Query()]) -> History:
         """What was said before, and what came."""
         key = market.resolve(asked.symbol, asked.interval)
-        past = record.history(home, market, key, hours=asked.hours)
+        past = track_record.history(home, market, key, hours=asked.hours)
         return History(symbol=key.name, interval=key.interval.name, forecasts=past)
 
     @app.get("/scores", tags=["forecast"], responses=_REFUSALS)
-    def scores(asked: Annotated[ScoresQuery, Query()]) -> Scores:
+    def scores(asked: Annotated[ScoresQuery, Query()]) -> NightScores:
         """The leaderboard of the last night, and the gate's verdict with its reasons."""
-        return record.scores(home, shelf, asked.recipe)
+        return track_record.scores(home, champion_models, asked.recipe)
 
     @app.get("/series", tags=["candles"], responses=_REFUSALS)
     def series() -> SeriesList:
         """What the lake has, how fresh and whole it is, and who can forecast it."""
-        held = [tell.series_facts(market.inventory(key), shelf) for key in market.series()]
+        held = [answers.series_facts(market.inventory(key), champion_models) for key in market.series()]
         return SeriesList(now_ms=market.now_ms(), series=held)
 
     @app.get("/candles", tags=["candles"], responses=_REFUSALS)
@@ -249,7 +256,7 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     def pulse(asked: Annotated[SeriesQuery, Query()]) -> Pulse:
         """The price now, the newest candle, the model: little, to be asked often."""
         key = market.resolve(asked.symbol, asked.interval)
-        return tell.pulse_of(key, market, shelf, service.follower)
+        return answers.pulse_of(key, market, champion_models, service.follower)
 
 
 def _page(app: FastAPI) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
-    "Asked",
     "Candles",
     "CandlesQuery",
     "ForecastAnswer",
@@ -18,10 +17,11 @@ __all__ = [
     "LiveScores",
     "ModelFacts",
     "Models",
-    "Past",
+    "NightScores",
+    "PastForecast",
     "Problem",
     "Pulse",
-    "Scores",
+    "Query",
     "ScoresQuery",
     "SeriesFacts",
     "SeriesList",
@@ -65,13 +65,13 @@ Recipe = Annotated[
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Asked(BaseModel):
+class Query(BaseModel):
     """A request; what it does not know is refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class SeriesQuery(Asked):
+class SeriesQuery(Query):
     """One series of the lake."""
 
     symbol: Symbol
@@ -93,7 +93,7 @@ class HistoryQuery(SeriesQuery):
     hours: float = Field(72, gt=0, le=24 * 366, description="How far back their origins may lie, in hours.")
 
 
-class ScoresQuery(Asked):
+class ScoresQuery(Query):
     """Which recipe."""
 
     recipe: Recipe | None = None
@@ -278,7 +278,7 @@ class ForecastAnswer(BaseModel):
     paths: list[list[float]]
 
 
-class Past(BaseModel):
+class PastForecast(BaseModel):
     """A forecast on record, and what came."""
 
     predictor: str
@@ -295,7 +295,7 @@ class History(BaseModel):
 
     symbol: str
     interval: str
-    forecasts: list[Past]
+    forecasts: list[PastForecast]
 
 
 class LiveScores(BaseModel):
@@ -312,7 +312,7 @@ class LiveScores(BaseModel):
     coverage_90: float | None
 
 
-class Scores(BaseModel):
+class NightScores(BaseModel):
     """What the last night found, and how the forecasts on record did since."""
 
     recipe: str

@@ -20,8 +20,8 @@ from exchange.governor import governor_of
 from exchange.replay.source import replay_exchange
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.sync import SyncReport, sync_series
+from storage.candle_files import read_candles, write_candles
 from storage.errors import CandleError, StorageError
-from storage.files import read_candles, write_candles
 from storage.interval import Interval
 from storage.lake import Lake
 from storage.layout import Home

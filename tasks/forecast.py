@@ -23,9 +23,9 @@ from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey, utc_text
 from tasks.evaluate import forecaster
-from tasks.figures import draw_forecast
 from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, FailureRef, ForecastRef, ForecastsRef, PairRef
+from tasks.reports.forecast_charts import draw_forecast
 
 __all__ = ["IncompleteForecast", "complete", "export_forecasts", "forecast"]
 

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_engine import TaskRunTimeoutError
 
 from storage.layout import Home
-from tasks.limits import OutOfTime, TimeLimits
+from tasks.time_limits import OutOfTime, TimeLimits
 
 __all__ = ["IDEMPOTENT", "within"]
 

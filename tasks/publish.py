@@ -10,7 +10,6 @@ from pathlib import Path
 
 from prefect import task
 
-from kronos_model.card import model_card
 from kronos_model.jobs import Stage
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
@@ -30,9 +29,10 @@ from kronos_model.publish import (
 from kronos_model.remote import Remote
 from storage.layout import Home
 from storage.registry import Champion
-from tasks.cards import NightFacts, card_facts
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
+from tasks.reports.card_facts import NightFacts, card_facts
+from tasks.reports.model_card import model_card
 from tasks.secrets import hub_token
 
 __all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]

@@ -3,7 +3,7 @@
 from exchange.replay.archive_style import ArchiveStyle, PartFault
 from exchange.replay.clock import ReplayClock
 from exchange.replay.faults import Fault
-from exchange.replay.server import ReplayExchange, ReplayRequest
+from exchange.replay.replay_server import ReplayExchange, ReplayRequest
 from exchange.replay.synthetic import synthetic_market
 
 __all__ = [

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from exchange.replay.faults import Fault
-from exchange.replay.limits import FIRST_BAN_S, Refusal
-from exchange.replay.series import Page
+from exchange.replay.penalties import FIRST_BAN_S, Refusal
+from exchange.replay.series import KlineRows
 from exchange.replay.wire import dumps
 
 __all__ = ["Answer", "commit", "error_answer", "refusal_answer"]
@@ -29,7 +29,7 @@ class Answer:
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
-    page: Page | None = None
+    page: KlineRows | None = None
     content_type: str = "application/json;charset=UTF-8"
     delivery: Literal["whole", "short", "reset", "drip"] = "whole"
     delay_s: float = 0.0
@@ -92,5 +92,5 @@ def _with_rows_changed(fault: Fault, answer: Answer) -> Answer:
     else:
         again = 2 if fault.kind == "duplicate" else 0
         changed = [*rows[:middle], *[rows[middle]] * again, *rows[middle + 1 :]]
-    page = Page(b",".join(changed), len(changed))
+    page = KlineRows(b",".join(changed), len(changed))
     return replace(answer, body=page.body, page=page)

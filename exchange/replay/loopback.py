@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler
 
 from exchange.errors import ExchangeError
 from exchange.replay.answers import Answer
-from exchange.replay.stream import is_stream
+from exchange.replay.websocket import is_stream
 
 __all__ = ["LoopbackServer"]
 

@@ -17,7 +17,7 @@ from exchange.replay.encoding import DECIMAL_COLUMNS, MOST_DECIMALS, json_rows, 
 from storage.interval import Interval
 from storage.schema import CANDLE_SCHEMA, Market
 
-__all__ = ["Bar", "Page", "ReplaySeries"]
+__all__ = ["Bar", "KlineRows", "ReplaySeries"]
 
 BLOCK_ROWS = 4096
 CACHED_BLOCKS = 64  # of about 600 kB each
@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class KlineRows:
     """The rows of one answer, oldest first, as JSON joined by commas."""
 
     joined: bytes
@@ -88,7 +88,7 @@ class ReplaySeries:
         self._finer = finer
         self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._encode)
 
-    def page(self, start_ms: int | None, end_ms: int | None, *, limit: int, now_ms: int) -> Page:
+    def page(self, start_ms: int | None, end_ms: int | None, *, limit: int, now_ms: int) -> KlineRows:
         """Up to `limit` candles that open within [start, end] and have opened by now.
 
         From the oldest on if a start is given, else the newest. The last one may still be forming.
@@ -103,11 +103,11 @@ class ReplaySeries:
         else:
             last = min(last, first + limit)
         if first >= last:
-            return Page(b"", 0)
+            return KlineRows(b"", 0)
         parts = self._finished(first, min(last, closed))
         if last > closed and (forming := self.forming(now_ms)) is not None:
             parts.append(self._encode_bar(*forming))
-        return Page(b",".join(parts), last - first)
+        return KlineRows(b",".join(parts), last - first)
 
     def forming(self, now_ms: int) -> tuple[int, Bar] | None:
         """Row and state of the candle that is open now, if the data has it."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from exchange.replay.clock import ReplayClock
-from exchange.replay.server import ReplayExchange
+from exchange.replay.replay_server import ReplayExchange
 from exchange.replay.synthetic import synthetic_market
+from storage.candle_files import read_folder
 from storage.errors import CandleError
-from storage.files import read_folder
 from storage.schema import SeriesKey
 
 __all__ = ["replay_exchange"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from flows.cli import cli
+from flows.cli.program import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]

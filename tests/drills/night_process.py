@@ -16,7 +16,7 @@ def main() -> None:
         _fill_disk(left)
     if ahead := float(os.environ.get("DRILL_CLOCK_AHEAD_S", "0")):
         _set_clock(ahead)
-    from flows.cli import main as kronos
+    from flows.cli.program import main as kronos
 
     kronos()
 

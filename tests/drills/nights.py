@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from service.shelf import Shelf
+from service.champion_models import Shelf
 from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.registry import read_champion, read_history

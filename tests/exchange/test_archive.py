@@ -21,7 +21,7 @@ from requests.adapters import HTTPAdapter
 from exchange.archive import PARTS_PER_THREAD, ArchiveClient, ArchiveConfig, ArchivePart, FetchedPart
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
 from exchange.replay import ArchiveStyle, Fault, PartFault, ReplayClock, ReplayExchange
-from storage.files import read_candles
+from storage.candle_files import read_candles
 from storage.interval import Interval
 from storage.schema import SeriesKey
 from tests.support.candles import full_candles

@@ -18,8 +18,8 @@ from exchange.monitor_state import MonitorState
 from exchange.replay import Fault, ReplayClock, ReplayExchange, synthetic_market
 from exchange.rest import RestClient
 from exchange.stream import StreamConfig
+from storage.candle_files import read_candles
 from storage.errors import StorageError
-from storage.files import read_candles
 from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.schema import SeriesKey

@@ -255,7 +255,7 @@ def test_decimals_are_exact_and_never_exponents() -> None:
 
 
 def test_real_candles_arrive_value_by_value(shared_data: Path) -> None:
-    from storage.files import read_folder
+    from storage.candle_files import read_folder
 
     candles = read_folder(shared_data, Interval("1h"))
     assert len(candles) > 5

@@ -30,7 +30,7 @@ from exchange.errors import (
 from exchange.klines import klines_weight
 from exchange.replay import Fault, ReplayClock, ReplayExchange, synthetic_market
 from exchange.replay.answers import Answer
-from exchange.replay.limits import request_weight
+from exchange.replay.penalties import request_weight
 from exchange.rest import ExchangeConfig, RestClient
 from storage.schema import Market, SeriesKey
 

@@ -21,8 +21,8 @@ from exchange.errors import BadSymbol, Banned, ExchangeError, Malformed, NoCandl
 from exchange.replay import Fault, ReplayClock, ReplayExchange, ReplayRequest, synthetic_market
 from exchange.rest import RestClient
 from exchange.sync import SyncReport, sync_series
+from storage.candle_files import read_candles
 from storage.errors import LakeError, LockedError
-from storage.files import read_candles
 from storage.interval import Interval
 from storage.lake import Lake
 from storage.ledger import Ledger

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from exchange.weights import Asked, WeightState
+from exchange.weights import WeightClaim, WeightState
 
 SHARE = 0.92
 
@@ -21,10 +21,10 @@ class Simulation:
         self.limit, self.workers, self.latency, self.lost, self.others = limit, workers, latency, lost, others
         self.now = 1_000 + self.random.uniform(0, 60)
         self.minute, self.used, self.peak, self.total = -1, 0, 0, 0
-        self.events: list[tuple[float, int, str, Asked | None, int | None]] = []
+        self.events: list[tuple[float, int, str, WeightClaim | None, int | None]] = []
         self.under_way = 0
 
-    def at(self, moment: float, what: str, made: Asked | None, count: int | None = None) -> None:
+    def at(self, moment: float, what: str, made: WeightClaim | None, count: int | None = None) -> None:
         heapq.heappush(self.events, (moment, self.random.getrandbits(60), what, made, count))
 
     def count(self, weight: int) -> int:
@@ -55,7 +55,7 @@ class Simulation:
             self.at(self.now, "counted", None)
         while self.now < began + seconds:
             found = self.state.claim(weight, self.now, share=SHARE) if self.under_way < self.workers else 0.0
-            if isinstance(found, Asked):
+            if isinstance(found, WeightClaim):
                 self.under_way += 1
                 self.at(self.now + self.random.uniform(0, self.latency), "counted", found)
                 weight = self.random.choice([1, 2, 2, 2, 5])
@@ -96,8 +96,8 @@ def test_other_programs_leave_less_and_the_limit_holds(seed: int) -> None:
 def test_an_answer_that_was_overtaken_is_no_turn_of_the_minute() -> None:
     state = WeightState(limit=100)
     first, second = (state.claim(2, 0.0, share=1.0) for _ in range(2))
-    assert isinstance(first, Asked)
-    assert isinstance(second, Asked)
+    assert isinstance(first, WeightClaim)
+    assert isinstance(second, WeightClaim)
     state.answered(second.serial, 4, 1.0)
     state.answered(first.serial, 2, 1.1)
     assert state.used == 4
@@ -108,23 +108,23 @@ def test_a_turn_is_known_by_a_count_that_fell_and_the_next_one_comes_a_minute_la
     state = WeightState(limit=100)
     for at, count in ((0.0, 30), (7.0, 32), (7.5, 2)):
         made = state.claim(2, at, share=1.0)
-        assert isinstance(made, Asked)
+        assert isinstance(made, WeightClaim)
         state.answered(made.serial, count, at)
     assert (state.used, state.window_end) == (2, 67.5)
     assert state.claim(99, 8.0, share=1.0) == 67.5
-    assert isinstance(state.claim(50, 67.5, share=1.0), Asked)
+    assert isinstance(state.claim(50, 67.5, share=1.0), WeightClaim)
     assert state.window_end == 127.5
 
 
 def test_a_turn_that_did_not_come_is_not_believed_twice() -> None:
     state = WeightState(limit=100, window_end=60.0, seen=90)
     made = state.claim(2, 60.0, share=1.0)
-    assert isinstance(made, Asked)
+    assert isinstance(made, WeightClaim)
     state.answered(made.serial, 92, 60.1)  # the clock went ahead, the exchange's minute has not turned
     assert state.used == 92
-    assert not isinstance(state.claim(20, 60.2, share=1.0), Asked)
+    assert not isinstance(state.claim(20, 60.2, share=1.0), WeightClaim)
 
 
 def test_a_clock_that_was_set_back_blocks_nobody() -> None:
     state = WeightState(limit=100, window_end=10_000.0, seen=100)
-    assert isinstance(state.claim(2, 5_000.0, share=1.0), Asked)
+    assert isinstance(state.claim(2, 5_000.0, share=1.0), WeightClaim)

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from exchange.errors import Banned
 from exchange.replay import synthetic_market
-from flows.cli import cli
+from flows.cli.program import cli
 from flows.ingest import ingest
-from storage.files import read_candles, write_candles
+from storage.candle_files import read_candles, write_candles
 from storage.lake import Lake
 from storage.schema import SeriesKey
 from tasks import download as download_module

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from flows.config import ConfigError
 from flows.failures import explain
-from flows.ui import serve_ui
+from flows.site.ui import serve_ui
 from storage.layout import Home
 from tests.support.terminal import closed_url
 

@@ -8,12 +8,12 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
-from flows import deploy
 from flows.config import ConfigError, config_digest, knobs, override
 from flows.gc import gc
 from flows.monitor import WatchConfig, monitor
 from flows.nightly import nightly
 from flows.recipes import configure, recipe
+from flows.site import deploy
 from storage.retention import RetentionPolicy
 from tests.support.nights import nested
 from tests.support.terminal import closed_url

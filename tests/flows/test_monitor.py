@@ -22,14 +22,17 @@ from rich.console import Console
 
 from exchange.monitor_state import Candle, MonitorState, SeriesState, Ticker
 from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
-from flows.cli import cli
+from flows.cli.live_table import live_table, view
+from flows.cli.monitor_screen import watch
+from flows.cli.program import cli
 from flows.config import ConfigError
-from flows.live import LogLines, live_table, stop_on_signals, view
-from flows.monitor import monitor, seconds, watch, watch_config
+from flows.monitor import monitor, seconds, watch_config
+from flows.site.signals import stop_on_signals
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey
+from tasks.monitor_log import LogLines
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE = 60_000
@@ -199,7 +202,7 @@ def test_the_table_fits_a_narrow_terminal_and_says_more_in_a_wide_one() -> None:
 
 
 def test_without_a_terminal_each_closed_candle_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="flows.live")
+    caplog.set_level(logging.INFO, logger="tasks.monitor_log")
     with view(Console(file=io.StringIO())) as tell:
         assert isinstance(tell, LogLines)
         for state in (state_of("connecting"), state_of(), state_of(), state_of(minute=6)):

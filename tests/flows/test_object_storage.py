@@ -129,7 +129,7 @@ def _run(cache: Path, klines: Path) -> "subprocess.Popen[str]":
     """`kronos run` as a process of its own that saves every second and is given up after five."""
     code = (
         "from storage import remote, remote_lease; remote._SAVE_S, remote_lease.TTL_S = 1.0, 5.0;"
-        "remote.BEAT_S = 1.0; from flows.cli import main; main()"
+        "remote.BEAT_S = 1.0; from flows.cli.program import main; main()"
     )
     wanted = quick_settings(
         klines, **{"predictor.epochs": 4, "predictor.steps_per_epoch": 50, "predictor.checkpoint_steps": 10}

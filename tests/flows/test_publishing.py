@@ -16,7 +16,7 @@ from flows import nightly as nightly_module
 from kronos_model.errors import ModelError
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import PublishConfig
-from storage.files import write_candles
+from storage.candle_files import write_candles
 from storage.lake import Lake
 from storage.schema import SeriesKey
 from tasks.publish import check_publishing, misplaced_tags

@@ -120,7 +120,7 @@ def test_a_new_champion_is_taken_without_reload(page: Page, home: Home) -> None:
     with serving(home) as site:
         load(page, site)
         new = crown(home, seed=1).predictor_digest
-        site.service.shelf.refresh()
+        site.service.champion_models.refresh()
         page.run(LOOK)
         page.until(f"document.querySelector('#model').innerText.includes('{new}')")
     assert page.errors == []
@@ -149,7 +149,7 @@ def test_an_empty_lake_says_what_to_do_and_fills_by_itself(page: Page, tmp_path:
         load(page, site, until="document.documentElement.dataset.state === 'empty'")
         assert "kronos ingest" in page.text("#veil")
         make_home(tmp_path)
-        site.service.shelf.refresh()
+        site.service.champion_models.refresh()
         page.until(READY)
     assert page.run("document.querySelector('#veil').hidden") is True
 

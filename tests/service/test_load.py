@@ -123,7 +123,7 @@ def test_a_defect_is_one_500_and_the_next_request_is_answered(
 def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Path) -> None:
     home = make_home(tmp_path)
     with serving(home, ServiceConfig(watch_s=0.02, cache=0)) as site:
-        old = site.service.shelf.models[0].champion.predictor_digest
+        old = site.service.champion_models.models[0].champion.predictor_digest
         swapped = threading.Event()
         answers: list[tuple[int, dict[str, Any]]] = []
 
@@ -138,7 +138,7 @@ def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Pa
             while len(answers) < 40:
                 pass
             new = crown(home, seed=1).predictor_digest
-            while site.service.shelf.models[0].champion.predictor_digest == old:
+            while site.service.champion_models.models[0].champion.predictor_digest == old:
                 pass
             swapped.set()
             for one in clients:
@@ -147,7 +147,7 @@ def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Pa
         for seed in range(5):
             expected[new, seed] = site.forecast(seed=seed, samples=4)["fan"]
         crown(home, seed=0)
-        while site.service.shelf.models[0].champion.predictor_digest == new:
+        while site.service.champion_models.models[0].champion.predictor_digest == new:
             pass
         for seed in range(5):
             expected[old, seed] = site.forecast(seed=seed, samples=4)["fan"]
@@ -163,16 +163,16 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_and_says_so(tmp_pat
     with serving(home, ServiceConfig(watch_s=0.02)) as site:
         before = site.forecast()
         record.write_text("{")
-        while not site.service.shelf.problems:
+        while not site.service.champion_models.problems:
             pass
         assert site.get("/health").json()["status"] == "degraded"
         assert "champion record" in site.get("/models").json()["problems"]["demo"]
         assert site.forecast() == before
         record.write_text(good)
-        while site.service.shelf.problems:
+        while site.service.champion_models.problems:
             pass
         assert site.get("/health").json()["status"] == "ok"
         record.unlink()
-        while site.service.shelf.models:
+        while site.service.champion_models.models:
             pass
         assert site.get("/forecast", symbol="BTCUSDT").status_code == 404

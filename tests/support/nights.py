@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from exchange.replay import synthetic_market
-from storage.files import write_candles
+from storage.candle_files import write_candles
 from storage.schema import SeriesKey
 
 __all__ = ["CANDLES", "SERIES", "START_MS", "nested", "quick_settings", "write_klines"]

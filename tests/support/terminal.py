@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from flows.cli import main
+from flows.cli.program import main
 from flows.environment import PACKAGES
 
 __all__ = ["Outcome", "Terminal", "closed_url", "finish", "holdings", "start"]
@@ -49,7 +49,7 @@ class Outcome:
 
 
 class Terminal:
-    """`kronos` in this process, as flows.cli.main runs it, over one home."""
+    """`kronos` in this process, as flows.cli.program.main runs it, over one home."""
 
     def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.home = home

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import doctor, ui
-from flows.site import mlflow_service
+from flows.site import doctor, ui
+from flows.site.processes import mlflow_service
 from storage.errors import StorageError
 from storage.layout import Home
-from tasks import report
 from tasks.database import is_database, one_at_a_time, shown, without_login
 from tasks.refs import RunRef
+from tasks.reports import prefect_artifacts as report
 
 ADDRESS = "postgresql+psycopg://kronos:se/cr:et@db.example:5432/mlflow"
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from flows.doctor import examine
+from flows.site.doctor import examine
 from kronos_model.publish import PublishConfig
 from storage import registry
 from storage.errors import StorageError

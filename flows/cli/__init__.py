@@ -1,0 +1,1 @@
+"""`kronos`: commands, options, screens. Nothing else prints."""

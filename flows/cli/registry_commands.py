@@ -1,0 +1,62 @@
+"""`kronos promote`, `kronos rollback` and `kronos scores`. They import what they need when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from flows.cli.terminal import start
+
+__all__ = ["promote", "rollback", "scores"]
+
+_RECIPE = click.option("--recipe", "-r", required=True, help="Whose champion; `kronos recipes` lists them.")
+_REASON = click.option("--reason", required=True, help="Why, kept in the history, e.g. 'spread too narrow'.")
+
+
+@click.command()
+@_RECIPE
+@click.option("--to", "run", required=True, help="Night or MLflow run of that model, or how it begins.")
+@_REASON
+@click.pass_obj
+def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
+    """Make the model of any finished night serve, whatever the gate said."""
+    home = start(obj)
+    from flows.cli.screen import show_history
+    from flows.recipes import recipe as known
+    from tasks.promotion import promote_run
+
+    known(recipe)
+    promote_run(home, recipe, run, reason=reason)
+    show_history(home, recipe)
+
+
+@click.command()
+@_RECIPE
+@click.option("--to", "run", help="Night or MLflow run of an earlier champion [the one before this one].")
+@_REASON
+@click.pass_obj
+def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> None:
+    """Make an earlier champion serve again: champion.json, MLflow's alias and the Hub's tag in one step."""
+    home = start(obj)
+    from flows.cli.screen import show_history
+    from flows.recipes import recipe as known
+    from tasks.promotion import roll_back
+
+    known(recipe)
+    roll_back(home, recipe, run, reason=reason)
+    show_history(home, recipe)
+
+
+@click.command()
+@click.option("--recipe", "-r", help="Whose champions [all recipes that have one].")
+@click.pass_obj
+def scores(obj: dict[str, Any], recipe: str | None) -> None:
+    """Score the live forecasts whose truth has come, show them over time, and say whether the market has drifted."""
+    home = start(obj)
+    from flows.cli.scores_screen import show_scores
+    from flows.recipes import recipe as known
+
+    if recipe is not None:
+        known(recipe)
+    show_scores(home, recipe)

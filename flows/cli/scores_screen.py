@@ -1,0 +1,135 @@
+"""The live scoreboard on a terminal."""
+
+from __future__ import annotations
+
+from math import exp
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.cli.screen import console
+from kronos_model.evaluation.live import SKILL_CONFIDENCE
+from storage.errors import StorageError
+from storage.layout import Home
+from storage.scoreboard import Tally, by_period
+from tasks.live_scores import Live, live_board
+
+__all__ = ["show_scores"]
+
+_NUMBERS = ("scored", "waiting", "CRPS bps", "last value", "skill", "cover 50", "cover 90")
+
+
+def show_scores(home: Home, recipe: str | None) -> None:
+    """Score what is due, then show the record of a recipe's champions, or of all recipes that have one."""
+    serving = sorted(path.parent.name for path in home.models.glob("*/champion.json"))
+    if recipe is not None and recipe not in serving:
+        raise StorageError(
+            f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
+            f"trains, judges and promotes one."
+        )
+    if not serving:
+        raise StorageError(
+            f"Expected a champion in {home.models}, found none; `kronos run` promotes the first one."
+        )
+    for name in [recipe] if recipe else serving:
+        _show(name, live_board(home, name))
+
+
+def _show(recipe: str, live: Live) -> None:
+    page = console()
+    if not live.record.series:
+        page.print(f"Nobody who served {recipe} has forecast yet; `kronos forecast --recipe {recipe}` does.")
+    else:
+        page.print(_by_series(recipe, live))
+    if live.record.total.scored:
+        page.print(_certainty(live))
+        page.print(_over_time(live))
+    elif live.record.series:
+        page.print("Nothing is due yet: a forecast is scored when its whole horizon is in the lake.")
+    if live.drifts:
+        page.print(_drift(live))
+    for warning in live.warnings:
+        page.print(Text.assemble(("note:", "yellow"), " ", warning))
+
+
+def _by_series(recipe: str, live: Live) -> Table:
+    table = Table(
+        "series", *_NUMBERS, title=f"Live forecasts of the champions of {recipe} (bps of log return)"
+    )
+    for key, one in live.record.series.items():
+        table.add_row(str(key), *_cells(one))
+    if len(live.record.series) > 1:
+        table.add_row("all", *_cells(live.record.total), style="bold")
+    return table
+
+
+def _certainty(live: Live) -> str:
+    total = live.record.total
+    if live.skill_interval is None:
+        return (
+            f"{total.scored:,} scored forecasts are too few for an interval of the skill: it takes origins that "
+            "span several times two horizons."
+        )
+    low, high = live.skill_interval
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not to be told from"
+    return (
+        f"Skill of all series {total.skill:+.3f}, {SKILL_CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f} "
+        f"(block bootstrap over origins): {verdict} the last value."
+    )
+
+
+def _over_time(live: Live) -> Table:
+    table = Table(
+        "from (UTC)", *(name for name in _NUMBERS if name != "waiting"), title="Over time, all series"
+    )
+    for row in by_period(live.record.rows).iter_rows(named=True):
+        numbers = (row["skill"], row["coverage_50"], row["coverage_90"])
+        table.add_row(
+            f"{row['period']:%Y-%m-%d}",
+            f"{row['scored']:,}",
+            _number(row["crps_bps"], 1),
+            _number(row["last_value_bps"], 1),
+            *(_number(value, 3) for value in numbers),
+        )
+    return table
+
+
+def _drift(live: Live) -> Table:
+    table = Table(
+        "series",
+        "of",
+        "PSI",
+        "usual",
+        "KS",
+        "spread",
+        "level",
+        "",
+        title="Now against the champion's training",
+    )
+    for one in live.drifts:
+        drift = one.drift
+        table.add_row(
+            one.series,
+            one.quantity,
+            _number(drift.psi, 2),
+            _number(drift.usual, 2),
+            _number(drift.ks, 2),
+            f"x {drift.spread:.2f}",
+            f"x {exp(drift.shift):.2f}" if one.quantity == "volume" else "",
+            Text("drifted", "yellow") if drift.drifted else Text("as usual", "green"),
+        )
+    return table
+
+
+def _cells(one: Tally) -> list[str]:
+    return [
+        f"{one.scored:,}",
+        f"{one.waiting:,}",
+        _number(one.crps_bps, 1),
+        _number(one.last_value_bps, 1),
+        *(_number(value, 3) for value in (one.skill, one.coverage_50, one.coverage_90)),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

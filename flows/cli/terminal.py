@@ -1,0 +1,31 @@
+"""What every command needs first: the home, the environment, log lines on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.environment import log_to_stderr, open_home, prepare_environment
+from storage.layout import Home
+
+__all__ = ["names", "start"]
+
+
+def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
+    """Open the home and prepare the environment, before anything imports Prefect.
+
+    For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
+    """
+    if not obj["verbose"]:
+        log_to_stderr()  # first: the first opening of a home on object storage may take a while
+    home = open_home(obj["home"])
+    prepare_environment(home, verbose=obj["verbose"])
+    if flow:
+        from flows.site.embedded import begin_embedded
+
+        obj["server"] = begin_embedded(home)
+    return home
+
+
+def names(text: str) -> list[str]:
+    """What stands between commas or spaces."""
+    return [name for name in text.replace(",", " ").split() if name]

@@ -1,0 +1,167 @@
+"""What is configured, reachable and missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+import requests
+import torch
+
+from exchange.errors import ExchangeError
+from exchange.governor import governor_of
+from exchange.rest import ExchangeConfig, RestClient
+from kronos_model.errors import ModelError
+from kronos_model.publish import check_token
+from storage.errors import StorageError
+from storage.lake import Lake
+from storage.layout import Home
+from storage.registry import read_champion
+from storage.remote import describe
+from storage.schema import Market
+from tasks.database import shown
+from tasks.promotion import mend, mismatches
+from tasks.tracking import tracking_uri
+
+__all__ = ["CheckResult", "examine", "repair"]
+
+_TIMEOUT_S = 5.0
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One line of the doctor's: ok, worth knowing, or missing."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    found: str
+
+
+def examine(home: Home) -> list[CheckResult]:
+    """Home, hardware, exchange, Prefect, MLflow, Hub, champions. Asks the network briefly and changes nothing."""
+    return [
+        _home(home),
+        *_object_storage(home),
+        _device(),
+        _lake(home),
+        *_exchange(home),
+        _server("Prefect", os.environ.get("PREFECT_API_URL"), "/health", f"embedded, in {home.prefect}"),
+        _tracking(home),
+        _hub(home),
+        *_champions(home),
+    ]
+
+
+def _home(home: Home) -> CheckResult:
+    free = shutil.disk_usage(home.root).free / _GB
+    state: Literal["ok", "note"] = "ok" if free >= 2 else "note"
+    return CheckResult(state, "home", f"{home.root}, {free:.1f} GB free")
+
+
+def _object_storage(home: Home) -> list[CheckResult]:
+    told = describe(home.root)
+    return [CheckResult("ok", "object storage", told)] if told else []
+
+
+def _device() -> CheckResult:
+    if torch.cuda.is_available():
+        return CheckResult("ok", "device", f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    return CheckResult(
+        "note",
+        "device",
+        f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}; training is slow",
+    )
+
+
+def _lake(home: Home) -> CheckResult:
+    lake = Lake(home.lake)
+    try:
+        spans = {key: lake.span(key) for key in lake.series()}
+    except StorageError as error:
+        return CheckResult("bad", "lake", str(error))
+    rows = sum(span.rows for span in spans.values() if span)
+    return CheckResult("ok" if rows else "note", "lake", f"{len(spans)} series, {rows:,} candles")
+
+
+def _exchange(home: Home) -> list[CheckResult]:
+    config = ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1)
+    markets: dict[str, Market] = {"Binance spot": "spot", "Binance USD-M futures": "um"}
+    findings = []
+    for what, market in markets.items():
+        budget = governor_of(home.lake, market, config.url_of(market))
+        with RestClient(market, config, budget=budget) as client:
+            findings.append(_reach(what, client))
+    return findings
+
+
+def _reach(what: str, client: RestClient) -> CheckResult:
+    try:
+        client.server_time_ms()
+    except (ExchangeError, StorageError) as error:
+        return CheckResult("note", what, str(error))
+    return CheckResult("ok", what, f"{client.url} answers")
+
+
+def _server(what: str, url: str | None, path: str, alone: str) -> CheckResult:
+    if not url:
+        return CheckResult("ok", what, alone)
+    try:
+        requests.get(url.rstrip("/") + path, timeout=_TIMEOUT_S).raise_for_status()
+    except requests.RequestException as error:
+        return CheckResult(
+            "bad",
+            what,
+            f"{shown(url)} does not answer ({type(error).__name__}); start it or unset its variable",
+        )
+    return CheckResult("ok", what, f"{shown(url)} answers")
+
+
+def _tracking(home: Home) -> CheckResult:
+    uri = tracking_uri(home)
+    return _server("MLflow", uri if uri.startswith("http") else None, "/health", f"embedded, {shown(uri)}")
+
+
+def _hub(home: Home) -> CheckResult:
+    if not os.environ.get("HF_TOKEN"):
+        return CheckResult("note", "Hub", f"no HF_TOKEN: models are published as folders in {home.hub}")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        return CheckResult(
+            "ok", "Hub", f"{endpoint} knows the token of {check_token(os.environ['HF_TOKEN'], endpoint)}"
+        )
+    except ModelError as error:
+        return CheckResult("bad", "Hub", str(error))
+
+
+def repair(home: Home) -> None:
+    """Move the mirrors of every champion back to what its champion.json says; what was wrong is logged."""
+    for recipe in _recipes(home):
+        mend(home, recipe)
+
+
+def _recipes(home: Home) -> list[str]:
+    return [folder.parent.name for folder in sorted(home.models.glob("*/champion.json"))]
+
+
+def _champions(home: Home) -> list[CheckResult]:
+    findings = []
+    for recipe in _recipes(home):
+        what = f"champion of {recipe}"
+        try:
+            champion = read_champion(home, recipe)
+            wrong = mismatches(home, recipe)
+        except StorageError as error:
+            findings.append(CheckResult("bad", what, str(error)))
+            continue
+        assert champion is not None
+        findings.append(CheckResult("ok", what, f"{champion.predictor_digest} since {champion.since}"))
+        findings += [
+            CheckResult("bad", what, f"{one.found}; `kronos doctor --repair` mends it")
+            if one.asked
+            else CheckResult("note", what, one.found)
+            for one in wrong
+        ]
+    return findings or [CheckResult("note", "champions", "none yet: `kronos run` promotes the first one")]

@@ -1,0 +1,173 @@
+"""From what the service knows to what it answers. S samples, H horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exchange.inventory import Inventory
+from service.candle_cache import CandleCache
+from service.champion_models import ChampionModels, Served
+from service.follow import Follower
+from service.sampling_queue import SamplingRequest
+from service.schemas import (
+    Fan,
+    ForecastAnswer,
+    Forming,
+    HoleFacts,
+    ModelFacts,
+    Outlook,
+    Price,
+    Pulse,
+    SeriesFacts,
+)
+from storage.schema import SeriesKey
+
+__all__ = ["facts_of", "forecast_answer", "pulse_of", "series_facts"]
+
+_CLOSE = 3
+_SHOWN_HOLES = 20
+_DAY_MS = 86_400_000
+
+
+def facts_of(one: Served) -> ModelFacts:
+    """A champion."""
+    champion = one.champion
+    return ModelFacts(
+        recipe=one.recipe,
+        predictor=champion.predictor_digest,
+        tokenizer=champion.tokenizer_digest,
+        night=champion.night,
+        since=champion.since,
+        reasons=list(champion.reasons),
+        interval=one.interval.name,
+        lookback=one.lookback,
+        horizon=one.horizon,
+        series=list(one.series),
+        normaliser=one.forecaster.normaliser.kind,
+        previous=champion.previous.predictor_digest if champion.previous else None,
+        published=list(champion.published),
+        loaded_ms=one.loaded_ms,
+    )
+
+
+def forecast_answer(
+    order: SamplingRequest,
+    paths: NDArray[np.float32],
+    *,
+    calibrated: bool,
+    levels: Sequence[float],
+    shown: int,
+    behind: int,
+) -> ForecastAnswer:
+    """A forecast out of its paths (S, H, 6)."""
+    past, key = order.past, order.past.key
+    close = paths[:, :, _CLOSE].astype(np.float64)  # (S, H)
+    returns = np.log(close[:, -1] / past.last_close)  # (S,)
+    quantiles = np.quantile(close, levels, axis=0)  # (Q, H)
+    return ForecastAnswer(
+        symbol=key.name,
+        interval=key.interval.name,
+        recipe=order.served.recipe,
+        predictor=order.served.champion.predictor_digest,
+        tokenizer=order.served.champion.tokenizer_digest,
+        trained_on_it=key.name in order.served.series,
+        calibrated=calibrated,
+        origin_ms=past.origin_ms,
+        last_close=past.last_close,
+        horizon=len(past.future),
+        samples=len(close),
+        seed=order.seed,
+        behind=behind,
+        outlook=Outlook(
+            end_ms=key.interval.close(int(past.future[-1])),
+            median=float(np.median(close[:, -1])),
+            mean=float(close[:, -1].mean()),
+            expected_return=float(np.expm1(returns.mean())),
+            volatility=float(returns.std()),
+            probability_up=float((returns > 0).mean()),
+        ),
+        fan=Fan(
+            open_ms=past.future.tolist(),
+            mean=close.mean(axis=0).tolist(),
+            quantiles={f"{level:g}": row.tolist() for level, row in zip(levels, quantiles, strict=True)},
+        ),
+        paths=close[:shown].tolist(),
+    )
+
+
+def series_facts(held: Inventory, champion_models: ChampionModels) -> SeriesFacts:
+    """A series with its holes and who can forecast it."""
+    return SeriesFacts(
+        symbol=held.key.name,
+        interval=held.key.interval.name,
+        rows=held.rows,
+        first_ms=held.first_ms,
+        last_ms=held.last_ms,
+        behind=held.behind,
+        source=held.last_source,
+        open_holes=held.count("open"),
+        outages=held.count("outage"),
+        repaired=held.repaired,
+        holes=[
+            HoleFacts(
+                start_ms=hole.start_ms,
+                end_ms=hole.end_ms,
+                candles=hole.candles,
+                status=hole.status,
+                name=held.names.get(hole.start_ms),
+            )
+            for hole in held.holes[-_SHOWN_HOLES:]
+        ],
+        recipes=[one.recipe for one in champion_models.models if one.interval == held.key.interval],
+    )
+
+
+def pulse_of(
+    key: SeriesKey, market: CandleCache, champion_models: ChampionModels, follower: Follower | None
+) -> Pulse:
+    """What is new of a series."""
+    seen = follower.of(key) if follower else None
+    newest = market.tail(key, 1).row(0, named=True)
+    last_ms, now_ms = market.last_ms(key), market.now_ms()
+    price = Price(value=newest["close"], at_ms=key.interval.close(last_ms), live=False)
+    forming = None
+    if seen and seen.forming and seen.forming.open_ms > last_ms:
+        candle = seen.forming
+        price = Price(value=candle.close, at_ms=now_ms, live=True)
+        forming = Forming(
+            open_ms=candle.open_ms,
+            open=candle.open,
+            high=candle.high,
+            low=candle.low,
+            close=candle.close,
+            volume=candle.volume,
+        )
+    fitting = [one for one in champion_models.models if one.interval == key.interval]
+    serving = champion_models.choose(key, None) if fitting else None
+    return Pulse(
+        symbol=key.name,
+        interval=key.interval.name,
+        now_ms=now_ms,
+        last_ms=last_ms,
+        next_close_ms=key.interval.next(key.interval.floor(now_ms)),
+        behind=market.behind(key),
+        price=price,
+        forming=forming,
+        change_24h=_change(key, market, price.value),
+        following=seen.connection if seen else ("connecting" if follower else "off"),
+        trouble=follower.trouble if follower else "",
+        predictor=serving.champion.predictor_digest if serving else None,
+        recipe=serving.recipe if serving else None,
+    )
+
+
+def _change(key: SeriesKey, market: CandleCache, price: float) -> float | None:
+    """Against the candle that closed 24 hours before the newest one; None where the lake has none."""
+    opened = market.last_ms(key) - _DAY_MS
+    before = market.tail(key, 1, end_ms=opened + 1)
+    if before.is_empty() or before["open_time"].dt.epoch("ms")[0] != opened:
+        return None
+    return price / float(before["close"][0]) - 1

@@ -1,0 +1,143 @@
+"""The report of a night: charts of the judgement as PNG, and one HTML page that holds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+
+from kronos_model.evaluation.scores import Scores
+from kronos_model.evaluation.strategy import StrategyConfig
+from storage.dataset import load_manifest
+from storage.evaluations import ForecastTable
+from storage.interval import Interval
+from storage.lake import Lake
+from storage.layout import Home
+from storage.schema import SeriesKey, utc_text
+from tasks.policies import IDEMPOTENT
+from tasks.refs import BuiltDataset, RunRef, ScoresRef, TrainedRef, VerdictRef
+from tasks.reports.backtest_charts import equity_chart, fan_chart
+from tasks.reports.chart_style import Chart
+from tasks.reports.html_page import RunReport, write_html
+from tasks.reports.judgement_charts import (
+    coverage_chart,
+    leaderboard_chart,
+    loss_chart,
+    pit_chart,
+    reliability_chart,
+    skill_chart,
+)
+
+__all__ = ["Reported", "report", "summary_markdown"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reported:
+    """Where the page and its pictures are."""
+
+    page: str
+    pictures: Mapping[str, Path]
+    facts: Mapping[str, str]
+
+
+@task(name="report", task_run_name="report", **IDEMPOTENT)
+def report(
+    home: Home,
+    recipe: str,
+    *,
+    night: str,
+    dataset: BuiltDataset,
+    stages: tuple[TrainedRef, ...],
+    tokenizer: str,
+    scores: ScoresRef,
+    verdict: VerdictRef,
+    settings: Mapping[str, object],
+    run: RunRef,
+) -> Reported:
+    """Draw every chart of the judgement beside its scores, and write report.html there."""
+    folder, loaded = Path(scores.path), Scores.load(Path(scores.path))
+    drawn = [
+        leaderboard_chart(scores.leaderboard),
+        loss_chart({one.stage: Path(one.job) for one in stages}),
+        _extremes(home, loaded, folder),
+        skill_chart(loaded),
+        coverage_chart(loaded),
+        pit_chart(loaded),
+        reliability_chart(loaded),
+        equity_chart(loaded, StrategyConfig()),
+    ]
+    charts = [one for one in drawn if one is not None]
+    pictures = {
+        f"{one.name}.png": one.png(folder) for one in charts if one.name != "losses"
+    }  # drawn after training
+    facts = _facts(dataset, stages, loaded) | {
+        "seed": str(settings["seed"]),
+        "MLflow run": run.run_id,
+        "written by": f"kronos-nightly {version('kronos-nightly')}",
+    }
+    page = RunReport(
+        title=f"{recipe}, night {night}",
+        subtitle=f"judged {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        verdict=verdict.verdict,
+        reasons=[reason for reason in verdict.reasons if reason.removeprefix("note: ") not in scores.notes],
+        notes=(tokenizer, *scores.notes, *dataset.warnings),
+        facts=facts,
+        leaderboard=scores.leaderboard,
+        charts=charts,
+        settings=settings,
+    )
+    return Reported(page=str(write_html(page, folder / "report.html")), pictures=pictures, facts=facts)
+
+
+def summary_markdown(reported: Reported, verdict: VerdictRef, run: RunRef) -> str:
+    """The verdict, what was judged on what, and where the page is."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    facts = "\n".join(f"| {name} | {value} |" for name, value in reported.facts.items())
+    place = (
+        f"The page with every chart: `{reported.page}`, and `report.html` of the MLflow run `{run.run_id}`."
+    )
+    return f"## {verdict.verdict}\n\n{reasons}\n\n| | |\n|---|---|\n{facts}\n\n{place}"
+
+
+def _extremes(home: Home, scores: Scores, folder: Path) -> Chart:
+    lake, interval = Lake(home.lake), Interval.parse(scores.interval)
+
+    def past(name: str, origin_ms: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        start_ms = origin_ms - (count - 1) * scores.interval_ms
+        candles = lake.read(SeriesKey.parse(name, interval), start_ms, origin_ms + 1)
+        return candles["open_time"].dt.epoch("ms").to_numpy(), candles["close"].to_numpy()
+
+    return fan_chart(scores, ForecastTable(folder, "forecasts").read(), past)
+
+
+def _facts(dataset: BuiltDataset, stages: tuple[TrainedRef, ...], scores: Scores) -> dict[str, str]:
+    manifest: dict[str, Any] = load_manifest(dataset.path)
+    first = min(one["first_ms"] for one in manifest["series"])
+    last = max(one["last_ms"] for one in manifest["series"])
+    windows = dataset.windows
+    step = manifest["interval_ms"]
+    return {
+        "series": ", ".join(one["key"] for one in manifest["series"]),
+        "candles": f"{sum(one['rows'] for one in manifest['series']):,} of {manifest['interval']}",
+        "from": utc_text(first),
+        "to": utc_text(last + step),
+        "window": f"{manifest['lookback']} candles seen, {manifest['horizon']} forecast",
+        "training": f"{windows['train']:,} windows that begin before {utc_text(manifest['validation_from_ms'])}",
+        "validation": f"{windows['validation']:,} windows that begin before {utc_text(manifest['test_from_ms'])}",
+        "test": f"{windows['test']:,} windows",
+        "judged at": f"{len(scores.origin_ms):,} origins from {utc_text(int(scores.origin_ms.min()))}",
+        "normaliser": manifest["normaliser"]["kind"],
+        "dataset": dataset.digest[:16],
+        **{
+            f"stage {one.stage}": f"{one.steps:,} steps, validation loss {one.initial_loss:.4f} to {one.best_loss:.4f} "
+            f"at step {one.best_step:,}, {one.stopped}"
+            for one in stages
+        },
+    }

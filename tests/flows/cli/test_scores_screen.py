@@ -1,0 +1,181 @@
+"""The live record of a recipe's champions: who is counted, what a night logs, and the warning of drift."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from kronos_model.evaluation.live import score_quantiles
+from storage.dataset import DatasetConfig
+from storage.errors import StorageError
+from storage.forecasts import ForecastStore
+from storage.lake import Lake
+from storage.layout import Home
+from storage.ledger import Source
+from storage.registry import Champion, write_champion, write_night
+from storage.schema import SeriesKey
+from tasks.live_scores import live_board, score_live
+from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
+from tests.support.terminal import Terminal
+
+DOGE = SeriesKey.parse("um:DOGEUSDT", "1h")
+ROWS, HORIZON = 3_000, 4
+MODEL, STRANGER = "ab" * 8, "ee" * 8
+
+
+@dataclass
+class Record:
+    """A home with a champion that was trained on hourly candles of DOGEUSDT."""
+
+    home: Home
+    candles: pl.DataFrame
+
+    def ingest(self, candles: pl.DataFrame) -> None:
+        Lake(self.home.lake).upsert(DOGE, candles, source=Source(kind="import", detail="test"))
+
+    def forecast(self, row: int, model: str = MODEL) -> None:
+        """Quantiles of a fan around the close of that row, a little off and too narrow."""
+        last = float(self.candles["close"][row])
+        spread = 0.006 * np.sqrt(np.arange(1, HORIZON + 1))
+        grid = np.quantile(np.random.default_rng(row).normal(0.001, 1, 500), np.arange(1, 20) / 20)
+        columns = {
+            f"close_q{5 * (at + 1):02d}": last * np.exp(value * spread) for at, value in enumerate(grid)
+        }
+        times = START_MS + HOUR_MS * (row + np.arange(1, HORIZON + 1))
+        frame = pl.DataFrame({"open_time": times, "step": np.arange(1, HORIZON + 1), **columns})
+        frame = frame.with_columns(pl.col("open_time").cast(pl.Datetime("ms", "UTC")))
+        origin = START_MS + HOUR_MS * row
+        ForecastStore(self.home.forecasts).save(DOGE, origin, model, frame, {"last_close": last})
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    home, candles = Home.at(tmp_path / "home"), make_candles(ROWS, seed=3)
+    dataset = build({"um:DOGEUSDT": candles}, DatasetConfig(lookback=16, horizon=HORIZON), home.datasets)
+    for part in ("tokenizer", "predictor"):
+        (home.models / "demo" / "x" / part).mkdir(parents=True)
+        (home.models / "demo" / "x" / part / "model.safetensors").write_bytes(b"")
+    champion = Champion(
+        tokenizer="models/demo/x/tokenizer", tokenizer_digest="cd" * 8, predictor="models/demo/x/predictor",
+        predictor_digest=MODEL, night="n", mlflow_run="r", since="2024-01-01T00:00:00+00:00", reasons=(),
+    )  # fmt: skip
+    write_champion(home, "demo", champion)
+    write_night(home, "demo", "n", {"dataset": {"path": str(dataset.path)}})
+    found = Record(home, candles)
+    found.ingest(candles)
+    return found
+
+
+def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Record) -> None:
+    for row in range(2_000, 2_600, 20):
+        record.forecast(row)
+    record.forecast(2_100, STRANGER)
+    record.forecast(ROWS - 2)
+    live = live_board(record.home, "demo")
+    assert (live.record.total.scored, live.record.total.waiting) == (30, 1)
+    crps, last, inside = [], [], []
+    for one in ForecastStore(record.home.forecasts).list(DOGE):
+        row = (one.origin_ms - START_MS) // HOUR_MS
+        if one.model_digest != MODEL or row > ROWS - 5:
+            continue
+        frame = one.frame()
+        levels = frame.select(pl.col("^close_q.*$")).to_numpy().T
+        came = record.candles["close"].to_numpy()[row + 1 : row + 5]
+        found = score_quantiles(np.arange(1, 20) / 20, levels, came, one.summary["last_close"])
+        crps.append(found.crps)
+        last.append(found.last_value)
+        inside.append(found.covered_90)
+    assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-9)
+    assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-9)
+    assert live.record.total.coverage_90 == pytest.approx(np.mean(inside), rel=1e-9)
+    low, high = live.skill_interval
+    assert low < live.record.total.skill < high
+    metrics = live.metrics()
+    assert (metrics["live/skill_low"], metrics["live/skill_high"]) == (low, high)
+    assert (metrics["live/scored"], metrics["live/waiting"]) == (30, 1)
+    assert metrics["live/skill"] == live.record.total.skill
+    assert metrics["drift/um-DOGEUSDT/returns_psi"] < 0.25
+    assert live_board(record.home, "demo").record.rows.equals(live.record.rows)
+
+
+def test_a_market_that_has_changed_is_a_warning_that_names_the_remedy(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert score_live.fn(record.home, "demo").warnings == ()
+    wild = make_candles(900, seed=9, start_ms=START_MS + HOUR_MS * ROWS)
+    scale = (wild["close"] / 0.1) ** 4  # returns four times as large
+    record.ingest(wild.with_columns(*(pl.col(name) * scale for name in ("open", "high", "low", "close"))).filter(
+        pl.col("high") >= pl.col("low")
+    ))  # fmt: skip
+    with caplog.at_level("WARNING", logger="tasks.live_scores"):
+        live = score_live.fn(record.home, "demo")
+    assert [(one.quantity, one.drift.drifted) for one in live.drifts] == [
+        ("returns", True),
+        ("volume", False),
+    ]
+    (warning,) = live.warnings
+    assert warning.startswith("um:DOGEUSDT: returns drifted since the champion was trained (PSI ")
+    assert "`kronos run --recipe demo`" in warning
+    assert warning in caplog.text
+
+
+def test_a_dataset_that_is_gone_is_said_and_the_scores_are_there_all_the_same(record: Record) -> None:
+    record.forecast(2_000)
+    (record.home.models / "demo" / "nights" / "n.json").unlink()
+    live = live_board(record.home, "demo")
+    assert live.record.total.scored == 1
+    assert live.drifts == ()
+    assert "expected the summary of night n" in live.warnings[0]
+
+
+def test_a_night_under_way_measures_the_drift_since_its_own_training(record: Record) -> None:
+    summary = record.home.models / "demo" / "nights" / "n.json"
+    dataset = Path(json.loads(summary.read_text())["dataset"]["path"])
+    expected = live_board(record.home, "demo").drifts
+    summary.unlink()
+    live = live_board(record.home, "demo", under_way={"n": dataset})
+    assert (live.drifts, live.warnings) == (expected, ())
+    assert len(expected) == 2
+
+
+def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, terminal: Terminal) -> None:
+    terminal.home = record.home.root
+    for row in range(2_000, 2_600, 20):
+        record.forecast(row)
+    outcome = terminal("scores", "--recipe", "demo")
+    assert outcome.code == 0, outcome.err
+    for shown in (
+        "um:DOGEUSDT:1h",
+        "Live forecasts of the champions of demo",
+        "90% interval",
+        "the last value.",
+        "Over time",
+        "2020-10-",
+        "as usual",
+    ):
+        assert shown in outcome.out
+    assert terminal("scores").out == outcome.out
+
+
+def test_kronos_scores_says_what_is_missing(tmp_path: Path, terminal: Terminal, record: Record) -> None:
+    terminal.home = tmp_path / "empty"
+    assert "`kronos run` promotes the first one" in terminal.refused("scores")
+    assert "Expected a champion of recipe btc_1h" in terminal.refused("scores", "-r", "btc_1h")
+    terminal.home = record.home.root
+    assert "Nobody who served demo has forecast yet" in terminal("scores").out
+    record.forecast(ROWS - 1)
+    assert "Nothing is due yet" in terminal("scores").out
+    record.forecast(2_000)
+    assert "1 scored forecasts are too few for an interval of the skill" in terminal("scores").out
+
+
+def test_a_damaged_score_is_one_sentence(record: Record) -> None:
+    record.forecast(2_000)
+    path = record.home.forecasts / "scores" / f"{DOGE.slug}.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_text("broken")
+    with pytest.raises(StorageError, match="delete it, and they are computed again"):
+        live_board(record.home, "demo")
