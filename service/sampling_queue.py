@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from kronos_model.errors import ModelError
-from service.candle_cache import Past
 from service.champion_models import Served
 from service.config import ServiceConfig
 from service.errors import Refused
 from service.metrics import Metrics
+from storage.past import Past
 
 __all__ = ["SamplingQueue", "SamplingRequest"]
 

@@ -244,14 +244,14 @@ class Fan(BaseModel):
     quantiles: dict[str, list[float]] = Field(description="By level, such as 0.05.")
 
 
-class Outlook(BaseModel):
+class HorizonEnd(BaseModel):
     """The end of the horizon."""
 
     end_ms: int
     median: float
     mean: float
-    expected_return: float = Field(description="exp(mean log return) - 1.")
-    volatility: float = Field(description="Standard deviation of the log return over the paths.")
+    expected_return: float = Field(description="Mean close of the paths / last close - 1.")
+    volatility: float = Field(description="Standard deviation over the paths of ln(close / last close).")
     probability_up: float
 
 
@@ -273,7 +273,7 @@ class ForecastAnswer(BaseModel):
     samples: int
     seed: int
     behind: int = Field(description="Candles that have closed since that candle.")
-    outlook: Outlook
+    outlook: HorizonEnd
     fan: Fan
     paths: list[list[float]]
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
 from storage.errors import DatasetError
 from storage.interval import Interval
+from storage.past import features_of
 from storage.schema import SeriesKey, utc_text
 from storage.splits import SPLITS, SplitRule, Splits, find_segments, pool_windows, rows_needed, split_windows
 
@@ -38,7 +39,6 @@ Fit = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, Any]]
 
 _VERSION = 1
 _MANIFEST = "manifest.json"
-_PRICES = ("open", "high", "low", "close")
 _DIGEST_DIGITS = 16
 
 logger = logging.getLogger(__name__)
@@ -210,14 +210,10 @@ def _step_ms(interval: Interval) -> int:
 
 def _arrays(key: SeriesKey, frame: pl.DataFrame, step_ms: int, stamp: Stamp, *, prices_only: bool) -> _Arrays:
     """Features, stamps and segments of one series; a missing amount becomes volume times the mean price."""
-    estimate = pl.col("volume") * pl.mean_horizontal(_PRICES)
-    columns = frame.select(*_PRICES, "volume", pl.col("quote_volume").fill_null(estimate)).cast(pl.Float32)
-    if prices_only:
-        columns = columns.with_columns(pl.lit(0.0, pl.Float32).alias(name) for name in columns.columns[4:])
     open_time = frame["open_time"].dt.epoch("ms").to_numpy()
     return _Arrays(
         key=key,
-        features=np.ascontiguousarray(columns.to_numpy()),
+        features=features_of(frame, prices_only=prices_only),
         stamps=stamp(open_time),
         open_time=open_time,
         segments=find_segments(open_time, step_ms),

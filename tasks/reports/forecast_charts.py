@@ -16,6 +16,7 @@ from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
+from kronos_model.outlook import Outlook
 from storage.atomic import atomic_path
 
 __all__ = ["draw_fans", "draw_forecast", "draw_ingest"]
@@ -31,17 +32,16 @@ def draw_forecast(
     context_ms: NDArray[np.int64],
     context_close: NDArray[np.floating[Any]],
     future_ms: NDArray[np.int64],
-    closes: NDArray[np.floating[Any]],
+    outlook: Outlook,
     target: Path,
 ) -> Path:
-    """Closes before the origin and the fan of sampled closes (S, H) after it."""
+    """Closes before the origin and the fan of a forecast after it."""
     figure, (axis,) = _canvas(1, title)
     past = _dates(context_ms)
     future = np.concatenate([past[-1:], _dates(future_ms)])
-    last = np.full((len(closes), 1), context_close[-1])
-    paths = np.concatenate([last, closes], axis=1)  # (S, 1 + H)
     axis.plot(past, context_close, color="black", linewidth=1.2, label="close")
-    _fan(axis, future, np.quantile(paths, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0))
+    bands = [outlook.quantile(level) for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
+    _fan(axis, future, np.insert(bands, 0, context_close[-1], axis=1))
     axis.set(ylabel=unit, xlabel="time (UTC)")
     _legend(figure, axis)
     _time_axis(axis)
