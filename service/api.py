@@ -19,6 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from kronos_model.errors import DataError
+from kronos_model.hub import check_horizon
 from service import answers, track_record
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
@@ -129,6 +131,10 @@ class Service:
         ):
             if value > most:
                 raise Refused(422, f"Expected {name} of at most {most:,}, found {value:,}; ask for less.")
+        try:
+            check_horizon(horizon, served.horizon)
+        except DataError as error:
+            raise Refused(422, str(error)) from error
         past = self.market.past(key, lookback=served.lookback, horizon=horizon, origin_ms=asked.origin_ms)
         return SamplingRequest(served, past, samples, asked.seed)
 

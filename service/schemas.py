@@ -109,7 +109,7 @@ class ForecastRequest(SeriesQuery):
                 {
                     "symbol": "BTCUSDT",
                     "interval": "1h",
-                    "horizon": 12,
+                    "horizon": 4,
                     "samples": 200,
                     "quantiles": [0.05, 0.5, 0.95],
                     "seed": 7,
@@ -120,7 +120,9 @@ class ForecastRequest(SeriesQuery):
 
     recipe: Recipe | None = None
     horizon: int | None = Field(
-        None, ge=1, description="Candles to forecast; left out: what the model was trained for."
+        None,
+        ge=1,
+        description="Candles to forecast, at most what the model was trained for; left out: as many.",
     )
     samples: int | None = Field(None, ge=1, description="Paths to draw; left out: the service's default.")
     quantiles: Annotated[list[Level], BeforeValidator(_split)] = Field(

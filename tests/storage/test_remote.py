@@ -37,7 +37,7 @@ from storage.remote import describe, kept_fresh, refresh
 from storage.remote_bucket import Bucket, s3_url
 from storage.remote_lease import Lease, LostLeaseError
 from storage.retention import RetentionPolicy, discard, expired
-from tests.support.candles import BTC, JUNE_MS, ROOT, full_candles, second_process
+from tests.support.candles import BTC, JUNE_MS, ROOT, asked, full_candles, second_process
 from tests.support.datasets import build, make_candles
 from tests.support.object_store import ObjectStore
 from tests.support.terminal import closed_url, holdings
@@ -129,7 +129,7 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
         dataset = build({"um:DOGEUSDT": make_candles(300)}, dataset_config, mine.datasets)
         champion = crown(mine, "first")
         forecast = frame.with_columns(step=frame["mean"].cum_count())
-        ForecastStore(mine.forecasts).save(BTC, JUNE_MS, "ab" * 32, forecast, {"samples": 8})
+        ForecastStore(mine.forecasts).save(asked(BTC, JUNE_MS, "ab" * 32), forecast, {"samples": 8})
     theirs = store.machine(tmp_path / "b")
     assert theirs.root != mine.root
     assert holdings(theirs.root) == holdings(mine.root)

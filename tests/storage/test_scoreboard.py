@@ -15,7 +15,7 @@ from storage.layout import Home
 from storage.ledger import Source
 from storage.schema import SeriesKey
 from storage.scoreboard import Scoreboard, by_period, tally
-from tests.support.candles import BTC, HOUR_MS, JUNE_MS, full_candles
+from tests.support.candles import BTC, HOUR_MS, JUNE_MS, asked, full_candles
 
 MODEL, OTHER = "ab" * 8, "cd" * 8
 SOURCE = Source(kind="import", detail="test")
@@ -68,7 +68,7 @@ def forecast(home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC) ->
     frame = pl.DataFrame(
         {"open_time": times.cast(pl.Datetime("ms", "UTC")), "step": range(1, HORIZON + 1), **columns}
     )
-    return ForecastStore(home.forecasts).save(key, origin, model, frame, {"last_close": 100.0}).name
+    return ForecastStore(home.forecasts).save(asked(key, origin, model), frame, {"last_close": 100.0}).name
 
 
 def test_a_forecast_waits_until_its_whole_horizon_is_in_the_lake(home: Home) -> None:

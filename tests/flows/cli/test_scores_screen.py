@@ -18,6 +18,7 @@ from storage.ledger import Source
 from storage.registry import Champion, write_champion, write_night
 from storage.schema import SeriesKey
 from tasks.live_scores import live_board, score_live
+from tests.support.candles import asked
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
 from tests.support.terminal import Terminal
 
@@ -48,7 +49,7 @@ class Record:
         frame = pl.DataFrame({"open_time": times, "step": np.arange(1, HORIZON + 1), **columns})
         frame = frame.with_columns(pl.col("open_time").cast(pl.Datetime("ms", "UTC")))
         origin = START_MS + HOUR_MS * row
-        ForecastStore(self.home.forecasts).save(DOGE, origin, model, frame, {"last_close": last})
+        ForecastStore(self.home.forecasts).save(asked(DOGE, origin, model), frame, {"last_close": last})
 
 
 @pytest.fixture
