@@ -34,6 +34,7 @@ from storage.atomic import atomic_directory
 from storage.evaluations import ForecastTable, forecast_frame, paths_frame
 from storage.layout import Home
 from storage.schema import utc_text
+from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, TokenizerVerdictRef, TrainedRef, VerdictRef
@@ -42,7 +43,6 @@ __all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 4  # of what an evaluation computes and stores: raise it, and stored ones are made again
 _DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
 
@@ -276,5 +276,5 @@ def _digest(
     pairs = {
         name: (pair.tokenizer_digest, pair.predictor_digest, pair.lineage) for name, pair in models.items()
     }
-    text = json.dumps([_VERSION, dataset.digest, pairs, repr(config), seed], sort_keys=True)
+    text = json.dumps([code_digest(), dataset.digest, pairs, repr(config), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
