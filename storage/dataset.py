@@ -13,7 +13,7 @@ A window is a view of lookback + horizon rows, so nothing is multiplied by the w
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,12 +137,14 @@ def build_dataset(
     *,
     stamp: Stamp,
     fit: Fit,
+    stale: Collection[SeriesKey] = (),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> BuiltDataset:
     """Write the dataset of these validated candles under root, or find it there.
 
     stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
-    of each series (by name, such as um:DOGEUSDT) that come before the validation border.
+    of each series (by name, such as um:DOGEUSDT) that come before the validation border. Series that the
+    exchange had no more of when it was asked are stale, which is a warning.
     """
     interval = _common_interval(candles)
     step_ms = _step_ms(interval)
@@ -163,6 +165,7 @@ def build_dataset(
         for one in series
     }
     manifest = _describe(series, splits, config, interval=interval, step_ms=step_ms, state=fit(train))
+    manifest["warnings"] += [_stale(one) for one in series if one.key in stale]
     manifest["digest"] = _digest(series, splits, manifest)
     built = _publish(root, series, splits, manifest)
     progress(len(candles) + 1, len(candles) + 1)
@@ -300,6 +303,11 @@ def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:
             if not (splits.windows[split][:, 0] == index).any()
         )
     return found
+
+
+def _stale(one: _Arrays) -> str:
+    last = utc_text(int(one.open_time[-1]))
+    return f"{one.key.name}: the exchange has no candle after {last}; it is halted or delisted."
 
 
 def _range(split: str, splits: Splits) -> str:
