@@ -11,7 +11,7 @@ from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfi
 from kronos_model.errors import DataError, MismatchedPair, ModelError
 from kronos_model.files import model_digest, read_json, write_json
 from kronos_model.predictor import Kronos
-from kronos_model.pretrained import METADATA_FILE, download
+from kronos_model.pretrained import METADATA_FILE, fetch_repository
 from kronos_model.tokenizer import KronosTokenizer
 
 __all__ = [
@@ -73,8 +73,8 @@ def _released(preset: Preset) -> ModelPair:
     if preset.tokenizer_id is None or preset.predictor_id is None:
         released = ", ".join(name for name, one in PRESETS.items() if one.predictor_id)
         raise ModelError(f"{preset.name} has no released weights: start it from scratch or use {released}.")
-    tokenizer = download(preset.tokenizer_id, preset.tokenizer_revision)
-    predictor = download(preset.predictor_id, preset.predictor_revision)
+    tokenizer = fetch_repository(preset.tokenizer_id, preset.tokenizer_revision)
+    predictor = fetch_repository(preset.predictor_id, preset.predictor_revision)
     names = (
         f"{preset.predictor_id}@{preset.predictor_revision}",
         f"{preset.tokenizer_id}@{preset.tokenizer_revision}",

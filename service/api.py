@@ -21,14 +21,14 @@ from starlette.staticfiles import StaticFiles
 
 from kronos_model.errors import DataError
 from kronos_model.hub import check_horizon
-from service import answers, track_record
+from service import responses, track_record
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.config import ServiceConfig
 from service.errors import Refused
 from service.follow import Follower, wall_ms
-from service.metrics import Metrics
 from service.middleware import Guard
+from service.prometheus_metrics import Metrics
 from service.sampling_queue import SamplingQueue, SamplingRequest
 from service.schemas import (
     Candles,
@@ -143,7 +143,7 @@ class Service:
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
         behind = await run_in_threadpool(self._behind, order)
-        return answers.forecast_answer(
+        return responses.forecast_answer(
             order,
             paths,
             calibrated=order.served.calibrated(self.config),
@@ -212,7 +212,7 @@ def _service_routes(app: FastAPI, service: Service, token: str | None) -> None:
     async def models() -> Models:
         """Which models serve."""
         return Models(
-            models=[answers.facts_of(one) for one in service.champion_models.models],
+            models=[responses.facts_of(one) for one in service.champion_models.models],
             problems=service.champion_models.problems,
         )
 
@@ -245,12 +245,12 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     @app.get("/scores", tags=["forecast"], responses=_REFUSALS)
     def scores(asked: Annotated[ScoresQuery, Query()]) -> NightScores:
         """The leaderboard of the last night, and the gate's verdict with its reasons."""
-        return track_record.scores(home, champion_models, asked.recipe)
+        return track_record.night_scores(home, champion_models, asked.recipe)
 
     @app.get("/series", tags=["candles"], responses=_REFUSALS)
     def series() -> SeriesList:
         """What the lake has, how fresh and whole it is, and who can forecast it."""
-        held = [answers.series_facts(market.inventory(key), champion_models) for key in market.series()]
+        held = [responses.series_facts(market.inventory(key), champion_models) for key in market.series()]
         return SeriesList(now_ms=market.now_ms(), series=held)
 
     @app.get("/candles", tags=["candles"], responses=_REFUSALS)
@@ -262,7 +262,7 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     def pulse(asked: Annotated[SeriesQuery, Query()]) -> Pulse:
         """The price now, the newest candle, the model: little, to be asked often."""
         key = market.resolve(asked.symbol, asked.interval)
-        return answers.pulse_of(key, market, champion_models, service.follower)
+        return responses.pulse_of(key, market, champion_models, service.follower)
 
 
 def _page(app: FastAPI) -> None:

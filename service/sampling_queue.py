@@ -23,7 +23,7 @@ from kronos_model.errors import ModelError
 from service.champion_models import Served
 from service.config import ServiceConfig
 from service.errors import Refused
-from service.metrics import Metrics
+from service.prometheus_metrics import Metrics
 from storage.past import Past
 
 __all__ = ["SamplingQueue", "SamplingRequest"]

@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 
 from kronos_model.evaluation.live import score_quantiles
-from service.answers import facts_of
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.errors import Refused
+from service.responses import facts_of
 from service.schemas import Fan, LiveScores, NightScores, PastForecast
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
@@ -20,7 +20,7 @@ from storage.registry import champions
 from storage.schema import SeriesKey
 from storage.scoreboard import Scoreboard, tally
 
-__all__ = ["history", "scores"]
+__all__ = ["history", "night_scores"]
 
 _QUANTILE = "close_q"
 
@@ -56,7 +56,7 @@ def _past(stored: StoredForecast, closes: dict[int, float]) -> PastForecast:
     )
 
 
-def scores(home: Home, champion_models: ChampionModels, recipe: str | None) -> NightScores:
+def night_scores(home: Home, champion_models: ChampionModels, recipe: str | None) -> NightScores:
     """The summary of a recipe's last finished night; without a recipe, of the last night of all."""
     names = (recipe,) if recipe else tuple(path.name for path in home.models.glob("*") if path.is_dir())
     files = [path for name in names for path in (home.models / name / "nights").glob("[!.]*.json")]
