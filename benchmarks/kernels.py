@@ -199,7 +199,7 @@ def compare(name: str, kernels: list[str], *, rounds: int, quick: bool) -> list[
         with KERNELS[kernel].off():  # weights are packed while a forecaster is made
             runs[kernel] = make(quick)
     seconds: dict[str, list[float]] = {kernel: [] for kernel in runs}
-    peaks = {kernel: 0.0 for kernel in runs}
+    peaks = dict.fromkeys(runs, 0.0)
     for _ in range(rounds):
         for kernel, run in runs.items():
             begin_peak()
@@ -245,7 +245,7 @@ def table(report: dict) -> list[str]:
         f"of {report['rounds']} rounds. With is the model with all kernels, without has torch's own function in "
         "the place of one.",
         "",
-        "| kernel | torch's own | case | with, s | without, s | ratio | ratio of the fastest | peak MB with | without |",
+        "| kernel | torch's own | case | with, s | without, s | ratio | of the fastest | peak MB with | without |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for one in sorted(report["cases"], key=lambda one: list(KERNELS).index(one["case"].split("/")[0])):
