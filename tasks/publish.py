@@ -11,6 +11,7 @@ from pathlib import Path
 from prefect import task
 
 from kronos_model.card import model_card
+from kronos_model.hub_repository import Remote
 from kronos_model.jobs import Stage
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
@@ -27,7 +28,6 @@ from kronos_model.publish import (
     repository_names,
     tag_champion,
 )
-from kronos_model.remote import Remote
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.cards import NightFacts, card_facts
