@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
 from kronos_model.evaluation.competitors import Competitor, Context, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import stretches
 from kronos_model.evaluation.scoring import CLOSE, row_generator
 from kronos_model.evaluation.volatility import HAR_LOOKBACK, Garch, HarRv
-from kronos_model.evaluation.walks import bars_along, one_bar_moves
 from kronos_model.forecaster import Forecast
 
 __all__ = ["BlockBootstrap", "Drift", "EwmaCone", "SeasonalNaive", "make_baselines"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
 from kronos_model.evaluation.competitors import Context
 from kronos_model.evaluation.scoring import CLOSE, row_generator
-from kronos_model.evaluation.walks import bars_along, one_bar_moves
 from kronos_model.forecaster import Forecast
 
 __all__ = ["HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]
