@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.stored_scores import score_quantiles
 from service.errors import Refused
 from service.market import Market
 from service.schemas import Fan, LiveScores, Past, Scores
