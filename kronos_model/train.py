@@ -27,8 +27,8 @@ from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelErr
 from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, Sampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
+from kronos_model.job_files import JobKeeper
 from kronos_model.jobs import Job, Reference, StageConfig, read_job, write_job
-from kronos_model.keeper import JobKeeper
 from kronos_model.lock import locked
 from kronos_model.objective import Objective, PredictorObjective, TokenizerObjective
 from kronos_model.predictor import Kronos
