@@ -23,7 +23,7 @@ from kronos_model.errors import NonFiniteLoss
 from kronos_model.jobs import StageConfig
 from kronos_model.objective import Objective
 
-__all__ = ["Interrupted", "Keeper", "Sampler", "StageConfig", "fit", "learning_rate", "make_optimizer"]
+__all__ = ["Interrupted", "Keeper", "StageConfig", "WindowSampler", "fit", "learning_rate", "make_optimizer"]
 
 Indices = NDArray[np.int64]
 _NAMED = 4  # windows that an error names
@@ -50,7 +50,7 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampler:
+class WindowSampler:
     """Which windows a step sees: a pure function of how many were drawn before."""
 
     windows: int
@@ -114,7 +114,7 @@ def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
 def fit(
     state: TrainState,
     objective: Objective,
-    sampler: Sampler,
+    sampler: WindowSampler,
     config: StageConfig,
     *,
     keeper: Keeper,
