@@ -19,7 +19,7 @@ from kronos_model.graphs import Acceleration, BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["Precision", "Sampler", "SamplingConfig", "draw", "filter_logits", "sample_paths"]
+__all__ = ["PathSampler", "Precision", "SamplingConfig", "draw", "filter_logits", "sample_paths"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -99,7 +99,7 @@ def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     return torch.searchsorted(reached, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-class Sampler:
+class PathSampler:
     """A tokenizer and a predictor prepared for sampling; keep one for as long as their weights stay as they are."""
 
     def __init__(
@@ -185,8 +185,8 @@ def sample_paths(
     s2_decode: S2Decode = "trained",
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """What `Sampler.paths` gives, for a pair that is used once."""
-    sampler = Sampler(tokenizer, predictor, s2_decode=s2_decode, precision=config.precision)
+    """What `PathSampler.paths` gives, for a pair that is used once."""
+    sampler = PathSampler(tokenizer, predictor, s2_decode=s2_decode, precision=config.precision)
     return sampler.paths(
         context,
         stamps,
@@ -203,7 +203,7 @@ def sample_paths(
 class _Task:
     """What is the same for all series of one call."""
 
-    sampler: Sampler
+    sampler: PathSampler
     config: SamplingConfig
     max_context: int
     future_stamps: Tensor  # (all, H, 5)
