@@ -18,7 +18,7 @@ from kronos_model.evaluation.scoring import CLOSE, row_generator
 from kronos_model.evaluation.volatility import HAR_LOOKBACK, Garch, HarRv
 from kronos_model.forecaster import Forecast
 
-__all__ = ["BlockBootstrap", "Drift", "EwmaCone", "SeasonalNaive", "make_baselines"]
+__all__ = ["BlockBootstrap", "EwmaCone", "RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
 
 HOUR_MS = 3_600_000
 _SEASONS_MS = {"seasonal_24h": 24 * HOUR_MS, "seasonal_7d": 7 * 24 * HOUR_MS}
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class RandomWalkWithDrift:
     """The line through the first and the last close of the lookback, in logarithms, goes on."""
 
     name: str = "drift"
@@ -106,7 +106,7 @@ def make_baselines(
 ) -> tuple[list[Competitor], list[str]]:
     """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
     sampled: Mapping[str, Callable[[], Competitor]] = {
-        "drift": Drift,
+        "drift": RandomWalkWithDrift,
         "ewma": lambda: EwmaCone(samples=config.samples, seed=seed),
         "bootstrap": lambda: BlockBootstrap(samples=config.samples, seed=seed),
         "har": lambda: HarRv(samples=config.samples, seed=seed),
