@@ -25,7 +25,7 @@ __all__ = [
     "Turns",
     "normalise",
     "pick",
-    "rotate",
+    "turned",
 ]
 
 
@@ -79,7 +79,7 @@ class Turns:
 QUERIES, KEYS_AND_VALUES = slice(0, 1), slice(1, 3)
 
 
-def rotate(x: Tensor, turns: Turns) -> Tensor:
+def turned(x: Tensor, turns: Turns) -> Tensor:
     """x (..., d) turned, in float32 and back."""
     wide = x.float()
     return torch.addcmul(wide * turns.cos, wide.roll(x.shape[-1] // 2, -1), turns.sin).type_as(x)
@@ -177,7 +177,7 @@ class _Block:
     def project(self, x: Tensor, turns: Turns) -> Tensor:
         """Turned queries and keys, and values, (..., 3, M, d)."""
         qkv = self.qkv(normalise(x, self.norm1))
-        return rotate(qkv.view(*x.shape[:-1], 3, self.heads, -1), turns)
+        return turned(qkv.view(*x.shape[:-1], 3, self.heads, -1), turns)
 
     def finish(self, x: Tensor, found: Tensor) -> Tensor:
         """The block's output from its input and what its attention found."""

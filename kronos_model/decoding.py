@@ -19,7 +19,7 @@ from kronos_model.cache import (
     Turns,
     normalise,
     pick,
-    rotate,
+    turned,
 )
 from kronos_model.layers import TransformerBlock
 from kronos_model.predictor import Kronos, S2Decode
@@ -158,7 +158,7 @@ class Memory:
         model = self.model
         new = NewBars(self.state_turns.bars(seen, 1), seen, *self._seen(seen))
         queries = model.siblings[s1_ids].view(*s1_ids.shape, 1, 1, model.dependency_heads, -1)
-        queries = rotate(queries, new.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
+        queries = turned(queries, new.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
         found = self.states.attend(queries, new, self.padding)[:, :, 0]
         conditioned = normalise(self.hidden + model.dependency_out(found), model.dependency_norm)
         logits: Tensor = model.head_s2(conditioned).float()
@@ -176,7 +176,7 @@ class Memory:
     def _state_pair(self, hidden: Tensor, turns: Turns) -> Tensor:
         """Keys, turned, and values (..., 2, M, d) of states (..., D)."""
         pair = self.model.dependency_keys(hidden).view(*hidden.shape[:-1], 2, self.model.dependency_heads, -1)
-        return rotate(pair, turns.of(KEYS_AND_VALUES))
+        return turned(pair, turns.of(KEYS_AND_VALUES))
 
 
 class CachedDecoder:
