@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.harness import Case, peak_mb
 from benchmarks.model_sampling import pair
 
-__all__ = ["CASES", "step_one_ours", "step_two_ours", "timed"]
+__all__ = ["CASES", "step_one_ours", "step_two_ours"]
 
 BATCH, LENGTH = 8, 512
 QUICK_BATCH, QUICK_LENGTH = 2, 128
@@ -167,7 +167,7 @@ def seconds_per_step(
     imports_mb = peak_mb()
     batch, length = (QUICK_BATCH, QUICK_LENGTH) if quick else (BATCH, LENGTH)
     step = make(preset, batch, length, "cpu", bfloat16=bfloat16)
-    times = [timed(step) for _ in range(WARMUPS + (1 if quick else STEPS))]
+    times = [_timed(step) for _ in range(WARMUPS + (1 if quick else STEPS))]
     return {"value": statistics.median(times[WARMUPS:]), "imports_mb": imports_mb}
 
 
@@ -188,7 +188,7 @@ def windows_per_second(
         torch.cuda.reset_peak_memory_stats()
         try:
             step = make(preset, batch, LENGTH, "cuda", bfloat16=bfloat16)
-            times = [timed(step) for _ in range(3 + STEPS)][3:]
+            times = [_timed(step) for _ in range(3 + STEPS)][3:]
         except torch.OutOfMemoryError:
             break
         rate = batch / sorted(times)[len(times) // 2]
@@ -200,7 +200,7 @@ def windows_per_second(
     return best | {"imports_mb": 0.0}
 
 
-def timed(step: Callable[[], object]) -> float:
+def _timed(step: Callable[[], object]) -> float:
     began = time.perf_counter()
     step()  # ends with a number on the CPU, hence with the device's work
     return time.perf_counter() - began
