@@ -159,7 +159,7 @@ def publish_to_hub(
     tag: str,
     message: str,
     endpoint: str | None = None,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
     """Make a Hub repository hold these files, by at most one commit, and download them again to compare.
 
