@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels product,norm] [--quick] [--save]
 
-The cases are those of benchmarks/model.py at half their size: 56 bars, 4 windows. In one process and in turn, over
+The cases are those of benchmarks/model.py at a quarter of their size: 28 bars, 2 windows. In one process and in turn, over
 the same weights and inputs, each round runs a case with every kernel of ours, then without one after the other.
 Measured is the processor's time of one thread, which other processes on the machine disturb least; medians over
 the rounds. A kernel that gains less than a tenth in each case does not pay for its lines. Cases in bfloat16 are
@@ -34,8 +34,8 @@ from benchmarks import model_sampling, model_training
 from benchmarks.harness import machine, write_results
 from kronos_model import cache, decoding, layers
 
-ROUNDS, QUICK_ROUNDS = 5, 1
-HORIZON, BATCH = 56, 4
+ROUNDS, QUICK_ROUNDS = 4, 1
+HORIZON, BATCH = 28, 2
 WORTH = 1.1
 
 
