@@ -2,11 +2,11 @@
 
     python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels product,norm] [--quick] [--save]
 
-The cases are those of benchmarks/model.py at a quarter of their size: 28 bars, 2 windows. In one process and in turn, over
-the same weights and inputs, each round runs a case with every kernel of ours, then without one after the other.
-Measured is the processor's time of one thread, which other processes on the machine disturb least; medians over
-the rounds. A kernel that gains less than a tenth in each case does not pay for its lines. Cases in bfloat16 are
-left out where the processor has no arithmetic for it.
+The cases are those of benchmarks/model.py at a quarter of their size: 28 bars, 2 windows. In one process and in
+turn, over the same weights and inputs, each round runs a case with every kernel of ours, then without one after
+the other. Measured is the processor's time of one thread, which other processes on the machine disturb least;
+medians over the rounds. A kernel that gains less than a tenth in each case does not pay for its lines. Cases in
+bfloat16 are left out where the processor has no arithmetic for it.
 """
 
 import argparse
