@@ -91,7 +91,7 @@ def _permutation(seed: int, lap: int, windows: int) -> Indices:
 
 
 def learning_rate(config: StageConfig, step: int, steps: int) -> float:
-    """Of the step (from 0) among steps: linear warm-up to the peak, then cosine to zero."""
+    """Of the step (from 0) among steps: linear warm-up to the peak, then cosine to zero (arXiv 1608.03983)."""
     warmup = round(config.warmup_share * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -99,7 +99,7 @@ def learning_rate(config: StageConfig, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
-    """Fused AdamW that decays matrices and embeddings, not biases and norms."""
+    """Fused AdamW (arXiv 1711.05101) that decays matrices and embeddings, not biases and norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},

@@ -57,7 +57,7 @@ class SeasonalNaive:
 
 @dataclass(frozen=True, kw_only=True)
 class EwmaCone:
-    """A random walk without drift whose volatility is an exponentially weighted mean of squared returns."""
+    """A random walk without drift, its variance an exponentially weighted mean of squared returns (RiskMetrics)."""
 
     samples: int
     seed: int
