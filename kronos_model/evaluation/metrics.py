@@ -83,14 +83,12 @@ def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats
     In units of r, lower is better; twice the mean over all levels is the CRPS (Koenker and Bassett 1978).
     """
     level = np.asarray(levels)[:, None, None]
-    miss = realised - values
-    return np.asarray(np.maximum(level * miss, (level - 1) * miss).mean(axis=0))
+    return np.asarray(scoringrules.quantile_score(realised, values, level, backend="numpy").mean(axis=0))
 
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:
     """Interval score (B, H): width + 2 / (1 - share) x how far outside; of r, lower is better (Winkler 1972)."""
-    outside = np.maximum(low - realised, 0) + np.maximum(realised - high, 0)
-    return np.asarray(high - low + 2 / (1 - share) * outside)
+    return np.asarray(scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy"))
 
 
 def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:
