@@ -19,7 +19,7 @@ from kronos_model.graphs import Acceleration, BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["PathSampler", "Precision", "SamplingConfig", "draw", "filter_logits", "sample_paths"]
+__all__ = ["PathSampler", "Precision", "SamplingConfig", "draw", "filter_logits"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -68,7 +68,10 @@ class SamplingConfig:
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Logits (R, V) over the temperature, -inf where top-k or top-p leave a token out."""
+    """Logits (R, V) over the temperature, -inf where top-k or top-p leave a token out.
+
+    Top-k: Fan et al. 2018, arXiv 1805.04833; top-p: Holtzman et al. 2020, arXiv 1904.09751.
+    """
     logits = logits / config.temperature
     if config.top_k and config.top_k < logits.shape[-1]:
         lowest = logits.topk(config.top_k, dim=-1).values[:, -1:]
@@ -169,34 +172,6 @@ class PathSampler:
                 chosen = torch.tensor(few, device=context.device)
                 paths[chosen] = task.grow(_rows(whole, chosen), chosen, uniforms[chosen], cached=cached)
         return paths.expand(-1, count, -1, -1).contiguous()
-
-
-def sample_paths(
-    tokenizer: KronosTokenizer,
-    predictor: Kronos,
-    context: Tensor,
-    stamps: Tensor,
-    future_stamps: Tensor,
-    *,
-    config: SamplingConfig,
-    generator: Generators,
-    max_context: int,
-    samples: int | None = None,
-    s2_decode: S2Decode = "trained",
-    progress: Progress = lambda done, total: None,
-) -> Tensor:
-    """What `PathSampler.paths` gives, for a pair that is used once."""
-    sampler = PathSampler(tokenizer, predictor, s2_decode=s2_decode, precision=config.precision)
-    return sampler.paths(
-        context,
-        stamps,
-        future_stamps,
-        config=config,
-        generator=generator,
-        max_context=max_context,
-        samples=samples,
-        progress=progress,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from kronos_model.forecaster import Forecaster
 from kronos_model.normalise import Normaliser
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.projection import projection
-from kronos_model.sampling import PathSampler, SamplingConfig, draw, sample_paths
+from kronos_model.sampling import PathSampler, SamplingConfig, draw
 from kronos_model.tokenizer import KronosTokenizer
 
 MODES: tuple[S2Decode, ...] = ("trained", "upstream")
@@ -92,11 +92,10 @@ def test_cached_paths_are_the_uncached_ones(tiny: Pair, max_context: int, s2_dec
     arguments = {
         "config": SamplingConfig(samples=3, temperature=1.3, top_k=50, top_p=0.95),
         "max_context": max_context,
-        "s2_decode": s2_decode,
     }
     data = market(2, 24, 12)
-    cached = sample_paths(*tiny, *data, generator=seeded(5, 6), **arguments)
-    uncached = uncached_paths(tiny, *data, generator=seeded(5, 6), **arguments)
+    cached = PathSampler(*tiny, s2_decode=s2_decode).paths(*data, generator=seeded(5, 6), **arguments)
+    uncached = uncached_paths(tiny, *data, generator=seeded(5, 6), s2_decode=s2_decode, **arguments)
     torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=0)
 
 
