@@ -246,6 +246,7 @@ class KlineStream:
         yield update
 
     def _backoff_s(self) -> float:
+        # By hand: tenacity repeats calls, and this is a generator that must tell of each loss before it waits.
         if self._fruitless == 0:
             return 0.0
         doubled_s = math.ldexp(self.config.backoff_s, min(self._fruitless - 1, 30))

@@ -1,8 +1,8 @@
 """How much arithmetic training is, and how much of the device's it uses.
 
 FLOPs of matrix products alone, 2 per multiply-add; attention counts all T x T pairs, masked or not, as is usual
-for model FLOPs utilisation (PaLM, appendix B). Recomputation is not counted, and what is frozen counts as if it
-were trained. A token is one position of the sequence, that is one bar.
+for model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B). Recomputation is not counted, and what is
+frozen counts as if it were trained. A token is one position of the sequence, that is one bar.
 """
 
 import time

@@ -3,6 +3,8 @@
 Sampled fans of Kronos are too narrow more often than not, not always by the same share in the middle and at the edges.
 At each step the distance of a path from the median is multiplied by a factor that depends on how far out the path
 lies, chosen on validation origins so that each of several central intervals covers what it says.
+Split conformal prediction (Lei et al. 2018, arXiv 1604.04173) with scores as in conformalised quantile regression
+(Romano et al. 2019, arXiv 1905.03222), but as ratios to the half width, so that a fan keeps its shape.
 Shapes: N origins, B series, S sample paths, H steps, L levels, F=6 features.
 """
 

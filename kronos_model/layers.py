@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kronos_model.config import PredictorConfig, TokenizerConfig
 from kronos_model.kernels import causal_attention, dropout, linear, rms_norm, rotate
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "TokenEmbedding",
     "TransformerBlock",
     "initialise",
+    "transformer_blocks",
 ]
 
 Angles = tuple[Tensor, Tensor]
@@ -45,7 +47,7 @@ _MADE_ON = torch.device("cpu")
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square, computed in float32."""
+    """Scale by the root mean square, in float32 (RMSNorm, Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ def _saved_as_parts(module: nn.Module, name: str) -> None:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, d_model: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
@@ -162,7 +164,7 @@ class FeedForward(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary position angles.
+    """Rotary position angles (RoPE, Su et al. 2021, arXiv 2104.09864, section 3.2).
 
     Nothing is cached: one table per forward serves all blocks, and is always on the right device.
     """
@@ -189,7 +191,7 @@ def _frequencies(head_dim: int, device: torch.device) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions, over itself or over another sequence."""
+    """Multi-head attention (arXiv 1706.03762) with rotary positions, over itself or over another sequence."""
 
     def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float) -> None:
         super().__init__()
@@ -261,7 +263,7 @@ def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tens
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and SwiGLU."""
+    """Causal self-attention and SwiGLU, each after its norm (pre-norm, Xiong et al. 2020, arXiv 2002.04745)."""
 
     def __init__(
         self,
@@ -283,6 +285,21 @@ class TransformerBlock(nn.Module):
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, angles, causal=True, padding=padding)
         return cast(Tensor, x + self.ffn(self.norm2(x)))
+
+
+def transformer_blocks(config: PredictorConfig | TokenizerConfig, count: int) -> nn.ModuleList:
+    """So many blocks of the config's shape."""
+    return nn.ModuleList(
+        TransformerBlock(
+            config.d_model,
+            config.n_heads,
+            config.ff_dim,
+            ffn_dropout=config.ffn_dropout_p,
+            attn_dropout=config.attn_dropout_p,
+            resid_dropout=config.resid_dropout_p,
+        )
+        for _ in range(count)
+    )
 
 
 class DependencyLayer(nn.Module):
@@ -324,7 +341,7 @@ class TokenEmbedding(nn.Module):
 
 
 class _FixedEmbedding(nn.Module):
-    """Sinusoids that are not learned."""
+    """Sinusoids that are not learned (Vaswani et al. 2017, arXiv 1706.03762, section 3.5)."""
 
     def __init__(self, size: int, d_model: int) -> None:
         super().__init__()

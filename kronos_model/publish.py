@@ -17,8 +17,8 @@ from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
 from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
+from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
-from kronos_model.remote import FileDigest, Remote, file_digests
 
 __all__ = [
     "CHAMPION",
@@ -159,7 +159,7 @@ def publish_to_hub(
     tag: str,
     message: str,
     endpoint: str | None = None,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
     """Make a Hub repository hold these files, by at most one commit, and download them again to compare.
 

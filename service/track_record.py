@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.stored_scores import score_quantiles
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.errors import Refused

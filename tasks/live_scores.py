@@ -11,7 +11,7 @@ import polars as pl
 from prefect import task
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
-from kronos_model.evaluation.live import score_quantiles, skill_interval
+from kronos_model.evaluation.stored_scores import score_quantiles, skill_interval
 from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefect import task
 
+from kronos_model.hub_repository import Remote
 from kronos_model.jobs import Stage
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
@@ -26,7 +27,6 @@ from kronos_model.publish import (
     repository_names,
     tag_champion,
 )
-from kronos_model.remote import Remote
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.policies import IDEMPOTENT

@@ -21,7 +21,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from kronos_model.config import PRESETS
 from kronos_model.distributed import local_processes
 from kronos_model.errors import ModelError
-from kronos_model.fit import Sampler
+from kronos_model.fit import WindowSampler
 from kronos_model.hub import lineage_of, resolve_pair, scratch_pair
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, write_job
 from storage.layout import Home
@@ -79,7 +79,7 @@ def train(
     finished_before = (folder / "result.json").exists()
     if not finished_before:
         write_job(folder, job)
-    sampler = Sampler.of(dataset.windows["train"], config, seed=seed)
+    sampler = WindowSampler.of(dataset.windows["train"], config, seed=seed)
     steps = config.epochs * sampler.steps_per_epoch
     command = _command(folder, local_processes(processes, batch_size=config.batch_size))
     _run_child(command, folder, stage, run, steps=steps, wait_only=finished_before)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.screen import console
-from kronos_model.evaluation.live import SKILL_CONFIDENCE
+from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Tally, by_period

@@ -111,7 +111,7 @@ def signals(scores: Scores, model: str, config: StrategyConfig) -> Floats:
 
 
 def annual_ratios(returns: Floats, periods: float) -> tuple[float | None, float | None, float | None]:
-    """Sharpe, Sortino and Calmar ratio of simple returns, of which `periods` make a year."""
+    """Sharpe (1966), Sortino (1994) and Calmar (1991) ratio of simple returns, of which `periods` make a year."""
     mean, spread = float(returns.mean()), float(returns.std(ddof=1))
     downside = float(np.sqrt((np.minimum(returns, 0) ** 2).mean()))
     equity = np.concatenate([[1.0], np.cumprod(1 + returns)])

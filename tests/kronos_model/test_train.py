@@ -432,7 +432,7 @@ def test_recomputed_activations_train_the_same_weights(noisy: Ground, settings: 
 
 def test_training_imports_nothing_but_what_a_bare_machine_has() -> None:
     """Whatever else is loaded, those packages themselves bring."""
-    theirs = "torch, numpy, scipy, safetensors.torch, huggingface_hub, huggingface_hub.hf_api, httpx2, torch._dynamo"
+    theirs = "torch, numpy, scipy, safetensors.torch, huggingface_hub, huggingface_hub.hf_api, torch._dynamo"
 
     def loaded(modules: str) -> set[str]:
         program = f"import {modules}, sys; print(*sys.modules)"

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.stored_scores import score_quantiles
 from storage.dataset import DatasetConfig
 from storage.errors import StorageError
 from storage.forecasts import ForecastStore
