@@ -55,8 +55,9 @@ class Bounds:
 
     def __str__(self) -> str:
         told = {"at least": self.ge, "above": self.gt, "at most": self.le, "below": self.lt}
-        parts = [f"{word} {bound}" for word, bound in told.items() if bound is not None]
-        return f"{' and '.join(parts)} {self.unit}".rstrip()
+        parts = " and ".join(f"{word} {bound}" for word, bound in told.items() if bound is not None)
+        both = self.ge is not None and self.le is not None
+        return f"{f'from {self.ge} to {self.le}' if both else parts} {self.unit}".rstrip()
 
     def schema(self) -> dict[str, Any]:
         """The same in JSON Schema's words."""
@@ -180,6 +181,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return (
             isinstance(value, int | float) and not isinstance(value, bool) and -_INFINITY < value < _INFINITY
         )
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, get_args(kind)[0]) for one in value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return kind not in (bool, str, NoneType) or isinstance(value, kind)
@@ -192,4 +195,6 @@ def _words(options: Iterable[tuple[Any, Limit | None]]) -> str:
 def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return f"any of {_name(get_args(kind)[0])}"
     return "empty" if kind is NoneType else kind.__name__ if type(kind) is type else str(kind)

@@ -52,7 +52,7 @@ class DatasetConfig:
     lookback: Annotated[int, Bounds(ge=2, unit="candles")] = 400
     """Candles the model sees before the forecast begins."""
 
-    horizon: Annotated[int, Bounds(ge=1, unit="candles")] = 120
+    horizon: Annotated[int, Bounds(ge=1, unit="candle")] = 120
     """Candles to forecast."""
 
     train_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.7

@@ -32,13 +32,13 @@ class GatePolicy:
     """Fewest stretches of one horizon among the origins; with less, the interval means nothing."""
     confidence: Annotated[float, Bounds(gt=0, lt=1)] = 0.9
     """Probability inside the two-sided interval of the CRPS difference; 0.9 leaves 5 % on each side."""
-    draws: Annotated[int, Bounds(ge=100)] = 2000
+    draws: Annotated[int, Bounds(ge=100, le=1_000_000)] = 2000
     """Bootstrap draws behind that interval."""
     violation_margin: Share = 0.05
     """Share of impossible bars (high below close and the like) a challenger may have beyond its opponent."""
-    coverage_low: Share = 0.85
+    coverage_low: Annotated[float, Bounds(ge=0, lt=1)] = 0.85
     """Least share of bars that the challenger's 90 % band must cover, as it serves (calibrated)."""
-    coverage_high: Share = 0.95
+    coverage_high: Annotated[float, Bounds(gt=0, le=1)] = 0.95
     """Largest share that it may cover: above, its fan says too little."""
     codebook_drop: Share = 0.1
     """Relative loss of the tokenizer's codes in use that stage 1 may cause before the base tokenizer stays."""
