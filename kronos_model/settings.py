@@ -118,8 +118,9 @@ def checked(cls: type[T]) -> type[T]:
     """
     relate = cls.__dict__.get("__post_init__")
 
-    def check(self: T) -> None:
-        for name, options in _options_of(type(self)).items():
+    def check(self: Any) -> None:
+        kind: Any = type(self)
+        for name, options in _options_of(kind).items():
             if fault := _fault(getattr(self, name), options):
                 raise ValueError(f"{name}: {fault}")
         if relate:
