@@ -19,6 +19,7 @@ from kronos_model.errors import ModelError
 from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
 from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
+from kronos_model.settings import settings
 
 __all__ = [
     "CHAMPION",
@@ -42,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PublishConfig:
     """Whether and where a night's models are published."""
 

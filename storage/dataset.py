@@ -17,13 +17,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from kronos_model.settings import Bounds, Positive, settings
 from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
 from storage.errors import DatasetError
 from storage.interval import Interval
@@ -44,20 +45,20 @@ _DIGEST_DIGITS = 16
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DatasetConfig:
     """How candles become windows."""
 
-    lookback: int = 400
+    lookback: Annotated[int, Bounds(ge=2, unit="candles")] = 400
     """Candles the model sees before the forecast begins."""
 
-    horizon: int = 120
+    horizon: Annotated[int, Bounds(ge=1, unit="candle")] = 120
     """Candles to forecast."""
 
-    train_share: float = 0.7
+    train_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.7
     """Share of all windows, in order of time, that train (0 to 1)."""
 
-    validation_share: float = 0.15
+    validation_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.15
     """Share of all windows that comes next and chooses the best weights (0 to 1); what is left tests."""
 
     purge: bool = True
@@ -70,28 +71,15 @@ class DatasetConfig:
     """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
     1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the training part of each series."""
 
-    clip: float = 5.0
+    clip: Positive = 5.0
     """Normalised values are cut to -clip..clip (standard deviations)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("lookback", 2), ("horizon", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}: expected at least {least} candles, found {getattr(self, name)}; raise it"
-                )
-        shares = (self.train_share, self.validation_share, self.train_share + self.validation_share)
-        if not all(0 < share < 1 for share in shares):
+        if self.train_share + self.validation_share >= 1:
             raise ValueError(
                 "train_share and validation_share: expected two shares above 0 with a sum below 1, "
                 f"found {self.train_share} and {self.validation_share}; try 0.7 and 0.15"
             )
-        if self.normaliser not in get_args(NormaliserKind):
-            kinds = ", ".join(get_args(NormaliserKind))
-            raise ValueError(
-                f"normaliser: expected one of {kinds}, found {self.normaliser!r}; choose one of these"
-            )
-        if not self.clip > 0:
-            raise ValueError(f"clip: expected a number above 0, found {self.clip}; upstream uses 5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -546,11 +546,11 @@ def test_a_bad_line_gives_the_same_candles() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"archive_url": "data.binance.vision"}, "archive.archive_url to be a URL"),
-        ({"listing_url": ""}, "archive.listing_url to be a URL"),
-        ({"threads": 0}, "archive.threads from 1 to 64, found 0"),
-        ({"timeout_s": 0.0}, "archive.timeout_s above 0"),
-        ({"attempts": 0}, "archive.attempts of at least 1"),
+        ({"archive_url": "data.binance.vision"}, "archive_url: expected a URL such as"),
+        ({"listing_url": ""}, "listing_url: expected a URL such as"),
+        ({"threads": 0}, "threads: expected from 1 to 64, found 0; raise it"),
+        ({"timeout_s": 0.0}, "timeout_s: expected above 0 seconds, found 0.0; raise it"),
+        ({"attempts": 0}, "attempts: expected at least 1, found 0; raise it"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -401,5 +401,5 @@ class TestFiles:
 
 @pytest.mark.parametrize("setting", ["backfill_s", "every_s", "grace_s"])
 def test_a_time_that_cannot_be_is_refused(setting: str) -> None:
-    with pytest.raises(ValueError, match=rf"Expected monitor\.{setting} above 0 seconds, found 0"):
+    with pytest.raises(ValueError, match=rf"{setting}: expected above 0 seconds, found 0; raise it"):
         MonitorConfig(**{setting: 0})

@@ -105,7 +105,7 @@ def test_a_task_that_takes_too_long_is_cut_off_in_order_and_told_in_one_sentence
 
 def test_a_limit_of_no_time_is_refused(terminal: Terminal) -> None:
     complaint = terminal.refused("run", "--set", "limits.train_h=0")
-    assert "limits.train_h: expected hours above 0, found 0.0; try 20.0" in complaint
+    assert "limits.train_h: expected above 0 hours, found 0.0; raise it" in complaint
 
 
 def test_gc_shows_what_would_go_and_deletes_when_told_to(terminal: Terminal) -> None:

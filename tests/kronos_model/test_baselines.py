@@ -177,7 +177,13 @@ def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
     assert [one.name for one in made] == ["last_value"]
 
 
-@pytest.mark.parametrize("wrong", [("crystal_ball",), ("ewma", "ewma")])
-def test_unknown_and_repeated_baselines_are_refused(wrong):
-    with pytest.raises(ValueError, match="baselines must"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (("crystal_ball",), r"baselines: expected any of drift\|.*, found \('crystal_ball',\)"),
+        (("ewma", "ewma"), "baselines must differ, found ewma, ewma"),
+    ],
+)
+def test_unknown_and_repeated_baselines_are_refused(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
         EvaluationConfig(baselines=wrong)

@@ -88,10 +88,10 @@ def test_greedy_is_the_likeliest_token(config: SamplingConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be at least 0, found -1.0"),
-        ({"top_k": -1}, "top_k must be at least 0"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"temperature": -1.0}, "temperature: expected at least 0, found -1.0; raise it"),
+        ({"top_k": -1}, "top_k: expected at least 0 or empty, found -1; raise it"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1 or empty, found 0.0; raise it"),
+        ({"samples": 0}, "samples: expected at least 1, found 0; raise it"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:

@@ -317,7 +317,7 @@ def test_a_job_is_read_as_it_was_written_and_unknown_keys_are_refused(tmp_path: 
     for change, sentence in (
         ({"speed": 1}, "Job knows no speed; it knows"),
         ({"config": {"epoch": 1}}, "StageConfig knows no epoch"),
-        ({"config": {"epochs": 0}}, "epochs: expected 1 or more, found 0"),
+        ({"config": {"epochs": 0}}, "epochs: expected at least 1, found 0; raise it"),
         ({"predictor": None}, "found null in the predictor stage"),
         ({"version": 9}, "expected a training job of version 1"),
     ):

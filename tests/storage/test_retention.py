@@ -167,5 +167,5 @@ def test_a_checkpoint_and_tokens_go_before_what_holds_them(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", [one.name for one in fields(RetentionPolicy)])
 def test_a_negative_age_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected days from 0, found -1"):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 0 days, found -1.0; raise it"):
         RetentionPolicy(**{name: -1.0})
