@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from storage.layout import Home
-from storage.remote import local_root, refresh
+from storage.object_home import local_root, refresh
 
 __all__ = ["DEFAULTS", "PACKAGES", "open_home", "prepare_environment"]
 
