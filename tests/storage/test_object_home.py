@@ -513,13 +513,15 @@ def test_a_machine_that_dies_between_its_push_and_its_note_of_it_goes_on(store, 
     log = write(home.jobs / "predictor-1" / "metrics.jsonl", "line\n")
     with home.writing("nightly"):
         write(home.jobs / "predictor-1" / "spec.json", "{}")
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(StorageError, match="no answer"),
-        home.writing("nightly"),
-    ):
-        log.write_text("line\n" * 2)
-        patch.setattr(WorkingCopy, "_remember", lambda self, manifest: fail(self.store))
+    with monkeypatch.context() as patch:
+
+        def die_after_the_push() -> None:
+            with home.writing("nightly"):
+                log.write_text("line\n" * 2)
+                patch.setattr(WorkingCopy, "_remember", lambda self, manifest: fail(self.store))
+
+        with pytest.raises(StorageError, match="no answer"):
+            die_after_the_push()
     log.write_text("line\n" * 3)  # by its training, which lived a moment longer
     with home.writing("nightly"):
         pass
