@@ -116,7 +116,12 @@ class _Turn:
         with _door(copy), ExitStack() as ends:
             self._share = ends.enter_context(_users(copy))
             if _locked(self._share):
-                self._begin(ends)
+                died = self._lease.take()
+                ends.callback(self._give_back)
+                copy.pull()
+                if died is not None:
+                    self._dead = died
+                    self._push(fence=True)
             else:
                 self.renew()
                 ends.callback(self._give_back)
@@ -157,17 +162,8 @@ class _Turn:
                 if not self._writers:
                     self._end(failed=failed)
 
-    def _begin(self, ends: ExitStack) -> None:
-        dead = self._lease.take()
-        ends.callback(self._give_back)
-        self._copy.pull()
-        if dead is not None:
-            self._dead = dead
-            self._copy.push(self.renew, fence=True)
-            self._copy.sweep()
-
-    def _push(self) -> None:
-        self._copy.push(self.renew)
+    def _push(self, *, fence: bool = False) -> None:
+        self._copy.push(self.renew, fence=fence)
 
     def _end(self, *, failed: bool) -> None:
         try:

@@ -107,7 +107,7 @@ class WorkingCopy:
         """Make the store what the copy is; `confirm` raises where this machine may not write any more.
 
         It is asked before the first object and before the manifest. With `fence` the manifest is replaced even if
-        nothing changed: whoever wrote before has lost from then on.
+        nothing changed: whoever wrote before has lost from then on, and what it put and never named is removed.
         """
         with FileLock(self.state / "push.lock"):
             before, local = self._agreed(), self._local()
@@ -138,13 +138,10 @@ class WorkingCopy:
                     "the same again, which goes on from there"
                 ) from None
             self._remember(after)
-            self.store.delete((before.keys() | _Manifest(read).keys()) - after.keys())
+            known = self.store.keys("files") if fence else before.keys() | _Manifest(read).keys()
+            self.store.delete(known - after.keys())
             if news or gone:
                 logger.info("%s: files pushed: %d, removed: %d.", self.url, len(news), len(gone))
-
-    def sweep(self) -> None:
-        """Remove objects that a dead machine put and never named."""
-        self.store.delete(self.store.keys("files") - self._agreed().keys())
 
     def describe(self) -> str:
         """Where it comes from and how much it is, as last agreed on."""
@@ -158,34 +155,32 @@ class WorkingCopy:
                 f"it anew from the copy in {self.root}"
             )
         local, stored = self._local(), after.facts()
-        ours = {path for path, _ in local.items() - before.facts().items() - stored.items()}
-        if self._pulling.exists():
-            ours = set()
+        changed = {path for path, _ in local.items() - before.facts().items() - stored.items()}
+        ours = set() if self._pulling.exists() else changed
         own = self._pushing.exists() and self._pushing.read_text() == after.number
         if ours and before.etag != after.etag and not own:
-            raise StorageError(self._conflict(ours))
+            areas = ", ".join(sorted({path.split("/")[0] for path in ours}))
+            raise StorageError(
+                f"expected the copy {self.root} as it was last pushed, found {len(ours)} changes such as {min(ours)} "
+                f"and that another machine has written to {self.url} since; two writers are not merged: move {areas} "
+                "out of the copy and run the same again, which pulls what the store has"
+            )
         if not ours:
             self._pulling.touch()
         for path in local.keys() - ours - stored.keys():
             self._remove(path)
         wanted = {path for path, _ in stored.items() - local.items()} - ours
         for step in range(3):  # also for who reads meanwhile, weights come before the record that names them
-            paths = [path for path in wanted if _step(path) == step]
-            _each(lambda path: self._download(path, after.files[path]), paths)
+            _each(
+                lambda path: self._download(path, after.files[path]),
+                {one for one in wanted if _step(one) == step},
+            )
         self._remember(after)
         self._pulling.unlink(missing_ok=True)
         if wanted:
             megabytes = sum(after.files[path].size for path in wanted) / 1e6
             logger.info("%s: files pulled: %d, %.1f MB.", self.url, len(wanted), megabytes)
         return len(ours)
-
-    def _conflict(self, ours: set[str]) -> str:
-        areas = ", ".join(sorted({path.split("/")[0] for path in ours}))
-        return (
-            f"expected the copy {self.root} as it was last pushed, found {len(ours)} changes such as {min(ours)} and "
-            f"that another machine has written to {self.url} since; two writers are not merged: move {areas} out of "
-            "the copy and run the same again, which pulls what the store has"
-        )
 
     def _local(self) -> dict[str, _Facts]:
         """Every file of the copy that belongs into the store."""
