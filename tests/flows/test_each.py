@@ -96,17 +96,18 @@ def test_a_failed_night_stops_no_other_and_is_told_in_one_sentence(fanned: Fanne
     assert "\n" not in sentence
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nights_one_after_another_end_with_the_same_models_scores_and_champions(
-    fanned: Fanned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fanned: Fanned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setenv("KRONOS_HOME", str(tmp_path / "home"))
-    nights = each("demo", settings=settings_of(tmp_path))
+    nights = each("demo", series=[*SERIES[-count:]], settings=settings_of(tmp_path))
     for name in ("recipe", "night", "leaderboard", "verdict", "reasons"):
-        assert [one[name] for one in nights] == [one[name] for one in fanned.nights]
+        assert [one[name] for one in nights] == [one[name] for one in fanned.nights[-count:]]
     for home in (Home(tmp_path / "home"), fanned.home):
-        digests = [champion and champion.digest for champion in (read_champion(home, name) for name in OWN)]
-        models = [one["challenger"] for one in fanned.nights]
+        champions = [read_champion(home, name) for name in OWN[-count:]]
+        digests = [champion and champion.digest for champion in champions]
+        models = [one["challenger"] for one in fanned.nights[-count:]]
         assert digests == [f"{one['tokenizer_digest']}-{one['predictor_digest']}" for one in models]
 
 

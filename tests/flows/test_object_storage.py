@@ -18,7 +18,7 @@ from storage.lake import Lake
 from storage.object_store import ObjectStore
 from storage.registry import read_champion
 from tests.support.candles import ROOT
-from tests.support.nights import quick_settings, write_klines
+from tests.support.nights import SERIES, quick_settings, write_klines
 from tests.support.s3_server import S3Server
 from tests.support.terminal import Terminal, closed_url, holdings
 
@@ -31,28 +31,33 @@ def store() -> Iterator[S3Server]:
         yield store
 
 
-def night(cache: Path, klines: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def night(
+    cache: Path, klines: Path, series: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """A night as a machine would run it whose working copies are in `cache`."""
     monkeypatch.setenv("KRONOS_CACHE", str(cache))
     monkeypatch.setenv("KRONOS_HOME", S3Server.url)
-    summary: dict[str, Any] = nightly("demo", settings=quick_settings(klines))
+    summary: dict[str, Any] = nightly(
+        "demo", series=[*series], settings=quick_settings(klines, **{"gate.min_origins": 10})
+    )
     return summary
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("series", [SERIES[1:], pytest.param(SERIES, marks=pytest.mark.slow)])
 def test_a_night_goes_on_where_another_machine_ended_it(
-    store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, series: tuple[str, ...]
 ) -> None:
+    store.empty()
     klines = tmp_path / "klines"
-    expected = write_klines(klines)
-    first = night(tmp_path / "a", klines, monkeypatch)
+    expected = {key: frame for key, frame in write_klines(klines).items() if key.name in series}
+    first = night(tmp_path / "a", klines, series, monkeypatch)
     assert (first["nothing_new"], first["verdict"]) == (False, "promote")
     before = holdings(store.machine(tmp_path / "a").root)
     assert {name.split("/")[0] for name in before if "/" in name} == {
         "lake", "datasets", "models", "forecasts", "hub"
     }  # fmt: skip
     shutil.rmtree(tmp_path / "a")
-    again = night(tmp_path / "b", klines, monkeypatch)
+    again = night(tmp_path / "b", klines, series, monkeypatch)
     assert again["nothing_new"]
     assert again["night"] == first["night"]
     home = store.machine(tmp_path / "b")
@@ -63,6 +68,7 @@ def test_a_night_goes_on_where_another_machine_ended_it(
     champion = read_champion(home, "demo")
     assert champion is not None
     assert champion.night == first["night"]
+    assert [key.name for key in expected] == [*series]
     for key, candles in expected.items():
         assert Lake(home.lake).read(key).equals(candles)
 

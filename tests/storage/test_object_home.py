@@ -267,8 +267,14 @@ def test_a_killed_process_is_followed_at_once_on_the_same_machine(store, tmp_pat
     with second_process(HELD, home.root) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with home.exclusive("after the kill"):
+        other = store.machine(tmp_path / "b")
+        with (
+            pytest.raises(LockedError, match=f"found process {process.pid} on"),
+            other.exclusive("too early"),
+        ):
             pass
+        with home.exclusive("after the kill"):
+            assert f"process {os.getpid()} on" in describe(home.root)
 
 
 def test_the_lease_is_renewed_while_a_machine_is_at_work(store, tmp_path, monkeypatch):
