@@ -22,7 +22,7 @@ from storage.atomic import atomic_directory, atomic_path, write_json
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.locks import ProcessLock
-from storage.remote import confirm_turn
+from storage.object_home import confirm_turn
 
 __all__ = [
     "Champion",

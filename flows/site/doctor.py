@@ -18,8 +18,8 @@ from kronos_model.publish import check_token
 from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
+from storage.object_home import describe
 from storage.registry import read_champion
-from storage.remote import describe
 from storage.schema import Market
 from tasks.database import shown
 from tasks.promotion import mend, mismatches
