@@ -94,15 +94,9 @@ class Chart:
         text = text[text.index("<svg") :]
         for name, (light, _) in COLOURS.items():
             text = text.replace(light, f"var(--{name})")
-        text = re.sub(
-            r'(<svg[^>]*?) width="[^"]*"',
-            r"\1",
-            re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-            count=1,
-        )
+        text = re.sub(r' (width|height)="[^"]*"', "", text, count=2)  # the root's: the page gives it its size
         # Ids of one picture must not be those of another on the same page.
-        text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
-        return text.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
+        return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
 
 
 def canvas(count: int, *, width: float = 9.0, height: float = 4.2) -> tuple[Figure, Sequence[Axes]]:

@@ -25,7 +25,7 @@ from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, RunRef, ScoresRef, TrainedRef, VerdictRef
 from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import Chart
-from tasks.reports.html_page import RunReport, write_html
+from tasks.reports.night_page import NightPage, write_page
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
@@ -82,7 +82,7 @@ def report(
         "MLflow run": run.run_id,
         "written by": f"kronos-nightly {version('kronos-nightly')}",
     }
-    page = RunReport(
+    page = NightPage(
         title=f"{recipe}, night {night}",
         subtitle=f"judged {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         verdict=verdict.verdict,
@@ -93,7 +93,7 @@ def report(
         charts=charts,
         settings=settings,
     )
-    return Reported(page=str(write_html(page, folder / "report.html")), pictures=pictures, facts=facts)
+    return Reported(page=str(write_page(page, folder / "report.html")), pictures=pictures, facts=facts)
 
 
 def summary_markdown(reported: Reported, verdict: VerdictRef, run: RunRef) -> str:

@@ -15,7 +15,7 @@ from kronos_model.evaluation.strategy import StrategyConfig, backtest
 from storage.evaluations import forecast_frame
 from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import COLOURS, Chart
-from tasks.reports.html_page import RunReport, write_html
+from tasks.reports.night_page import NightPage, write_page
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
@@ -62,7 +62,7 @@ def charts(scores: Scores, job: Path) -> list[Chart]:
 
 @pytest.fixture(scope="module")
 def page(scores: Scores, charts: list[Chart], tmp_path_factory: pytest.TempPathFactory) -> str:
-    report = RunReport(
+    report = NightPage(
         title="demo, night <1>",
         subtitle="judged 2024-09-07 00:31 UTC",
         verdict="reject",
@@ -73,7 +73,7 @@ def page(scores: Scores, charts: list[Chart], tmp_path_factory: pytest.TempPathF
         charts=charts,
         settings={"predictor.epochs": 3, "series": ("um:A", "um:B"), "start": None},
     )
-    return write_html(report, tmp_path_factory.mktemp("page") / "report.html").read_text()
+    return write_page(report, tmp_path_factory.mktemp("page") / "report.html").read_text()
 
 
 def _equity(scores: Scores) -> Chart:
@@ -148,9 +148,38 @@ def test_what_was_given_is_on_the_page_and_is_text_there(page: str, scores: Scor
     assert "predictor.epochs" in text
 
 
+def test_hostile_text_is_shown_and_neither_runs_nor_reaches_a_terminal(
+    scores: Scores, tmp_path: Path
+) -> None:
+    hostile = "<script>alert(1)</script>\x1b[31m\" onload='x' \u202e"
+    report = NightPage(
+        title=hostile,
+        subtitle=hostile,
+        verdict=hostile,
+        reasons=[hostile],
+        notes=[hostile],
+        facts={hostile: hostile},
+        leaderboard=[{**row, "series": hostile, "model": hostile} for row in leaderboard(scores)[:2]]
+        + leaderboard(scores),
+        charts=[Chart("pit", hostile, hostile, pit_chart(scores).figure)],
+        settings={hostile: hostile, "series": (hostile,)},
+    )
+    page = write_page(report, tmp_path / "report.html").read_text()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", page)
+    reader = _Reader(page)
+    assert [tag for tag, _ in reader.tags].count("script") == 1, "that of the button"
+    assert {name for _, attributes in reader.tags for name in attributes if name.startswith("on")} == {
+        "onclick"
+    }
+    shown = hostile.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+    assert reader.text.count(shown) == 16
+
+
 def test_every_picture_is_on_the_page_with_its_words_as_text(page: str, charts: list[Chart]) -> None:
     reader = _Reader(page)
-    assert [a["aria-label"] for tag, a in reader.tags if tag == "svg"] == [chart.title for chart in charts]
+    named = [attributes["aria-label"] for _, attributes in reader.tags if attributes.get("role") == "img"]
+    assert named == [chart.title for chart in charts]
+    assert [tag for tag, _ in reader.tags].count("svg") == len(charts)
     for words in ("optimizer step", "CRPS skill against the last value", "stated P(up)", "what happened"):
         assert words in reader.text
 
