@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.atomic import atomic_path
 from tasks.reports.chart_style import COLOURS, Chart, name_of
-from tasks.reports.templates import render
+from tasks.reports.rendering import render
 
 __all__ = ["NightPage", "write_page"]
 

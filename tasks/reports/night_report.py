@@ -25,7 +25,6 @@ from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, RunRef, ScoresRef, TrainedRef, VerdictRef
 from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import Chart
-from tasks.reports.night_page import NightPage, write_page
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
@@ -34,6 +33,7 @@ from tasks.reports.judgement_charts import (
     reliability_chart,
     skill_chart,
 )
+from tasks.reports.night_page import NightPage, write_page
 
 __all__ = ["Reported", "report", "summary_markdown"]
 

@@ -15,7 +15,6 @@ from kronos_model.evaluation.strategy import StrategyConfig, backtest
 from storage.evaluations import forecast_frame
 from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import COLOURS, Chart
-from tasks.reports.night_page import NightPage, write_page
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
@@ -24,6 +23,7 @@ from tasks.reports.judgement_charts import (
     reliability_chart,
     skill_chart,
 )
+from tasks.reports.night_page import NightPage, write_page
 from tests.support.scores import HOUR_MS, planted_scores
 
 

@@ -1,4 +1,4 @@
-"""What people read, from the templates beside this file: HTML is escaped, and no control character gets through."""
+"""What people read, filled into the templates of this room: HTML is escaped, and no control character gets through."""
 
 from __future__ import annotations
 
