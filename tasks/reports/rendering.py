@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-__all__ = ["render"]
+__all__ = ["day", "render"]
 
 
 def render(template: str, **context: Any) -> str:
@@ -28,7 +28,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "day": _day, "figure": _figure}
+    environment.filters |= {"cell": _cell, "day": day, "figure": _figure}
     return environment
 
 
@@ -44,7 +44,8 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split("\n")).replace("|", "\\|")
 
 
-def _day(moment_ms: int) -> str:
+def day(moment_ms: int) -> str:
+    """The day of a time in ms since the epoch, UTC."""
     return datetime.fromtimestamp(moment_ms / 1000, tz=UTC).strftime("%Y-%m-%d")
 
 
