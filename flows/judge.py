@@ -15,7 +15,7 @@ from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
-from tasks.reports.forecast_charts import draw_fans
+from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
 from tasks.reports.prefect_artifacts import show_leaderboard, show_picture, show_text, verdict_markdown
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table

@@ -82,7 +82,7 @@ class CardFacts:
     of_kronos: bool = False
     """Whether the weights descend from a checkpoint of Kronos's own, also by way of other fine-tunings."""
     pictures: tuple[str, ...] = ()
-    """File names, in the repository, of the pictures to show: those of PICTURES are told what they are."""
+    """File names, in the repository, of the pictures to show."""
 
     @property
     def contaminated(self) -> bool:

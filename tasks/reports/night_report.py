@@ -23,16 +23,17 @@ from storage.layout import Home
 from storage.schema import SeriesKey, utc_text
 from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, RunRef, ScoresRef, TrainedRef, VerdictRef
-from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import Chart
+from tasks.reports.equity_chart import equity_chart
+from tasks.reports.fan_charts import fan_chart
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
-    loss_chart,
     pit_chart,
     reliability_chart,
     skill_chart,
 )
+from tasks.reports.loss_chart import loss_chart
 from tasks.reports.night_page import NightPage, write_page
 
 __all__ = ["Reported", "report", "summary_markdown"]

@@ -13,16 +13,17 @@ from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.scores import Scores
 from kronos_model.evaluation.strategy import StrategyConfig, backtest
 from storage.evaluations import forecast_frame
-from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import COLOURS, Chart
+from tasks.reports.equity_chart import equity_chart
+from tasks.reports.fan_charts import fan_chart
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
-    loss_chart,
     pit_chart,
     reliability_chart,
     skill_chart,
 )
+from tasks.reports.loss_chart import loss_chart
 from tasks.reports.night_page import NightPage, write_page
 from tests.support.scores import HOUR_MS, planted_scores
 
@@ -205,6 +206,38 @@ def test_the_best_of_a_column_is_marked(page: str) -> None:
     rows = re.findall(r"<tr>(.*?)</tr>", first, flags=re.S)
     marked = [name for row in rows if "<td class=best>" in row for name in re.findall(r"row\">([^<]+)<", row)]
     assert "challenger" in marked
+
+
+def test_a_model_far_below_all_others_is_an_arrow_at_the_edge_and_squeezes_no_other() -> None:
+    skills = {"challenger": 0.02, "last_value": 0.0, "base": -0.04, "drift": -0.01, "base_raw": -3.2}
+    rows = [
+        {
+            "series": "all",
+            "model": name,
+            "skill": skill,
+            "skill_low": skill - 0.005,
+            "skill_high": skill + 0.005,
+        }
+        for name, skill in skills.items()
+    ]
+    (axis,) = leaderboard_chart(rows).figure.axes
+    left, right = axis.get_xlim()
+    assert -0.06 < left < -0.045
+    assert 0.025 < right < 0.04
+    marks = {line.get_marker(): line for line in axis.lines if len(line.get_xdata()) == 1}
+    assert marks["<"].get_xdata() == [left]
+    assert sum(line.get_marker() == "<" for line in axis.lines) == 1
+    assert "-3.200" in [text.get_text() for text in axis.texts]
+
+
+def test_two_models_are_shown_whole_however_far_apart() -> None:
+    rows = [
+        {"series": "all", "model": name, "skill": skill}
+        for name, skill in (("last_value", 0.0), ("base", -3.2))
+    ]
+    (axis,) = leaderboard_chart(rows).figure.axes
+    assert axis.get_xlim()[0] < -3.2
+    assert "<" not in [line.get_marker() for line in axis.lines]
 
 
 def test_the_extremes_are_the_origins_with_the_lowest_the_middle_and_the_highest_crps(scores: Scores) -> None:
