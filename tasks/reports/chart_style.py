@@ -18,7 +18,7 @@ import matplotlib.dates as mdates
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
@@ -134,11 +134,6 @@ def time_axis(axis: Axes) -> None:
 def price_axis(axis: Axes) -> None:
     """Of prices from a fraction of a cent to millions."""
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
-
-
-def percent_axis(axis: Axes, which: str) -> None:
-    """`which` of x and y, of shares from 0 to 1."""
-    getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1))
 
 
 def contenders(scores: Scores) -> list[str]:

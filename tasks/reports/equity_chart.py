@@ -9,20 +9,8 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
 from kronos_model.evaluation.strategy import Backtest, StrategyConfig, backtest
-from tasks.reports.chart_style import (
-    CHALLENGER,
-    DAY_MS,
-    GRID,
-    MUTED,
-    Chart,
-    Floats,
-    canvas,
-    colour_of,
-    contenders,
-    legend,
-    name_of,
-    time_axis,
-)
+from tasks.reports import chart_style as style
+from tasks.reports.chart_style import Chart, Floats
 
 __all__ = ["equity_chart"]
 
@@ -36,22 +24,21 @@ def equity_chart(scores: Scores, config: StrategyConfig) -> Chart | None:
     ]
     if not series:
         return None
-    figure, (axis,) = canvas(1)
+    figure, (axis,) = style.canvas(1)
     words = []
-    for model in contenders(scores):
+    for model in style.contenders(scores):
         tested = [backtest(scores, model, name, config) for name in series]
         times, equity = _together([(one.time_ms, one.equity) for one in tested])
-        axis.step(
-            times / DAY_MS, equity, where="post", color=colour_of(scores.models, model), label=name_of(model)
-        )
-        if model == CHALLENGER:
+        colour, label = style.colour_of(scores.models, model), style.name_of(model)
+        axis.step(times / style.DAY_MS, equity, where="post", color=colour, label=label)
+        if model == style.CHALLENGER:
             words = [_in_words(one) for one in tested]
             times, hold = _together([(one.time_ms, one.hold) for one in tested])
-            axis.plot(times / DAY_MS, hold, color=MUTED, label="buy and hold")
-    axis.axhline(1, color=GRID, linewidth=1)
+            axis.plot(times / style.DAY_MS, hold, color=style.MUTED, label="buy and hold")
+    axis.axhline(1, color=style.GRID, linewidth=1)
     axis.set_ylabel("equity, from 1")
-    time_axis(axis)
-    legend(figure, [axis])
+    style.time_axis(axis)
+    style.legend(figure, [axis])
     return Chart(
         "equity",
         "Illustration: what trading on it would have earned",

@@ -24,7 +24,7 @@ from storage.ledger import Hole, Ledger
 from storage.schema import SeriesKey, utc_text
 from storage.statistics import series_statistics
 from tasks.refs import FailureRef, IngestRef, SeriesRef
-from tasks.reports.chart_style import DAY_MS, GREEN, STYLE, VERMILION, price_axis, save, time_axis
+from tasks.reports import chart_style as style
 
 __all__ = ["draw_ingest", "report_ingest"]
 
@@ -35,9 +35,8 @@ _COVERED_SERIES = 60
 
 def report_ingest(home: Home, series: Sequence[SeriesRef], failures: Sequence[FailureRef]) -> IngestRef:
     """Write `reports/ingest-<time>.json` and its picture, unless nothing was new."""
-    ingested = IngestRef(series=tuple(series), failures=tuple(failures), report=None, picture=None)
     if not any(one.added for one in series) and not failures:
-        return ingested
+        return IngestRef(series=tuple(series), failures=(), report=None, picture=None)
     lake, ledger, now_ms = Lake(home.lake), Ledger(home.lake), time.time_ns() // 1_000_000
     keys = [SeriesKey.parse(one.series, one.interval) for one in series]
     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
@@ -122,25 +121,25 @@ def draw_ingest(
     columns = min(len(latest), 2)
     rows = -(-len(latest) // columns)
     height = 0.6 + 0.28 * len(coverage)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(style.STYLE):
         figure = Figure(figsize=(11, 3 * rows + height + 1))
         grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[3.0] * rows, height])
         for place, (name, candles) in enumerate(latest.items()):
             _candlesticks(figure.add_subplot(grid[place // columns, place % columns]), name, candles)
         _coverage_map(figure, figure.add_subplot(grid[rows, :]), coverage)
-    return save(figure, target)
+    return style.save(figure, target)
 
 
 def _candlesticks(axis: Axes, name: str, candles: pl.DataFrame) -> None:
-    times = candles["open_time"].dt.epoch("ms").to_numpy() / DAY_MS
+    times = candles["open_time"].dt.epoch("ms").to_numpy() / style.DAY_MS
     opened, high, low, close = (candles[one].to_numpy() for one in ("open", "high", "low", "close"))
-    colours = np.where(close >= opened, GREEN, VERMILION)
+    colours = np.where(close >= opened, style.GREEN, style.VERMILION)
     width = 0.7 * (np.diff(times).min() if len(times) > 1 else 1.0)
     axis.vlines(times, low, high, color=colours, linewidth=0.7)
     axis.bar(times, np.abs(close - opened), width=width, bottom=np.minimum(opened, close), color=colours)
     axis.set(title=name, ylabel="price (quote currency)", ylim=(low.min(), high.max()))
-    price_axis(axis)
-    time_axis(axis)
+    style.price_axis(axis)
+    style.time_axis(axis)
 
 
 def _coverage_map(figure: Figure, axis: Axes, coverage: Mapping[str, Mapping[str, float]]) -> None:

@@ -7,29 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from kronos_model.evaluation.diagnostics import coverage_by_step, pit_histogram, reliability, skill_by_step
 from kronos_model.evaluation.scores import LEVELS, Scores
-from tasks.reports.chart_style import (
-    BLUE,
-    CHALLENGER,
-    GREEN,
-    MUTED,
-    ORANGE,
-    PAPER,
-    PURPLE,
-    Chart,
-    Floats,
-    canvas,
-    colour_of,
-    contenders,
-    dashes_of,
-    legend,
-    name_of,
-    note,
-    percent_axis,
-)
+from tasks.reports import chart_style as style
+from tasks.reports.chart_style import Chart, Floats
 
 __all__ = ["coverage_chart", "leaderboard_chart", "pit_chart", "reliability_chart", "skill_chart"]
 
@@ -41,21 +24,21 @@ def leaderboard_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """CRPS skill of every model over all series, with its interval."""
     chosen = [row for row in rows if row["series"] == "all" and row["skill"] is not None][::-1]
     models = [str(row["model"]) for row in chosen]
-    figure, (axis,) = canvas(1, height=1.2 + 0.42 * len(chosen))
+    figure, (axis,) = style.canvas(1, height=1.2 + 0.42 * len(chosen))
     left, right = _skill_frame(chosen)
     for place, row in enumerate(chosen):
-        skill, colour = row["skill"], colour_of(models, str(row["model"]))
+        skill, colour = row["skill"], style.colour_of(models, str(row["model"]))
         if row.get("skill_low") is not None and row.get("skill_high") is not None:
             ends = [row["skill_low"], row["skill_high"]]
             axis.plot(ends, [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
         if skill >= left:
             axis.plot(skill, place, "o", color=colour, markersize=7)
-            note(axis, f"{skill:+.3f}", (skill, place))
+            style.note(axis, f"{skill:+.3f}", (skill, place))
         else:
             axis.plot(left, place, "<", color=colour, markersize=9, clip_on=False)
-            note(axis, f"{skill:+.3f}", (left, place), offset=(9, -3), ha="left")
-    axis.axvline(0, color=MUTED, linewidth=1)
-    axis.set_yticks(range(len(chosen)), [name_of(model) for model in models])
+            style.note(axis, f"{skill:+.3f}", (left, place), offset=(9, -3), ha="left")
+    axis.axvline(0, color=style.MUTED, linewidth=1)
+    axis.set_yticks(range(len(chosen)), [style.name_of(model) for model in models])
     axis.set(xlabel="CRPS skill: 1 - CRPS / CRPS of the last value", xlim=(left, right))
     axis.set_ylim(-0.6, len(chosen) - 0.2)
     return Chart(
@@ -82,30 +65,31 @@ def _skill_frame(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def skill_chart(scores: Scores) -> Chart:
     """Skill by step, the challenger's with its interval."""
-    figure, (axis,) = canvas(1)
+    figure, (axis,) = style.canvas(1)
     steps = np.arange(1, scores.horizon + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = skill_by_step(scores, CHALLENGER, reference=_REFERENCE)
+        found = skill_by_step(scores, style.CHALLENGER, reference=_REFERENCE)
         axis.fill_between(
-            steps, found.low, found.high, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval"
+            steps, found.low, found.high, color=style.BLUE, alpha=0.15, linewidth=0, label="95 % interval"
         )
         base = scores.crps[scores.index(_REFERENCE)].mean(axis=0)
         for at, name in enumerate(scores.models):
             if name != _REFERENCE:
                 skill = 1 - scores.crps[at].mean(axis=0) / base
-                width = 2.0 if name == CHALLENGER else 1.2
-                style: Any = {"linewidth": width, "linestyle": dashes_of(scores.models, name)}
-                colour = colour_of(scores.models, name)
-                axis.plot(steps, skill, color=colour, label=name_of(name), **style)
-    axis.axhline(0, color=MUTED, linewidth=1)
+                width = 2.0 if name == style.CHALLENGER else 1.2
+                line: Any = {"color": style.colour_of(scores.models, name), "label": style.name_of(name)}
+                axis.plot(
+                    steps, skill, linewidth=width, linestyle=style.dashes_of(scores.models, name), **line
+                )
+    axis.axhline(0, color=style.MUTED, linewidth=1)
     axis.set_ylabel("CRPS skill against the last value")
     _step_axis(axis, scores)
     _limit(axis, [found.low, found.high])
-    legend(figure, [axis])
+    style.legend(figure, [axis])
     return Chart(
         "skill",
         "Skill by step",
-        f"1 - CRPS / CRPS of the last value at each step; the band is the {CHALLENGER}'s 95 % interval. Above zero "
+        "1 - CRPS / CRPS of the last value at each step; the band is the challenger's 95 % interval. Above zero "
         "is better than saying that the price stays. Curves far below the band are cut off.",
         figure,
     )
@@ -122,20 +106,20 @@ def _limit(axis: Axes, bounds: Sequence[Floats]) -> None:
 
 def coverage_chart(scores: Scores) -> Chart:
     """Share of closes inside the central intervals, by step."""
-    figure, (axis,) = canvas(1)
+    figure, (axis,) = style.canvas(1)
     steps = np.arange(1, scores.horizon + 1)
-    for share, colour in zip(LEVELS, (GREEN, ORANGE, BLUE, PURPLE), strict=True):
+    for share, colour in zip(LEVELS, (style.GREEN, style.ORANGE, style.BLUE, style.PURPLE), strict=True):
         axis.axhline(share, color=colour, linestyle="--", linewidth=0.9, alpha=0.8)
-        covered = coverage_by_step(scores, CHALLENGER, share)
+        covered = coverage_by_step(scores, style.CHALLENGER, share)
         axis.plot(steps, covered, color=colour, marker="o", markersize=3, label=f"{share:.0%} interval")
     axis.set(ylabel="share of closes inside", ylim=(0, 1.02))
-    percent_axis(axis, "y")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     _step_axis(axis, scores)
-    legend(figure, [axis])
+    style.legend(figure, [axis])
     return Chart(
         "coverage",
         "Coverage by step",
-        f"How many closes the {CHALLENGER}'s central intervals hold. The dashed line of the same colour is where "
+        "How many closes the challenger's central intervals hold. The dashed line of the same colour is where "
         "the curve belongs; below it the fan is too narrow.",
         figure,
     )
@@ -148,21 +132,21 @@ def _step_axis(axis: Axes, scores: Scores) -> None:
 
 def pit_chart(scores: Scores) -> Chart:
     """Where the truth fell within the forecast distribution."""
-    figure, (axis,) = canvas(1)
+    figure, (axis,) = style.canvas(1)
     edges = np.linspace(0, 1, _BINS + 1)
-    shares = {name: pit_histogram(scores, name, bins=_BINS) for name in contenders(scores)}
+    shares = {name: pit_histogram(scores, name, bins=_BINS) for name in style.contenders(scores)}
     for name, density in shares.items():
-        colour, label = colour_of(scores.models, name), name_of(name)
-        if name == CHALLENGER:
-            bars: Any = {"width": 1 / _BINS, "align": "edge", "edgecolor": PAPER, "alpha": 0.45}
+        colour, label = style.colour_of(scores.models, name), style.name_of(name)
+        if name == style.CHALLENGER:
+            bars: Any = {"width": 1 / _BINS, "align": "edge", "edgecolor": style.PAPER, "alpha": 0.45}
             axis.bar(edges[:-1], density, color=colour, label=label, **bars)
         else:
             axis.stairs(density, edges, color=colour, linewidth=1.4, label=label)
-    axis.axhline(1, color=MUTED, linestyle="--", linewidth=1, label="calibrated")
+    axis.axhline(1, color=style.MUTED, linestyle="--", linewidth=1, label="calibrated")
     serving = [float(density.max()) for name, density in shares.items() if name != "base"]
     axis.set(xlabel="PIT: share of the forecast below what came", ylabel="density", xlim=(0, 1))
     axis.set_ylim(0, max(2.0, 1.15 * max(serving)))
-    legend(figure, [axis])
+    style.legend(figure, [axis])
     return Chart(
         "pit",
         "Calibration: PIT histogram",
@@ -174,27 +158,27 @@ def pit_chart(scores: Scores) -> Chart:
 
 def reliability_chart(scores: Scores) -> Chart:
     """Stated against observed probability of a higher close at the last step."""
-    figure, (axis,) = canvas(1, width=6.4, height=5.2)
-    axis.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="reliable")
-    for name in contenders(scores):
-        found, colour = reliability(scores, name), colour_of(scores.models, name)
+    figure, (axis,) = style.canvas(1, width=6.4, height=5.2)
+    axis.plot([0, 1], [0, 1], color=style.MUTED, linestyle="--", linewidth=1, label="reliable")
+    for name in style.contenders(scores):
+        found, colour = reliability(scores, name), style.colour_of(scores.models, name)
         seen = found.count > 0
         stated, observed, count = found.stated[seen], found.observed[seen], found.count[seen]
         axis.plot(stated, observed, color=colour, linewidth=1.2, alpha=0.8)
         sizes = 12 + 180 * count / count.sum()
-        axis.scatter(stated, observed, s=sizes, color=colour, label=name_of(name), zorder=3)
-        if name == CHALLENGER:
+        axis.scatter(stated, observed, s=sizes, color=colour, label=style.name_of(name), zorder=3)
+        if name == style.CHALLENGER:
             for x, y, times in zip(stated, observed, count, strict=True):
-                note(axis, f"{times}", (x, y), offset=(7, -9), ha="left")
+                style.note(axis, f"{times}", (x, y), offset=(7, -9), ha="left")
     axis.set(xlabel="stated P(up) over the whole horizon", ylabel="share that rose")
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.04, 1.04))
-    percent_axis(axis, "x")
-    percent_axis(axis, "y")
-    legend(figure, [axis])
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    style.legend(figure, [axis])
     return Chart(
         "reliability",
         "Reliability of P(up)",
         "How often the close at the last step was higher, where the model said so with about this probability. On the "
-        f"diagonal is reliable. Numbers and sizes count the {CHALLENGER}'s forecasts; few say little.",
+        "diagonal is reliable. Numbers and sizes count the challenger's forecasts; few say little.",
         figure,
     )

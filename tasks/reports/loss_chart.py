@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from tasks.reports.chart_style import BLUE, GREEN, MUTED, VERMILION, Chart, Floats, canvas, legend, note
+from tasks.reports import chart_style as style
+from tasks.reports.chart_style import Chart, Floats
 
 __all__ = ["loss_chart"]
 
@@ -21,7 +22,7 @@ _MOST_LABELS = 12
 
 def loss_chart(jobs: Mapping[str, Path]) -> Chart:
     """Training and validation loss per stage; the kept weights and what lies beyond them are marked."""
-    figure, axes = canvas(len(jobs))
+    figure, axes = style.canvas(len(jobs))
     for axis, (stage, job) in zip(axes, jobs.items(), strict=True):
         records = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
         train, held = (
@@ -36,7 +37,7 @@ def loss_chart(jobs: Mapping[str, Path]) -> Chart:
         axis.set(title=stage, xlabel="optimizer step", ylabel=unit)
         _decades(axis, np.concatenate([train[:, 1], held[:, 1]]))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend(figure, axes)
+    style.legend(figure, axes)
     return Chart(
         "losses",
         "Loss by stage",
@@ -60,36 +61,36 @@ def _decades(axis: Axes, losses: Floats) -> None:
 def _training(axis: Axes, points: Floats) -> None:
     """Every step faintly, and the mean over a twentieth of them."""
     stride = max(1, len(points) // _MOST_POINTS)
-    axis.plot(*points[::stride].T, color=MUTED, alpha=0.3, linewidth=0.7)
+    axis.plot(*points[::stride].T, color=style.MUTED, alpha=0.3, linewidth=0.7)
     width = max(1, len(points) // 20)
     if width > 1:
         sums = np.concatenate([[0.0], np.cumsum(points[:, 1])])
         first = np.maximum(np.arange(1, len(sums)) - width, 0)
         smooth = (sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)
-        axis.plot(points[::stride, 0], smooth[::stride], color=MUTED, label="training")
+        axis.plot(points[::stride, 0], smooth[::stride], color=style.MUTED, label="training")
     else:
-        axis.plot([], [], color=MUTED, label="training")
+        axis.plot([], [], color=style.MUTED, label="training")
 
 
 def _validation(axis: Axes, points: Floats) -> None:
-    axis.plot(*points.T, color=BLUE, marker="o", label="validation")
+    axis.plot(*points.T, color=style.BLUE, marker="o", label="validation")
     best = int(points[:, 1].argmin())
     labelled = range(len(points)) if len(points) <= _MOST_LABELS else {0, best, len(points) - 1}
     for at in labelled:
         if at != best:
-            note(axis, f"{points[at, 1]:.3f}", points[at], colour=BLUE)
+            style.note(axis, f"{points[at, 1]:.3f}", points[at], colour=style.BLUE)
     step, loss = points[best]
-    axis.axvline(step, color=GREEN, linestyle="--", label="kept")
+    axis.axvline(step, color=style.GREEN, linestyle="--", label="kept")
     right = best > len(points) / 2
     top: Any = {"xycoords": ("data", "axes fraction"), "va": "top"}
-    note(
-        axis, f"kept: step {step:,.0f}, {loss:.4f}", (step, 0.97), offset=(-6 if right else 6, 0), colour=GREEN,
+    style.note(
+        axis, f"kept: step {step:,.0f}, {loss:.4f}", (step, 0.97), offset=(-6 if right else 6, 0), colour=style.GREEN,
         ha="right" if right else "left", fontweight="bold", **top,
     )  # fmt: skip
     if best < len(points) - 1:
         worse = 100 * (points[-1, 1] / loss - 1)
-        axis.axvspan(step, points[-1, 0], color=VERMILION, alpha=0.1, linewidth=0, label="overfitting")
-        note(
-            axis, f"{worse:+.2f} % at the end", (points[-1, 0], 0.88), offset=(-4, 0), colour=VERMILION, ha="right",
-            **top,
-        )  # fmt: skip
+        axis.axvspan(step, points[-1, 0], color=style.VERMILION, alpha=0.1, linewidth=0, label="overfitting")
+        at_end = f"{worse:+.2f} % at the end"
+        style.note(
+            axis, at_end, (points[-1, 0], 0.88), offset=(-4, 0), colour=style.VERMILION, ha="right", **top
+        )

@@ -140,10 +140,7 @@ def card_facts(
 def _base_models(facts: NightFacts, part: str) -> dict[str, str]:
     """What this part was fine-tuned from, with its revision; nothing for weights from scratch or from a folder."""
     preset = PRESETS[facts.preset]
-    if part == "tokenizer":
-        repository, revision = preset.tokenizer_id, preset.tokenizer_revision
-    else:
-        repository, revision = preset.predictor_id, preset.predictor_revision
+    repository, revision = getattr(preset, f"{part}_id"), getattr(preset, f"{part}_revision")
     return {repository: revision} if facts.pretrained and repository and revision else {}
 
 

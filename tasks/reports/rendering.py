@@ -49,5 +49,5 @@ def day(moment_ms: int) -> str:
     return datetime.fromtimestamp(moment_ms / 1000, tz=UTC).strftime("%Y-%m-%d")
 
 
-def _figure(value: float | None, shape: str = ".2f") -> str:
-    return "n/a" if value is None else format(value, shape).replace("%", " %")
+def _figure(value: float | None, shape: str = ".2f", none: str = "n/a") -> str:
+    return none if value is None else format(value, shape).replace("%", " %")

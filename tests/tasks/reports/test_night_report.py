@@ -24,7 +24,7 @@ from tasks.reports.judgement_charts import (
     skill_chart,
 )
 from tasks.reports.loss_chart import loss_chart
-from tasks.reports.night_page import NightPage, write_page
+from tasks.reports.night_report import NightPage, write_page
 from tests.support.scores import HOUR_MS, planted_scores
 
 
