@@ -30,12 +30,10 @@ from storage.schema import SeriesKey
 from tasks.evaluate import forecaster
 from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, FailureRef, ForecastRef, ForecastsRef, PairRef
-from tasks.reports.forecast_charts import draw_forecast
+from tasks.reports.fan_charts import draw_forecast
 
 __all__ = ["IncompleteForecast", "complete", "export_forecasts", "forecast"]
 
-_CLOSE = FEATURES.index("close")
-_SHOWN_CONTEXT = 96
 _HOW_FAST = ("rows", "acceleration")  # of the settings of sampling, those that do not change the paths
 logger = logging.getLogger(__name__)
 
@@ -139,7 +137,7 @@ def _make(
     )
     for past, paths in zip(pasts, sampled, strict=True):
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
-        _draw(past, outlook, _figure(home, question))
+        draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
         store.save(question, frame, summary)  # last: what is stored is not made again
     return seconds
@@ -198,19 +196,6 @@ def _summary(past: Past, outlook: Outlook, model: PairRef) -> dict[str, Any]:
         "model": model.origin,
         "tokenizer_digest": model.tokenizer_digest,
     }
-
-
-def _draw(past: Past, outlook: Outlook, target: Path) -> None:
-    shown = min(_SHOWN_CONTEXT, len(past.open_time))
-    draw_forecast(
-        title=f"{past.key.name} {past.key.interval}, the next {len(past.future)} candles",
-        unit="close (quote currency)",
-        context_ms=past.open_time[-shown:],
-        context_close=past.features[-shown:, _CLOSE],
-        future_ms=past.future,
-        outlook=outlook,
-        target=target,
-    )
 
 
 def _figure(home: Home, question: ForecastQuestion) -> Path:

@@ -31,8 +31,7 @@ from storage.layout import Home
 from storage.registry import Champion
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
-from tasks.reports.card_facts import NightFacts, card_facts
-from tasks.reports.model_card import model_card
+from tasks.reports.model_card import NightFacts, card_facts, model_card
 from tasks.secrets import hub_token
 
 __all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]
