@@ -125,26 +125,15 @@ def read_history(home: Home, recipe: str) -> tuple[Change, ...]:
 
 def settle_history(home: Home, recipe: str) -> None:
     """Note the present champion, where a crash after champion.json or an older release did not."""
-    champion = read_recorded(home, recipe)
-    if champion is None:
-        return
-    known = read_history(home, recipe)
-    missing = [champion]
-    if known and _moment(known[-1].champion) == _moment(champion):
-        return
-    if not known and champion.previous:
-        missing.insert(0, champion.previous)
-    changes = list(known)
-    for one in missing:
-        changes.append(Change(champion=one, replaced=changes[-1].champion.digest if changes else None))
-    with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
-        draft.write_text("".join(map(_line, changes)), encoding="utf-8")
+    settled = _settled(home, recipe)
+    if settled != read_history(home, recipe):
+        with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
+            draft.write_text("".join(map(_line, settled)), encoding="utf-8")
 
 
 def champions(home: Home, recipe: str) -> tuple[Champion, ...]:
     """Everyone who ever served a recipe, each once as last recorded, in the order of their first day."""
-    settle_history(home, recipe)
-    return tuple({one.champion.digest: one.champion for one in read_history(home, recipe)}.values())
+    return tuple({one.champion.digest: one.champion for one in _settled(home, recipe)}.values())
 
 
 def keep_model(home: Home, recipe: str, digest: str, parts: dict[str, Path]) -> dict[str, str]:
@@ -190,6 +179,17 @@ def read_recorded(home: Home, recipe: str) -> Champion | None:
             f"Expected a champion record in {path}, found something else ({error}); restore it from a backup or delete "
             f"it, and the next promoted night writes it anew."
         ) from error
+
+
+def _settled(home: Home, recipe: str) -> tuple[Change, ...]:
+    """The history with the present champion, whether or not it is noted there yet."""
+    champion, changes = read_recorded(home, recipe), list(read_history(home, recipe))
+    if champion is None or (changes and _moment(changes[-1].champion) == _moment(champion)):
+        return tuple(changes)
+    before = [champion.previous] if champion.previous and not changes else []
+    for one in (*before, champion):
+        changes.append(Change(champion=one, replaced=changes[-1].champion.digest if changes else None))
+    return tuple(changes)
 
 
 def _summary(path: Path, home: Home) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
-from storage.scoreboard import Record, live_record
+from storage.scoreboard import Record, live_record, score_due
 from tasks.policies import IDEMPOTENT
 
 __all__ = ["DriftOf", "Live", "live_board", "score_live"]
@@ -56,7 +56,8 @@ class Live:
 
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
 def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
-    """The board brought up to date; drift is a warning in the log."""
+    """What has become due scored and kept, and the record; drift is a warning in the log."""
+    score_due(home, score_quantiles)
     live = live_board(home, recipe, under_way=under_way)
     for warning in live.warnings:
         logger.warning("%s", warning)
@@ -64,7 +65,7 @@ def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
 
 
 def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
-    """Score what has become due, then the record of everyone who ever served the recipe.
+    """The record of everyone who ever served the recipe, as of now; writes nothing.
 
     `under_way` gives the datasets of nights that have no summary yet.
     """

@@ -10,14 +10,14 @@ from storage.layout import Home
 __all__ = ["names", "start"]
 
 
-def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
-    """Open the home and prepare the environment, before anything imports Prefect.
+def start(obj: dict[str, Any], *, flow: bool = False, reads: bool = False) -> Home:
+    """Open the home, perhaps one that it only `reads`, and prepare the environment, before anything imports Prefect.
 
     For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
     """
     if not obj["verbose"]:
         log_to_stderr()  # first: the first opening of a home on object storage may take a while
-    home = open_home(obj["home"])
+    home = open_home(obj["home"], reads=reads)
     prepare_environment(home, verbose=obj["verbose"])
     if flow:
         from flows.site.embedded import begin_embedded
