@@ -53,7 +53,8 @@ def prepare_environment(home: Home, *, verbose: bool) -> None:
 def open_home(path: str | Path | None = None, *, reads: bool = False) -> Home:
     """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing, pulled when on object storage.
 
-    One that is only read is left as it is. Every flow opens one, so from here on the packages' INFO lines are heard, also where a worker started the run.
+    One that is only read is left as it is. Every flow opens one, so from here on the packages' INFO lines are heard,
+    also where a worker started the run.
     Raises StorageError when it cannot be created or written.
     """
     for (

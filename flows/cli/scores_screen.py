@@ -7,12 +7,12 @@ from math import exp
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.screen import console
+from flows.cli.terminal import console
 from kronos_model.evaluation.live import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Tally, by_period, score_due
-from tasks.live_scores import Live, live_board
+from tasks.live_record import Live, live_board
 
 __all__ = ["show_scores"]
 

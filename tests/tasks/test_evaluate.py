@@ -1,8 +1,13 @@
 """An evaluation as a task: calibrated models in, scores and every forecast on disk, and what is refused or marked."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -97,7 +102,7 @@ def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(s
         assert share == pytest.approx(rows[model]["coverage_90"], abs=0.02)  # rounding at the ends
     paths = pl.read_parquet(Path(scored.path) / "paths.parquet")
     assert len(paths.filter(pl.col("model") == "challenger")) == scored.origins * 4
-    assert [path.name for path in Path(scored.path).parent.glob("*.part")] == []
+    assert [path.name for path in Path(scored.path).parent.iterdir() if path.suffix] == []
 
 
 def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(ground, home, base, monkeypatch):
@@ -121,6 +126,71 @@ def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(grou
         len(pl.read_parquet(Path(found.path) / "forecasts.parquet"))
         == len(Scores.load(Path(found.path)).models) * 32
     )
+
+
+class Killed(BaseException):
+    """A process that is killed: nothing of it changes a file any more."""
+
+
+CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink", "link")
+
+
+def killed_at(patch: pytest.MonkeyPatch, dies_at: int) -> None:
+    """Once every batch is forecast, let the process die before it changes a name for the `dies_at`-th time."""
+    left, walk_forward = count(1), module.walk_forward
+
+    def mortal(change: Callable[..., object]) -> Callable[..., object]:
+        def changed(*arguments: Any, **named: Any) -> object:
+            if next(left) >= dies_at:
+                raise Killed
+            return change(*arguments, **named)
+
+        return changed
+
+    def walked(*arguments: Any, **named: Any) -> Scores:
+        scores = walk_forward(*arguments, **named)
+        for name in CHANGES:
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        return scores
+
+    patch.setattr(module, "walk_forward", walked)
+
+
+def test_an_evaluation_that_is_killed_while_it_finishes_is_finished_as_if_it_had_not_been(
+    ground, base, tmp_path, monkeypatch
+):
+    def finish(home: Home, dies_at: int) -> Path:
+        with monkeypatch.context() as patch:
+            killed_at(patch, dies_at)
+            return Path(walk(home, ground, {"base": base}).path)
+
+    begun = Home.at(tmp_path / "begun")
+    with pytest.raises(Killed):
+        finish(begun, 1)  # with all batches and nothing else
+    undisturbed = _tables(finish(_copy(begun, tmp_path / "undisturbed"), 1_000_000))
+    deaths = 0
+    for dies_at in count(1):
+        home = _copy(begun, tmp_path / str(dies_at))
+        try:
+            found = finish(home, dies_at)
+        except Killed:
+            deaths += 1
+            found = finish(home, 1_000_000)
+        for name, rows in _tables(found).items():
+            assert rows.equals(undisturbed[name]), f"killed before change {dies_at}: other {name}"
+        assert [path.name for path in home.jobs.glob("evaluate-*")] == [found.name]
+        if deaths < dies_at:
+            break
+    assert deaths > 10
+
+
+def _copy(home: Home, root: Path) -> Home:
+    shutil.copytree(home.root, root)
+    return Home(root)
+
+
+def _tables(folder: Path) -> dict[str, pl.DataFrame]:
+    return {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("forecasts", "paths")}
 
 
 def test_a_range_before_the_end_of_the_pre_training_is_marked_for_weights_that_saw_it(

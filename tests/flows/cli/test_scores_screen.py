@@ -19,7 +19,8 @@ from storage.layout import Home
 from storage.ledger import Source
 from storage.registry import Champion, write_champion, write_night
 from storage.schema import SeriesKey
-from tasks.live_scores import live_board, score_live
+from tasks.live_record import live_board
+from tasks.live_scores import score_live
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
 from tests.support.snapshots import snapshot
 from tests.support.terminal import Terminal, finish, start
