@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +42,14 @@ __all__ = [
 
 _WEIGHTS = "model.safetensors"
 _PATIENCE_S = 30.0
+_PATHS = {  # what in a night's summary is a path, by section: one mapping or a list of them
+    "": ("report",),
+    "dataset": ("path",),
+    "stages": ("job", "best"),
+    "challenger": ("tokenizer", "predictor"),
+    "published": ("path",),
+    "forecasts": ("path", "figure"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,18 +202,25 @@ def _settled(home: Home, recipe: str) -> tuple[Change, ...]:
 
 def _summary(path: Path, home: Home) -> dict[str, Any]:
     """A night's summary with its paths as they are here: a home may be moved, or be another machine's copy."""
-    text = path.read_text(encoding="utf-8")
-    written = json.loads(text).get("home")
-    if written:
-        text = text.replace(_quoted(written), _quoted(home.root))
-    summary: dict[str, Any] = json.loads(text)
-    summary.pop("home", None)
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if written := summary.pop("home", None):
+        for section, names in _PATHS.items():
+            for entry in _entries(summary.get(section) if section else summary):
+                _move(entry, names, Path(written), home.root)
     return summary
 
 
-def _quoted(root: object) -> str:
-    """How a path below `root` begins within JSON."""
-    return json.dumps(f"{root}/", ensure_ascii=False)[1:-1]
+def _entries(section: Any) -> list[dict[str, Any]]:
+    """Those of a section; none where the night has no such section."""
+    return section if isinstance(section, list) else [section] if section else []
+
+
+def _move(entry: dict[str, Any], names: Sequence[str], written: Path, root: Path) -> None:
+    """Name what lay below the home `written` by where it lies below `root`; what lies elsewhere stays."""
+    for name in names:
+        value = entry.get(name)
+        if value and Path(value).is_relative_to(written):
+            entry[name] = str(root / Path(value).relative_to(written))
 
 
 def _line(change: Change) -> str:
