@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -17,10 +18,16 @@ from kronos_model.calibration import Calibration
 from kronos_model.errors import DataError
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
+from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import write_metadata
+from kronos_model.normalise import Normaliser
+from kronos_model.windows import WindowDataset
+from storage.dataset import DatasetConfig
 from storage.layout import Home
 from tasks.refs import PairRef, ScoresRef, TrainedRef
+from tests.support.datasets import build, make_candles
+from tests.support.scores import planted_scores
 from tests.support.training import Ground, make_ground
 
 CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=10, batch_origins=3, keep_paths=True)
@@ -210,6 +217,49 @@ def test_the_verdict_tells_what_the_calibration_did_and_every_note(scored):
     assert verdict.verdict == "keep"  # eight origins decide nothing
     assert any("calibration moved the coverage of the 90 % band from" in reason for reason in verdict.reasons)
     assert "note: the spread of base is not calibrated for these sampling settings" in verdict.reasons
+
+
+@pytest.mark.parametrize(("champion", "verdict"), [(False, "promote"), (True, "reject")])
+def test_a_challenger_that_beats_the_base_and_not_the_champion_is_promoted_only_where_there_is_none(
+    tmp_path, champion, verdict
+):
+    losses = np.random.default_rng(1).normal(0.01, 0.001, 120)
+    scores = planted_scores(
+        {"challenger": losses, "base": losses * 1.3, "champion": losses * 0.7, "last_value": losses * 2}
+    )
+    told = ScoresRef(
+        path=str(scores.save(tmp_path / "scores")), origins=120, leaderboard=tuple(leaderboard(scores))
+    )
+    assert module.gate.fn(told, GatePolicy(), champion=champion).verdict == verdict
+
+
+def test_another_seed_is_another_evaluation_and_another_calibration(ground, home, base, challenger):
+    one, other = (
+        module.evaluate.fn(home, ground.dataset, {"base": base}, CONFIG, seed=seed) for seed in (1, 2)
+    )
+    assert one.path != other.path
+    crps = [Scores.load(Path(ref.path)).crps[0] for ref in (one, other)]
+    assert not np.array_equal(*crps)
+    again = module.calibrate.fn(home, ground.dataset, base, CONFIG, role="base", seed=2)
+    assert again.predictor != challenger.predictor
+
+
+def test_a_base_without_settings_of_its_own_is_judged_with_the_normaliser_of_the_dataset(
+    tmp_path, base, challenger
+):
+    candles = {"um:DOGEUSDT": make_candles(300, seed=1)}
+    dataset = build(
+        candles, DatasetConfig(lookback=16, horizon=4, normaliser="global_robust"), tmp_path / "datasets"
+    )
+    expected = WindowDataset.open(dataset.path).normaliser
+    assert expected != Normaliser()
+    assert module.forecaster(base, dataset).normaliser == expected
+    recorded = Path(base.predictor).with_name("recorded")
+    shutil.copytree(base.predictor, recorded)
+    write_metadata(recorded, {"normaliser": Normaliser(clip=3.0).to_dict(), "max_context": 20})
+    assert module.forecaster(replace(base, predictor=str(recorded)), dataset).normaliser == Normaliser(
+        clip=3.0
+    )
 
 
 def test_a_tokenizer_that_loses_codes_is_refused_unless_it_was_trained_from_scratch(tmp_path):

@@ -242,6 +242,29 @@ def test_a_night_does_not_promote_over_a_rollback_that_came_in_between(nights: N
     assert nights.champion().night == night_id(1)
 
 
+def test_a_night_that_promotes_again_after_it_was_cut_off_keeps_since_when_by_whom_and_why(
+    nights: Nights,
+) -> None:
+    promote_run(nights.home, RECIPE, night_id(3), reason="a desk's decision")
+    before, history = nights.champion(), read_history(nights.home, RECIPE)
+    again = promotion.promote.fn(
+        nights.home,
+        RECIPE,
+        nights.train(3),
+        night=night_id(3),
+        mlflow_run=nights.run(3).run_id,
+        verdict=VerdictRef(verdict="promote", reasons=("better than the champion",)),
+        published=(),
+        judged_against=before.previous,
+        serving=before,
+        config=PublishConfig(policy="never"),
+    )
+    told = (before.since, "kronos promote", ("a desk's decision",))
+    assert (again.since, again.by, again.reasons) == told
+    assert (nights.champion().since, nights.champion().by, nights.champion().reasons) == told
+    assert read_history(nights.home, RECIPE) == history
+
+
 def test_a_home_from_before_there_was_a_history_gets_one_with_the_champion_before(nights: Nights) -> None:
     folder = nights.home.models / RECIPE
     (folder / "history.jsonl").unlink()
