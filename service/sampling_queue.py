@@ -175,7 +175,7 @@ class SamplingQueue:
             return list(self._sample(batch))
         except _Abandoned as error:
             return [error for _ in batch]
-        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+        except Exception as error:  # noqa: BLE001  # the edge of a thread; raised again where it is awaited
             if len(batch) == 1:
                 return [error]
             return [result for ticket in batch for result in self._results([ticket])]

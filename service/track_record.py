@@ -16,9 +16,8 @@ from service.responses import facts_of
 from service.schemas import Fan, LiveScores, NightScores, PastForecast
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
-from storage.registry import champions
 from storage.schema import SeriesKey
-from storage.scoreboard import Scoreboard, tally
+from storage.scoreboard import live_record
 
 __all__ = ["history", "night_scores"]
 
@@ -82,12 +81,8 @@ def night_scores(home: Home, champion_models: ChampionModels, recipe: str | None
 
 def _live(home: Home, recipe: str) -> list[LiveScores]:
     """Every series that somebody who served the recipe has forecast, scored up to now."""
-    board = Scoreboard(home, score_quantiles)
-    models = {champion.predictor_digest for champion in champions(home, recipe)}
-    found = []
-    for key in ForecastStore(home.forecasts).series():
-        board.update(key)
-        one = tally(board.rows(key, models), waiting=board.waiting(key, models))
-        if one.scored or one.waiting:
-            found.append(LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one)))
-    return found
+    record = live_record(home, recipe, score_quantiles)
+    return [
+        LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
+        for key, one in record.series.items()
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from kronos_model.settings import Bounds, settings
+from storage.atomic import remove_directory
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night
 
@@ -79,12 +79,9 @@ def expired(home: Home, policy: RetentionPolicy, *, now: Callable[[], float] = t
 
 
 def discard(one: Expired) -> None:
-    """Delete it; a folder first takes a draft's name, so that what is left of a broken-off deletion is no folder of
-    ours."""
+    """Delete it."""
     if one.path.is_dir():
-        doomed = one.path.with_name(f".{one.path.name}.gc.tmp")
-        one.path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_directory(one.path)
     else:
         one.path.unlink(missing_ok=True)
 

@@ -1,10 +1,11 @@
 """How live forecasts did: one row per forecast, written once, when its truth is in the lake.
 
-`forecasts/scores/<slug>.parquet`. A forecast whose horizon has a hole waits a day longer, since the exchange may still
-fill it; then it is scored on the candles that came.
+`forecasts/scores/<slug>.parquet`. Who only reads gets what is due and not written yet as well, computed in memory.
+A forecast whose horizon has a hole waits a day longer, since the exchange may still fill it; then it is scored on the
+candles that came.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,18 @@ from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.registry import champions
 from storage.schema import SeriesKey
 
-__all__ = ["SCORE_SCHEMA", "Record", "Scoreboard", "Scored", "Tally", "by_period", "live_record", "tally"]
+__all__ = [
+    "SCORE_SCHEMA",
+    "Record",
+    "Scoreboard",
+    "Scored",
+    "Standing",
+    "Tally",
+    "by_period",
+    "live_record",
+    "score_due",
+    "tally",
+]
 
 Floats = NDArray[np.float64]
 _QUANTILE = "close_q"
@@ -71,6 +83,14 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Standing:
+    """The forecasts of one series whose truth has come, as SCORE_SCHEMA has them, and how many still wait for it."""
+
+    rows: pl.DataFrame
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Record:
     """How all who ever served a recipe did, while they served and after."""
 
@@ -80,7 +100,7 @@ class Record:
 
 
 class Scoreboard:
-    """The scores of all stored forecasts of a home. Any process may bring it up to date."""
+    """The scores of all stored forecasts of a home."""
 
     def __init__(self, home: Home, score: Score) -> None:
         self._store, self._lake = ForecastStore(home.forecasts), Lake(home.lake)
@@ -88,29 +108,38 @@ class Scoreboard:
         self._score = score
 
     def update(self, key: SeriesKey) -> int:
-        """Score what has become due; how many that were."""
+        """Score what has become due and write it; how many that were."""
         lock = ProcessLock(self._root / f".{key.slug}.lock", guarded=f"the scores of {key}")
         with lock.hold("scoring forecasts", wait_s=_PATIENCE_S):
             known = self._read(key)
-            rows = list(self._due(key, set(known["forecast"])))
-            if rows:
-                added = pl.DataFrame(rows, schema=SCORE_SCHEMA, orient="row")
-                write_parquet(pl.concat([known, added]).sort("forecast"), self._path(key))
-        return len(rows)
+            due = self._due(key, self._unscored(key, known))
+            if not due.is_empty():
+                write_parquet(pl.concat([known, due]).sort("forecast"), self._path(key))
+        return len(due)
 
-    def rows(self, key: SeriesKey, models: Collection[str] | None = None) -> pl.DataFrame:
-        """What has been scored of a series, oldest first; of these models alone where they are given."""
-        rows = self._read(key)
-        return rows if models is None else rows.filter(pl.col("model_digest").is_in(list(models)))
+    def standing(self, key: SeriesKey, models: Collection[str] | None = None) -> Standing:
+        """Of a series as of now, oldest first, with what is due computed; of these models where they are given.
 
-    def waiting(self, key: SeriesKey, models: Collection[str] | None = None) -> int:
-        """Forecasts whose truth has not come yet."""
-        left = self._store.list(key, skip=set(self._read(key)["forecast"]))
-        return sum(models is None or one.model_digest in models for one in left)
+        Writes nothing.
+        """
+        known = self._read(key)
+        left = self._unscored(key, known)
+        if models is not None:
+            known = known.filter(pl.col("model_digest").is_in(list(models)))
+            left = [one for one in left if one.model_digest in models]
+        due = self._due(key, left)
+        return Standing(rows=pl.concat([known, due]).sort("forecast"), waiting=len(left) - len(due))
 
-    def _due(self, key: SeriesKey, known: set[str]) -> Iterator[tuple[object, ...]]:
-        left, span = self._store.list(key, skip=known), self._lake.span(key)
-        if not left or span is None:
+    def _unscored(self, key: SeriesKey, known: pl.DataFrame) -> list[StoredForecast]:
+        return self._store.list(key, skip=set(known["forecast"]))
+
+    def _due(self, key: SeriesKey, left: Sequence[StoredForecast]) -> pl.DataFrame:
+        """Those of `left` whose truth has come, scored."""
+        return pl.DataFrame(list(self._rows(key, left)), schema=SCORE_SCHEMA, orient="row")
+
+    def _rows(self, key: SeriesKey, left: Sequence[StoredForecast]) -> Iterator[tuple[object, ...]]:
+        span = self._lake.span(key) if left else None
+        if span is None:
             return
         candles = self._lake.read(key, left[0].origin_ms)
         times, closes = candles["open_time"].dt.epoch("ms").to_numpy(), candles["close"].to_numpy()
@@ -149,19 +178,23 @@ class Scoreboard:
         return self._root / f"{key.slug}.parquet"
 
 
+def score_due(home: Home, score: Score) -> int:
+    """Score the forecasts of a home that have become due and write it; how many that were."""
+    board = Scoreboard(home, score)
+    return sum(board.update(key) for key in ForecastStore(home.forecasts).series())
+
+
 def live_record(home: Home, recipe: str, score: Score) -> Record:
-    """The record of a recipe's champions, brought up to date; `score` is kronos_model's `score_quantiles`."""
+    """The record of a recipe's champions as of now; `score` is kronos_model's `score_quantiles`. Writes nothing."""
     board, models = Scoreboard(home, score), {one.predictor_digest for one in champions(home, recipe)}
-    series, parts = {}, [pl.DataFrame(schema=SCORE_SCHEMA)]
-    for key in ForecastStore(home.forecasts).series():
-        board.update(key)
-        rows, waiting = board.rows(key, models), board.waiting(key, models)
-        if len(rows) or waiting:
-            series[key] = tally(rows, waiting=waiting)
-            parts.append(rows)
-    rows = pl.concat(parts)
-    total = tally(rows, waiting=sum(one.waiting for one in series.values()))
-    return Record(total=total, series=series, rows=rows)
+    found = {key: board.standing(key, models) for key in ForecastStore(home.forecasts).series()}
+    found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
+    rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])
+    return Record(
+        total=tally(rows, waiting=sum(one.waiting for one in found.values())),
+        series={key: tally(one.rows, waiting=one.waiting) for key, one in found.items()},
+        rows=rows,
+    )
 
 
 def tally(rows: pl.DataFrame, *, waiting: int = 0) -> Tally:

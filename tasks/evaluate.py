@@ -30,7 +30,7 @@ from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
 from kronos_model.pretrained import METADATA_FILE
 from kronos_model.windows import WindowDataset
-from storage.atomic import atomic_directory
+from storage.atomic import atomic_directory, remove_directory
 from storage.evaluations import ForecastTable, forecast_frame, paths_frame
 from storage.layout import Home
 from storage.schema import utc_text
@@ -92,15 +92,11 @@ def evaluate(
     they are kept, paths.parquet.
     """
     folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed)}"
+    work = folder.with_name(f"{folder.name}.work")
     if not folder.exists():
-        _walk(
-            folder,
-            WindowDataset.open(dataset.path),
-            dataset,
-            models,
-            config,
-            seed=seed,
-        )
+        _walk(folder, work, dataset, models, config, seed=seed)
+    if work.exists():
+        remove_directory(work)
     scores = Scores.load(folder)
     return ScoresRef(
         path=str(folder),
@@ -112,14 +108,15 @@ def evaluate(
 
 def _walk(
     folder: Path,
-    windows: WindowDataset,
+    work: Path,
     dataset: BuiltDataset,
     models: dict[str, PairRef],
     config: EvaluationConfig,
     *,
     seed: int,
 ) -> None:
-    """Walk forward into a folder beside, which an interrupted run goes on with, and put it in place."""
+    """Walk forward in the folder `work`, with which an interrupted run goes on, and put all into `folder` at once."""
+    windows = WindowDataset.open(dataset.path)
     if windows.count("test"):
         check_not_trained_on(windows, _trained_until(models))
     competitors: list[Competitor] = [
@@ -130,7 +127,6 @@ def _walk(
     baselines, notes = make_baselines(
         config, interval_ms=windows.interval_ms, lookback=windows.lookback, history=bars, seed=seed
     )
-    work = folder.with_name(f"{folder.name}.part")
     forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
 
     def keep(batch: int, made: Forecasts) -> None:
@@ -148,12 +144,10 @@ def _walk(
             keep=keep,
             progress=progress,
         )
-    tables = [table for table in (forecasts.finish(), paths.finish()) if table is not None]
-    ready = _marked(scores, models).save(work / "scores")
-    for table in tables:
-        table.replace(ready / table.name)
-    ready.replace(folder)
-    shutil.rmtree(work)
+    with atomic_directory(folder) as draft:
+        _marked(scores, models).save(draft)
+        for table in (forecasts, paths):
+            table.join(draft)
 
 
 def _frame(made: Forecasts) -> pl.DataFrame:

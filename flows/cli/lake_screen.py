@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exchange.audit import compare_archive, compare_pages
+from exchange.connect import Exchange, connected
 from exchange.inventory import Inventory, take_inventory
 from flows.cli.screen import candles_table
 from flows.recipes import configure
@@ -21,7 +22,6 @@ from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey, utc_text
 from storage.verify import Finding, verify_series
-from tasks.download import Exchange, connected
 from tasks.refs import IngestRef
 
 __all__ = ["list_candles", "show_ingested", "verify_lake"]
@@ -101,7 +101,7 @@ def verify_lake(
     findings: dict[SeriesKey, list[Finding]] = {key: verify_series(lake, ledger, key) for key in keys}
     if sample:
         with connected(
-            home, config.replay, keys, config.exchange, config.archive, seed=config.seed
+            home.lake, config.replay, keys, config.exchange, config.archive, seed=config.seed
         ) as exchange:
             for key in keys:
                 if not findings[key]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from flows.cli.terminal import console
 from flows.config import RunConfig, knobs
 from flows.site.doctor import CheckResult
 from storage.layout import Home
@@ -22,7 +22,6 @@ from tasks.refs import ForecastRef, SeriesRef, TrainedRef
 
 __all__ = [
     "candles_table",
-    "console",
     "show_expired",
     "show_findings",
     "show_forecasts",
@@ -273,11 +272,6 @@ def _where(screen: Console, home: Home, seconds: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def console() -> Console:
-    """Full width in a terminal; wide enough for the tables in a pipe or a log. Brackets and colons are no markup."""
-    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def _time(ms: int) -> str:

@@ -1,23 +1,26 @@
-"""What every command needs first: the home, the environment, log lines on the terminal."""
+"""What every command needs first: the home, the environment, the terminal."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from rich.console import Console
 
 from flows.environment import log_to_stderr, open_home, prepare_environment
 from storage.layout import Home
 
-__all__ = ["names", "start"]
+__all__ = ["console", "names", "start"]
 
 
-def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
-    """Open the home and prepare the environment, before anything imports Prefect.
+def start(obj: dict[str, Any], *, flow: bool = False, reads: bool = False) -> Home:
+    """Open the home, perhaps one that it only `reads`, and prepare the environment, before anything imports Prefect.
 
     For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
     """
     if not obj["verbose"]:
         log_to_stderr()  # first: the first opening of a home on object storage may take a while
-    home = open_home(obj["home"])
+    home = open_home(obj["home"], reads=reads)
     prepare_environment(home, verbose=obj["verbose"])
     if flow:
         from flows.site.embedded import begin_embedded
@@ -29,3 +32,8 @@ def start(obj: dict[str, Any], *, flow: bool = False) -> Home:
 def names(text: str) -> list[str]:
     """What stands between commas or spaces."""
     return [name for name in text.replace(",", " ").split() if name]
+
+
+def console() -> Console:
+    """Full width in a terminal; wide enough for the tables in a pipe or a log. Brackets and colons are no markup."""
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)

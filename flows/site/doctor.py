@@ -10,8 +10,8 @@ from typing import Literal
 import requests
 import torch
 
+from exchange.connect import Exchange
 from exchange.errors import ExchangeError
-from exchange.governor import governor_of
 from exchange.rest import ExchangeConfig, RestClient
 from kronos_model.errors import ModelError
 from kronos_model.publish import check_token
@@ -87,14 +87,10 @@ def _lake(home: Home) -> CheckResult:
 
 
 def _exchange(home: Home) -> list[CheckResult]:
-    config = ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1)
-    markets: dict[str, Market] = {"Binance spot": "spot", "Binance USD-M futures": "um"}
-    findings = []
-    for what, market in markets.items():
-        budget = governor_of(home.lake, market, config.url_of(market))
-        with RestClient(market, config, budget=budget) as client:
-            findings.append(_reach(what, client))
-    return findings
+    markets: dict[Market, str] = {"spot": "Binance spot", "um": "Binance USD-M futures"}
+    shared = Exchange(home.lake, ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1))
+    with shared.clients(markets) as clients:
+        return [_reach(markets[market], client) for market, client in clients.items()]
 
 
 def _reach(what: str, client: RestClient) -> CheckResult:

@@ -27,6 +27,11 @@ def night(root: str) -> str | State:
     return with_home(Home.at(root), "nightly demo", lambda: "worked")
 
 
+@flow
+def ingest(root: str) -> str | State:
+    return with_home(Home.at(root), "ingest demo", lambda: "worked", alone=False)
+
+
 @task(name="slow", **IDEMPOTENT)
 def slow(ended: list[str]) -> None:
     try:
@@ -56,6 +61,11 @@ def test_a_night_that_overlaps_another_is_skipped_and_says_whose_it_is(tmp_path:
     assert "found process" in state.message
     assert "(nightly btc_1h) at work since" in state.message
     assert night(str(tmp_path)) == "worked"
+
+
+def test_an_ingest_runs_beside_a_night_of_the_same_machine(tmp_path: Path) -> None:
+    with Home.at(tmp_path).exclusive("nightly btc_1h"):
+        assert ingest(str(tmp_path)) == "worked"
 
 
 def test_the_run_of_a_process_that_was_killed_is_marked_as_crashed_by_the_next(

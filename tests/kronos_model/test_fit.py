@@ -66,15 +66,18 @@ class ToyKeeper:
     told: list[dict[str, Any]] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    written: list[tuple[str, int]] = field(default_factory=list)
 
     def log(self, phase: str, values: Mapping[str, float]) -> None:
         self.told.append({"phase": phase, **values})
 
     def save(self, state: TrainState) -> None:
         self.saved.append(state.progress.step)
+        self.written.append(("checkpoint", state.progress.step))
 
     def keep(self, state: TrainState) -> None:
         self.kept.append(state.progress.step)
+        self.written.append(("best", state.progress.step))
 
     def stopping(self) -> bool:
         return sum(line["phase"] == "train" for line in self.told) == self.stop_at
@@ -235,6 +238,7 @@ def test_better_weights_are_kept_after_their_checkpoint() -> None:
     losses = [line["loss"] for line in done.keeper.lines("validation")]
     assert losses == sorted(losses, reverse=True)
     assert done.keeper.kept == [0, 5, 10, 15]
+    assert done.keeper.written == [(what, step) for step in (0, 5, 10, 15) for what in ("checkpoint", "best")]
     assert done.state.progress.best_loss == losses[-1]
 
 
