@@ -1,12 +1,11 @@
-"""The same arithmetic, sooner: products, norms, rotations, dropout and causal attention as CPUs do them best.
+"""The same arithmetic, sooner: products, and causal attention in training, as CPUs do them best.
 
-B batch, M heads, T positions, d width of a head. Everything here computes what its torch namesake computes, up
-to rounding; dropout draws another random stream of the same distribution. On other devices, in other types
-and under autocast torch's own functions run.
+B batch, M heads, T positions, d width of a head. Both compute what their torch namesakes compute, up to rounding;
+attention drops weights by another random stream of the same distribution. On other devices, in other types and
+under autocast torch's own functions run. What was measured, and what did not pay, is in docs/decisions.md.
 
 - MKL, which torch multiplies float32 with, takes a slow path on processors that are not Intel's; oneDNN does
   not (with AVX-512, GFLOP/s per core: 90 against 200 on AMD Zen 5, 96 against 107 on Zen 4).
-- Bernoulli numbers cost more than what they drop: 16 random bits decide here, not a float.
 - torch's CPU attention materialises everything with dropout, and gains nothing from bfloat16 (in training, 8 x 8
   heads of 512 x 64 on Zen 4: 450 ms with dropout, 220 here; without, half of it, in bfloat16 a quarter).
 """
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-__all__ = ["causal_attention", "dropout", "linear", "rms_norm", "rotate"]
+__all__ = ["causal_attention", "linear"]
 
 _FEW_ROWS = 4  # below, both products take the same time
 _BLOCK = 128  # queries at a time: later keys are left out, and a block's scores stay in the cache
@@ -30,34 +29,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _plain(x) and weight.dtype == torch.float32 and x.numel() >= _FEW_ROWS * x.shape[-1]:
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     return F.linear(x, weight, bias)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., D) over its root mean square, computed in float32, times weight (D,)."""
-    wide = x.float()
-    if wide.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Norm.apply(wide, eps).type_as(x) * weight  # type: ignore[no-any-return, no-untyped-call]
-    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * scale).type_as(x) * weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (..., d) turned by angles whose cosines and sines, the same in both halves, broadcast to (..., d)."""
-    half = x.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    if torch.compiler.is_compiling():
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x)
-    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def dropout(x: Tensor, share: float, *, training: bool) -> Tensor:
-    """x with this share of it zeroed and the rest scaled up, in training."""
-    if not training or share == 0:
-        return x
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Dropout.apply(x, share)  # type: ignore[no-any-return, no-untyped-call]
-    return F.dropout(x, share)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
@@ -107,58 +78,6 @@ class _Linear(Function):
         of_x = _times(of_rows, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
         of_weight = _sum_of_products(of_rows, rows) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, of_rows.sum(dim=0) if ctx.needs_input_grad[2] else None
-
-
-class _Norm(Function):
-    """Remembers its result instead of each step to it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        scale = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
-        out = x * scale
-        ctx.save_for_backward(out, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        out, scale = ctx.saved_tensors
-        along = torch.linalg.vecdot(gradients[0], out).unsqueeze(-1) / out.shape[-1]
-        return torch.addcmul(gradients[0], out, along, value=-1).mul_(scale), None
-
-
-class _Rotate(Function):
-    """The halves are turned where they will lie: nothing is negated or joined in memory of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, -sin), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, cos.dtype))
-    left, right = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=right).addcmul_(first, sin)
-    return out.type_as(x)
-
-
-class _Dropout(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
-        dropped, ctx.scale = _drawn(x.numel(), share)
-        ctx.dropped = dropped.view(x.shape)
-        return x.masked_fill(ctx.dropped, 0.0).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].masked_fill(ctx.dropped, 0.0).mul_(ctx.scale), None
 
 
 def _drawn(count: int, share: float) -> tuple[Tensor, float]:
