@@ -1,6 +1,6 @@
 """What each of our CPU kernels gains: the model with all of them against the model with one of torch's own.
 
-    python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels product,norm] [--quick] [--save]
+    python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels attention] [--quick] [--save]
 
 The cases are those of benchmarks/model.py at a quarter of their size: 28 bars, 2 windows. In one process and in
 turn, over the same weights and inputs, each round runs a case with every kernel of ours, then without one after
@@ -61,21 +61,8 @@ class Kernel:
                 setattr(module, self.name, ours)
 
 
-def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x.float(), weight.shape, None, eps).type_as(x) * weight
-
-
-def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).type_as(x)
-
-
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=share, is_causal=True)
-
-
-def plain_dropout(x: Tensor, share: float, *, training: bool) -> Tensor:
-    return F.dropout(x, share, training)
 
 
 def plain_projection(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32):
@@ -89,10 +76,6 @@ def plain_normalise(x: Tensor, norm: layers.RMSNorm) -> Tensor:
 
 
 KERNELS = {
-    "product": Kernel(modules=(layers,), name="linear", plain=F.linear, peer_name="F.linear"),
-    "norm": Kernel(modules=(layers,), name="rms_norm", plain=plain_norm, peer_name="F.rms_norm"),
-    "rotation": Kernel(modules=(layers,), name="rotate", plain=plain_rotate, peer_name="x cos + half(x) sin"),
-    "dropout": Kernel(modules=(layers,), name="dropout", plain=plain_dropout, peer_name="F.dropout"),
     "attention": Kernel(
         modules=(layers,),
         name="causal_attention",
@@ -140,8 +123,8 @@ CASES: Mapping[str, Callable[..., Callable[[], object]]] = _FLOAT32 | {
     if name not in ("sample_s8", "sample_s30")
 }
 _PARTS = {  # what a case can tell of: a forecast drops nothing, a training packs nothing
-    "sample": ("product", "norm", "rotation", "packed_product", "cached_norm"),
-    "step": ("product", "norm", "rotation", "dropout", "attention"),
+    "sample": ("packed_product", "cached_norm"),
+    "step": ("attention",),
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kronos_model.config import PredictorConfig, TokenizerConfig
-from kronos_model.kernels import causal_attention, dropout, linear, rms_norm, rotate
+from kronos_model.kernels import causal_attention
 
 __all__ = [
     "Adapter",
@@ -24,7 +24,6 @@ __all__ = [
     "Attention",
     "CalendarEmbedding",
     "DependencyLayer",
-    "Dropout",
     "DualHead",
     "FeedForward",
     "FusedLinear",
@@ -55,18 +54,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
 
 
 class Linear(nn.Linear):
-    """torch's, by the faster product where there is a choice, and with room for an adapter."""
+    """torch's, with room for an adapter."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.adapter: Adapter | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.effective_weight(), self.bias)
+        return F.linear(input, self.effective_weight(), self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight, with what the adapter adds to it."""
@@ -93,13 +92,6 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
-
-
-class Dropout(nn.Dropout):
-    """torch's, with cheaper random numbers on CPUs."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return dropout(input, self.p, training=self.training)
 
 
 class FusedLinear(Linear):
@@ -156,7 +148,7 @@ class FeedForward(nn.Module):
         self.w13 = FusedLinear(d_model, ff_dim, ("w1", "w3"), bias=False)
         _saved_as_parts(self, "w13")
         self.w2 = Linear(ff_dim, d_model, bias=False)
-        self.ffn_dropout = Dropout(dropout)
+        self.ffn_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)
@@ -201,7 +193,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout
-        self.resid_dropout = Dropout(resid_dropout)
+        self.resid_dropout = nn.Dropout(resid_dropout)
 
     def forward(
         self,
@@ -220,7 +212,7 @@ class Attention(nn.Module):
         q, k, v = self.project(query, memory)
         if angles is not None:
             tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
-            q, k = rotate(q, *tail), rotate(k, *angles)
+            q, k = _rotated(q, *tail), _rotated(k, *angles)
         square = q.shape[2] == k.shape[2]
         implied = causal and square and padding is None  # the kernel's own causal mask is the fastest
         share = self.attn_dropout_p if self.training else 0.0
@@ -236,8 +228,8 @@ class Attention(nn.Module):
             return q, k, v
         weight, bias = self.qkv_proj.effective_weight(), self.qkv_proj.bias
         width = memory.shape[-1]
-        (q,) = self._heads(linear(query, weight[:width], bias[:width]), 1)
-        k, v = self._heads(linear(memory, weight[width:], bias[width:]), 2)
+        (q,) = self._heads(F.linear(query, weight[:width], bias[:width]), 1)
+        k, v = self._heads(F.linear(memory, weight[width:], bias[width:]), 2)
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -246,6 +238,12 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.view(*x.shape[:2], parts, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (..., T, d) turned by the angles of its positions, in float32 and back."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).type_as(x)
 
 
 def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tensor | None:

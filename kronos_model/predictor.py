@@ -6,14 +6,13 @@ B batch, T bars, Q queried bars, D width, V1 and V2 vocabularies of the coarse a
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kronos_model.config import DEPENDENCY_HEADS, PredictorConfig
 from kronos_model.layers import (
     CalendarEmbedding,
     DependencyLayer,
-    Dropout,
     DualHead,
     RMSNorm,
     TokenEmbedding,
@@ -38,7 +37,7 @@ class Kronos(Pretrained[PredictorConfig]):
         super().__init__(config)
         self.embedding = TokenEmbedding(config.s1_bits, config.s2_bits, config.d_model)
         self.time_emb = CalendarEmbedding(config.d_model, learned=config.learn_te)
-        self.token_drop = Dropout(config.token_dropout_p)
+        self.token_drop = nn.Dropout(config.token_dropout_p)
         self.transformer = transformer_blocks(config, config.n_layers)
         self.recompute = False  # in the backward pass, what is inside a block
         self.norm = RMSNorm(config.d_model)
