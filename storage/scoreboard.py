@@ -109,7 +109,7 @@ class Scoreboard:
         self._store, self._lake = ForecastStore(home.forecasts), Lake(home.lake)
         self._root = home.forecasts / "scores"
         self._score = score
-        self._made: dict[SeriesKey, dict[object, _Row]] = {}  # by forecast: what is due and not kept yet
+        self._made: dict[SeriesKey, dict[str, _Row]] = {}  # by forecast: what is due and not kept yet
 
     def series(self) -> list[SeriesKey]:
         """Those that have forecasts."""
@@ -138,7 +138,7 @@ class Scoreboard:
             known = known.filter(pl.col("model_digest").is_in(list(models)))
             left = [one for one in left if one.model_digest in models]
         new = self._due(key, [one for one in left if one.path.name not in made])
-        made |= {name: (name, *scores) for name, *scores in new}
+        made |= {str(row[0]): row for row in new}
         self._made[key] = made
         due = [made[one.path.name] for one in left if one.path.name in made]
         return Standing(rows=_joined(known, due), waiting=len(left) - len(due))
