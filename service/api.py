@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from kronos_model.errors import DataError
+from kronos_model.evaluation.stored_scores import score_quantiles
 from kronos_model.hub import check_horizon
 from service import responses, track_record
 from service.candle_cache import CandleCache
@@ -48,6 +49,7 @@ from service.schemas import (
 )
 from storage.errors import StorageError
 from storage.layout import Home
+from storage.scoreboard import Scoreboard
 
 __all__ = ["Service", "application"]
 
@@ -73,6 +75,7 @@ class Service:
         self.watch = Metrics()
         self.champion_models = ChampionModels(home, config.recipes, loaded=self.watch.loaded)
         self.market = CandleCache(home, now_ms=follower.now_ms if follower else now_ms)
+        self.scoreboard = Scoreboard(home, score_quantiles)
         self.sampler = SamplingQueue(config, self.watch)
         self.began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
@@ -245,7 +248,7 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     @app.get("/scores", tags=["forecast"], responses=_REFUSALS)
     def scores(asked: Annotated[ScoresQuery, Query()]) -> NightScores:
         """The leaderboard of the last night, and the gate's verdict with its reasons."""
-        return track_record.night_scores(home, champion_models, asked.recipe)
+        return track_record.night_scores(service.scoreboard, champion_models, asked.recipe)
 
     @app.get("/series", tags=["candles"], responses=_REFUSALS)
     def series() -> SeriesList:

@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 
-from kronos_model.evaluation.stored_scores import score_quantiles
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.errors import Refused
@@ -17,7 +16,7 @@ from service.schemas import Fan, LiveScores, NightScores, PastForecast
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
 from storage.schema import SeriesKey
-from storage.scoreboard import live_record
+from storage.scoreboard import Scoreboard, live_record
 
 __all__ = ["history", "night_scores"]
 
@@ -55,8 +54,9 @@ def _past(stored: StoredForecast, closes: dict[int, float]) -> PastForecast:
     )
 
 
-def night_scores(home: Home, champion_models: ChampionModels, recipe: str | None) -> NightScores:
+def night_scores(board: Scoreboard, champion_models: ChampionModels, recipe: str | None) -> NightScores:
     """The summary of a recipe's last finished night; without a recipe, of the last night of all."""
+    home = board.home
     names = (recipe,) if recipe else tuple(path.name for path in home.models.glob("*") if path.is_dir())
     files = [path for name in names for path in (home.models / name / "nights").glob("[!.]*.json")]
     if not files:
@@ -74,14 +74,14 @@ def night_scores(home: Home, champion_models: ChampionModels, recipe: str | None
         verdict=summary["verdict"],
         reasons=summary["reasons"],
         leaderboard=summary["leaderboard"],
-        live=_live(home, summary["recipe"]),
+        live=_live(board, summary["recipe"]),
         champion=facts_of(serving) if serving else None,
     )
 
 
-def _live(home: Home, recipe: str) -> list[LiveScores]:
+def _live(board: Scoreboard, recipe: str) -> list[LiveScores]:
     """Every series that somebody who served the recipe has forecast, scored up to now."""
-    record = live_record(home, recipe, score_quantiles)
+    record = live_record(board, recipe)
     return [
         LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
         for key, one in record.series.items()

@@ -48,6 +48,7 @@ SCORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "model_digest": pl.String,
     **dict.fromkeys(_STEPS, pl.List(pl.Float64)),  # per step, in log return; null where no candle came
 }
+_Row = tuple[object, ...]  # as SCORE_SCHEMA has it
 _PERIODS = ("1d", "1w", "1mo", "1q", "1y")
 _MOST_PERIODS = 16
 
@@ -100,21 +101,28 @@ class Record:
 
 
 class Scoreboard:
-    """The scores of all stored forecasts of a home."""
+    """The scores of all stored forecasts of a home. One that lives on computes what is due and not kept yet once."""
 
     def __init__(self, home: Home, score: Score) -> None:
+        """`score` is kronos_model's `score_quantiles`."""
+        self.home = home
         self._store, self._lake = ForecastStore(home.forecasts), Lake(home.lake)
         self._root = home.forecasts / "scores"
         self._score = score
+        self._made: dict[SeriesKey, dict[str, _Row]] = {}  # by forecast: what is due and not kept yet
+
+    def series(self) -> list[SeriesKey]:
+        """Those that have forecasts."""
+        return self._store.series()
 
     def update(self, key: SeriesKey) -> int:
         """Score what has become due and write it; how many that were."""
         lock = ProcessLock(self._root / f".{key.slug}.lock", guarded=f"the scores of {key}")
         with lock.hold("scoring forecasts", wait_s=_PATIENCE_S):
             known = self._read(key)
-            due = self._due(key, self._unscored(key, known))
-            if not due.is_empty():
-                write_parquet(pl.concat([known, due]).sort("forecast"), self._path(key))
+            due = list(self._due(key, self._unscored(key, known)))
+            if due:
+                write_parquet(_joined(known, due), self._path(key))
         return len(due)
 
     def standing(self, key: SeriesKey, models: Collection[str] | None = None) -> Standing:
@@ -124,20 +132,22 @@ class Scoreboard:
         """
         known = self._read(key)
         left = self._unscored(key, known)
+        before = self._made.get(key, {})
+        made = {one.path.name: before[one.path.name] for one in left if one.path.name in before}
         if models is not None:
             known = known.filter(pl.col("model_digest").is_in(list(models)))
             left = [one for one in left if one.model_digest in models]
-        due = self._due(key, left)
-        return Standing(rows=pl.concat([known, due]).sort("forecast"), waiting=len(left) - len(due))
+        new = self._due(key, [one for one in left if one.path.name not in made])
+        made |= {str(row[0]): row for row in new}
+        self._made[key] = made
+        due = [made[one.path.name] for one in left if one.path.name in made]
+        return Standing(rows=_joined(known, due), waiting=len(left) - len(due))
 
     def _unscored(self, key: SeriesKey, known: pl.DataFrame) -> list[StoredForecast]:
         return self._store.list(key, skip=set(known["forecast"]))
 
-    def _due(self, key: SeriesKey, left: Sequence[StoredForecast]) -> pl.DataFrame:
+    def _due(self, key: SeriesKey, left: Sequence[StoredForecast]) -> Iterator[_Row]:
         """Those of `left` whose truth has come, scored."""
-        return pl.DataFrame(list(self._rows(key, left)), schema=SCORE_SCHEMA, orient="row")
-
-    def _rows(self, key: SeriesKey, left: Sequence[StoredForecast]) -> Iterator[tuple[object, ...]]:
         span = self._lake.span(key) if left else None
         if span is None:
             return
@@ -153,7 +163,7 @@ class Scoreboard:
                 continue
             yield self._row(one, frame, came)
 
-    def _row(self, one: StoredForecast, frame: pl.DataFrame, came: Floats) -> tuple[object, ...]:
+    def _row(self, one: StoredForecast, frame: pl.DataFrame, came: Floats) -> _Row:
         names = [name for name in frame.columns if name.startswith(_QUANTILE)]
         levels = np.array([int(name.removeprefix(_QUANTILE)) / 100 for name in names])
         found = self._score(levels, frame.select(names).to_numpy().T, came, one.summary["last_close"])
@@ -178,16 +188,19 @@ class Scoreboard:
         return self._root / f"{key.slug}.parquet"
 
 
-def score_due(home: Home, score: Score) -> int:
+def _joined(known: pl.DataFrame, due: Sequence[_Row]) -> pl.DataFrame:
+    return pl.concat([known, pl.DataFrame(due, schema=SCORE_SCHEMA, orient="row")]).sort("forecast")
+
+
+def score_due(board: Scoreboard) -> int:
     """Score the forecasts of a home that have become due and write it; how many that were."""
-    board = Scoreboard(home, score)
-    return sum(board.update(key) for key in ForecastStore(home.forecasts).series())
+    return sum(board.update(key) for key in board.series())
 
 
-def live_record(home: Home, recipe: str, score: Score) -> Record:
-    """The record of a recipe's champions as of now; `score` is kronos_model's `score_quantiles`. Writes nothing."""
-    board, models = Scoreboard(home, score), {one.predictor_digest for one in champions(home, recipe)}
-    found = {key: board.standing(key, models) for key in ForecastStore(home.forecasts).series()}
+def live_record(board: Scoreboard, recipe: str) -> Record:
+    """The record of a recipe's champions as of now. Writes nothing."""
+    models = {one.predictor_digest for one in champions(board.home, recipe)}
+    found = {key: board.standing(key, models) for key in board.series()}
     found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
     rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])
     return Record(

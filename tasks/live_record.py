@@ -14,7 +14,7 @@ from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
-from storage.scoreboard import Record, live_record
+from storage.scoreboard import Record, Scoreboard, live_record
 
 __all__ = ["DriftOf", "Live", "live_board"]
 
@@ -55,7 +55,7 @@ def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
     `under_way` gives the datasets of nights that have no summary yet.
     """
     drifts, warnings = _drifts(home, recipe, under_way or {})
-    record = live_record(home, recipe, score_quantiles)
+    record = live_record(Scoreboard(home, score_quantiles), recipe)
     return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
 
 

@@ -10,7 +10,7 @@ from prefect import task
 
 from kronos_model.evaluation.stored_scores import score_quantiles
 from storage.layout import Home
-from storage.scoreboard import score_due
+from storage.scoreboard import Scoreboard, score_due
 from tasks.live_record import Live, live_board
 from tasks.policies import IDEMPOTENT
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
 def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
     """What has become due scored and kept, and the record; drift is a warning in the log."""
-    score_due(home, score_quantiles)
+    score_due(Scoreboard(home, score_quantiles))
     live = live_board(home, recipe, under_way=under_way)
     for warning in live.warnings:
         logger.warning("%s", warning)

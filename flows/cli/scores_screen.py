@@ -11,7 +11,7 @@ from flows.cli.terminal import console
 from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home
-from storage.scoreboard import Tally, by_period, score_due
+from storage.scoreboard import Scoreboard, Tally, by_period, score_due
 from tasks.live_record import Live, live_board
 
 __all__ = ["show_scores"]
@@ -33,7 +33,7 @@ def show_scores(home: Home, recipe: str | None, *, update: bool) -> None:
         )
     if update:
         with home.writing("scoring forecasts"):
-            score_due(home, score_quantiles)
+            score_due(Scoreboard(home, score_quantiles))
     for name in [recipe] if recipe else serving:
         _show(name, live_board(home, name))
 

@@ -119,7 +119,18 @@ def test_who_reads_gets_what_is_due_as_it_will_be_kept_and_writes_nothing(home: 
     assert due.rows["origin"].dt.hour().to_list() == [3, 9, 10, 11]
     assert (due.waiting, mine.waiting, board.standing(BTC, {OTHER}).waiting) == (1, 1, 0)
     assert mine.rows.equals(due.rows.filter(pl.col("model_digest") == MODEL))
-    assert score_due(home, echo) == 2
+    seen: list[float] = []
+
+    def counted(levels: np.ndarray, quantiles: np.ndarray, came: np.ndarray, last_close: float) -> Truth:
+        seen.append(last_close)
+        return echo(levels, quantiles, came, last_close)
+
+    patient = Scoreboard(home, counted)
+    for models in ({MODEL}, None, {OTHER}, None):
+        patient.standing(BTC, models)
+    assert patient.standing(BTC).rows.equals(due.rows)
+    assert len(seen) == 2, "each that is due is scored once while the board lives"
+    assert score_due(board) == 2
     assert board.standing(BTC).rows.equals(due.rows)
     assert read_parquet(home.forecasts / "scores" / f"{BTC.slug}.parquet").equals(due.rows)
 
