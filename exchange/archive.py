@@ -39,6 +39,7 @@ from exchange.archive_parts import (
     parts_among,
     stem_of,
 )
+from exchange.config import ArchiveConfig
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
 from exchange.shared_budget import SharedBudget
 from exchange.transport import cause_of, log_retry
@@ -55,44 +56,6 @@ PARSED_AT_ONCE = 2  # a month of 1m takes 30 MB meanwhile, and a core or more
 PASSING = (403, 408, 429)  # besides 5xx: the content network's refusals under load
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArchiveConfig:
-    """Where Binance's bulk archive is, and how it is downloaded."""
-
-    enabled: bool = True
-    """Whether the archive is used at all, which it is where it spares requests; false asks REST alone."""
-    archive_url: str = "https://data.binance.vision"
-    """Base URL of the archive's files."""
-    listing_url: str = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
-    """URL of the storage bucket that lists the archive's files."""
-    threads: int = 8
-    """Files downloaded at once by all series. Binance states no limit; more than 10 have been seen to be blocked."""
-    timeout_s: float = 30.0
-    """Longest wait for a connection and for each piece of an answer, in seconds."""
-    attempts: int = 5
-    """How often one file is asked for in all, before its error is raised."""
-
-    def __post_init__(self) -> None:
-        for name, url in (("archive_url", self.archive_url), ("listing_url", self.listing_url)):
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"Expected archive.{name} to be a URL such as https://data.binance.vision, "
-                    f"found {url!r}; write the scheme and the host."
-                )
-        if not 1 <= self.threads <= 64:
-            raise ValueError(
-                f"Expected archive.threads from 1 to 64, found {self.threads}; 8 is a good value."
-            )
-        if not self.timeout_s > 0:
-            raise ValueError(
-                f"Expected archive.timeout_s above 0 seconds, found {self.timeout_s}; 30 is a good value."
-            )
-        if self.attempts < 1:
-            raise ValueError(
-                f"Expected archive.attempts of at least 1, found {self.attempts}; 5 is a good value."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,10 @@
-"""What a walk-forward evaluation is allowed to cost, how paths are drawn in it, and where it is clean."""
+"""What a walk-forward evaluation is allowed to cost, how paths are drawn in it, where it is clean, and who passes."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 
-__all__ = ["BASELINES", "PRETRAINING_END_MS", "EvaluationConfig"]
+__all__ = ["BASELINES", "PRETRAINING_END_MS", "EvaluationConfig", "GatePolicy"]
 
 PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 """Kronos was pre-trained on data up to June 2024 (arXiv 2508.02739, app. D)."""
@@ -69,3 +69,43 @@ class EvaluationConfig:
             raise ValueError(f"top_k must be 0 (all tokens) or more, found {self.top_k}; set top_k=0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], found {self.top_p}; 1.0 keeps all tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePolicy:
+    """What a challenger must show before it may serve."""
+
+    min_origins: int = 30
+    """Fewest forecast origins, over all series, on which anything but "keep" is decided."""
+    min_blocks: int = 8
+    """Fewest stretches of one horizon among the origins; with less, the interval means nothing."""
+    confidence: float = 0.9
+    """Probability inside the two-sided interval of the CRPS difference; 0.9 leaves 5 % on each side."""
+    draws: int = 2000
+    """Bootstrap draws behind that interval."""
+    violation_margin: float = 0.05
+    """Share of impossible bars (high below close and the like) a challenger may have beyond its opponent."""
+    coverage_low: float = 0.85
+    """Least share of bars that the challenger's 90 % band must cover, as it serves (calibrated)."""
+    coverage_high: float = 0.95
+    """Largest share that it may cover: above, its fan says too little."""
+    codebook_drop: float = 0.1
+    """Relative loss of the tokenizer's codes in use that stage 1 may cause before the base tokenizer stays."""
+    seed: int = 0
+    """Seed of the bootstrap: the same scores always get the same decision."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("min_origins", 2), ("min_blocks", 2), ("draws", 100)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}; raise it")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, found {self.confidence}; 0.9 is usual")
+        if not 0 <= self.violation_margin <= 1:
+            raise ValueError(f"violation_margin must lie in [0, 1], found {self.violation_margin}; try 0.05")
+        if not 0 <= self.coverage_low < self.coverage_high <= 1:
+            raise ValueError(
+                f"coverage_low and coverage_high must be ascending shares, found {self.coverage_low} and "
+                f"{self.coverage_high}; 0.85 and 0.95 are usual"
+            )
+        if not 0 <= self.codebook_drop <= 1:
+            raise ValueError(f"codebook_drop must lie in [0, 1], found {self.codebook_drop}; try 0.1")
