@@ -1,57 +1,20 @@
-"""How the champions of a recipe did on what came after their forecasts, and whether the market has drifted."""
+"""Live scores as a task of a night."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
 from prefect import task
 
-from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
-from kronos_model.evaluation.live import score_quantiles, skill_interval
-from storage.drift_columns import then_and_now, trained_on
-from storage.errors import StorageError
 from storage.layout import Home
-from storage.registry import read_champion
-from storage.scoreboard import Record, live_record
+from tasks.live_board import Live, live_board
 from tasks.policies import IDEMPOTENT
 
-__all__ = ["DriftOf", "Live", "live_board", "score_live"]
+__all__ = ["Live", "live_board", "score_live"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DriftOf:
-    """One quantity of one series, then and now."""
-
-    series: str
-    quantity: str
-    drift: Drift
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Live:
-    """The live record of a recipe: of all who served it, while they did."""
-
-    record: Record
-    skill_interval: tuple[float, float] | None
-    """Of the skill of all series; None where forecasts are too few for one."""
-    drifts: tuple[DriftOf, ...]
-    warnings: tuple[str, ...]
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers as MLflow takes them, such as live/skill."""
-        names = ("scored", "waiting", "crps_bps", "last_value_bps", "skill", "coverage_50", "coverage_90")
-        found = {f"live/{name}": getattr(self.record.total, name) for name in names}
-        if self.skill_interval is not None:
-            found["live/skill_low"], found["live/skill_high"] = self.skill_interval
-        for one in self.drifts:
-            found[f"drift/{one.series.replace(':', '-')}/{one.quantity}_psi"] = one.drift.psi
-        return {name: float(value) for name, value in found.items() if value is not None}
 
 
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
@@ -61,65 +24,3 @@ def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
     for warning in live.warnings:
         logger.warning("%s", warning)
     return live
-
-
-def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
-    """Score what has become due, then the record of everyone who ever served the recipe.
-
-    `under_way` gives the datasets of nights that have no summary yet.
-    """
-    drifts, warnings = _drifts(home, recipe, under_way or {})
-    record = live_record(home, recipe, score_quantiles)
-    return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
-
-
-def _skill_interval(record: Record) -> tuple[float, float] | None:
-    """Over all forecasts of the record."""
-    rows = record.rows.with_columns(
-        pl.col("crps", "last_value").list.sum(), steps=pl.col("crps").list.len()
-    ).filter(pl.col("last_value") > 0)
-    if rows.is_empty():
-        return None
-    longest = max(key.interval.next(0) for key in record.series)  # of a candle, in ms
-    return skill_interval(
-        rows["origin"].dt.epoch("ms").to_numpy(),
-        rows["crps"].to_numpy(),
-        rows["last_value"].to_numpy(),
-        horizon_ms=int(rows["steps"].max()) * longest,  # type: ignore[arg-type]
-    )
-
-
-def _drifts(
-    home: Home, recipe: str, under_way: Mapping[str, Path]
-) -> tuple[tuple[DriftOf, ...], tuple[str, ...]]:
-    """Returns and volumes of every series, and a sentence for each that has drifted or could not be measured."""
-    champion = read_champion(home, recipe)
-    if champion is None:
-        return (), ()
-    try:
-        dataset = under_way.get(champion.night) or trained_on(home, recipe, champion)
-        columns = then_and_now(home, dataset, candles=DRIFT_CANDLES)
-    except StorageError as error:
-        return (), (str(error),)
-    pairs = [
-        (key.name, quantity, measure_drift(then, now))
-        for key, one in columns.items()
-        for quantity, then, now in (
-            ("returns", one.returns_then, one.returns_now),
-            ("volume", one.volumes_then, one.volumes_now),
-        )
-    ]
-    found = tuple(
-        DriftOf(series=name, quantity=quantity, drift=drift) for name, quantity, drift in pairs if drift
-    )
-    return found, tuple(_warning(one, recipe) for one in found if one.drift.drifted)
-
-
-def _warning(one: DriftOf, recipe: str) -> str:
-    drift = one.drift
-    usual = "" if drift.usual is None else f" where training itself stays below {drift.usual:.2f}"
-    found = f"PSI {drift.psi:.2f}{usual}, KS {drift.ks:.2f}, spread x {drift.spread:.2f}, level {drift.shift:+.2f}"
-    return (
-        f"{one.series}: {one.quantity} drifted since the champion was trained ({found}); train on the newer candles "
-        f"with `kronos run --recipe {recipe}`, and with a later --start if the old market is gone for good"
-    )
