@@ -6,6 +6,7 @@ those of anybody. A ban outlives every process: until it is over all refuse at o
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from storage.atomic import storage_errors, write_json
 from storage.errors import LockedError
 from storage.schema import Market
 
-__all__ = ["FOLDER", "Governor", "governor_of"]
+__all__ = ["FOLDER", "Governor", "budget_of_reader", "governor_of"]
 
 FOLDER = ".budget"  # in the lake
 DAY_S = 86_400.0
@@ -127,6 +128,14 @@ class Governor(WeightBudget):
 def governor_of(lake: Path, market: Market, url: str) -> Governor:
     """The governor of a lake's downloads from `url`: one for all threads of this process."""
     return Governor(lake / FOLDER, market, url)
+
+
+def budget_of_reader(lake: Path, market: Market, url: str) -> WeightBudget:
+    """The same for who leaves the lake as it is: where no download has made a budget, or it cannot be written, one
+    for this process alone."""
+    if os.access(lake / FOLDER, os.W_OK):
+        return governor_of(lake, market, url)
+    return WeightBudget(LIMITS_PER_MINUTE[market])
 
 
 def _entry(state: WeightState, ban: tuple[float, Banned] | None) -> dict[str, Any]:

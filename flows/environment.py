@@ -50,10 +50,11 @@ def prepare_environment(home: Home, *, verbose: bool) -> None:
     os.environ["KRONOS_HOME"] = str(home.root)
 
 
-def open_home(path: str | Path | None = None) -> Home:
+def open_home(path: str | Path | None = None, *, reads: bool = False) -> Home:
     """The home at `path`, or at KRONOS_HOME, or `./.kronos`; created when missing, pulled when on object storage.
 
-    Every flow opens one, so from here on the packages' INFO lines are heard, also where a worker started the run.
+    One that is only read is left as it is. Every flow opens one, so from here on the packages' INFO lines are heard,
+    also where a worker started the run.
     Raises StorageError when it cannot be created or written.
     """
     for (
@@ -61,7 +62,7 @@ def open_home(path: str | Path | None = None) -> Home:
     ) in PACKAGES:  # Prefect attaches its handler to the extra loggers and leaves their level at WARNING
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.INFO)
-    home = Home.at(local_root(str(path or os.environ.get("KRONOS_HOME") or ".kronos")))
+    home = Home.at(local_root(str(path or os.environ.get("KRONOS_HOME") or ".kronos")), reads=reads)
     refresh(home.root)
     return home
 

@@ -15,7 +15,7 @@ from prefect import task
 from exchange.archive import ArchiveClient, ArchiveConfig
 from exchange.budget import WeightBudget
 from exchange.errors import ExchangeError
-from exchange.governor import governor_of
+from exchange.governor import budget_of_reader, governor_of
 from exchange.replay.source import replay_exchange
 from exchange.rest import ExchangeConfig, RestClient
 from exchange.sync import SyncReport, sync_series
@@ -51,11 +51,17 @@ class IncompleteIngest(ExchangeError):  # noqa: N818  # it says what happened
 
 
 class Exchange:
-    """What the downloads of one ingest share: where to ask, one budget and one archive client per market."""
+    """What the downloads of one ingest share: where to ask, one budget and one archive client per market.
 
-    def __init__(self, home: Home, config: ExchangeConfig, archive: ArchiveConfig) -> None:
+    Who only `reads` the home shares its budget where there is one that can be written, and counts alone elsewhere.
+    """
+
+    def __init__(
+        self, home: Home, config: ExchangeConfig, archive: ArchiveConfig, *, reads: bool = False
+    ) -> None:
         self.home, self.config = home, config
         self.budgets: dict[Market, WeightBudget] = {}
+        self._budget_of = budget_of_reader if reads else governor_of
         self._archive = archive
         self._archives: dict[Market, ArchiveClient] = {}
         self._lock = threading.Lock()
@@ -64,7 +70,7 @@ class Exchange:
         """A REST client of its own for a thread; close it after use."""
         with self._lock:
             if market not in self.budgets:
-                self.budgets[market] = governor_of(self.home.lake, market, self.config.url_of(market))
+                self.budgets[market] = self._budget_of(self.home.lake, market, self.config.url_of(market))
         return RestClient(market, self.config, budget=self.budgets[market])
 
     def archive(self, market: Market) -> ArchiveClient | None:
@@ -162,6 +168,7 @@ def connected(
     *,
     seed: int,
     whole_folder: bool = False,
+    reads: bool = False,
 ) -> Iterator[Exchange]:
     """The exchange to talk to: Binance as configured, or a replay exchange that lives as long as the block.
 
@@ -173,7 +180,7 @@ def connected(
             stack.enter_context(server)
             logger.info("Candles come from a replay exchange (%s), not from Binance.", replay)
             exchange, archive = server.config, replace(server.archive_config, enabled=archive.enabled)
-        shared = Exchange(home, exchange, archive)
+        shared = Exchange(home, exchange, archive, reads=reads)
         stack.callback(shared.close)
         yield shared
 

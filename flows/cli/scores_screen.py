@@ -12,7 +12,7 @@ from kronos_model.evaluation.live import SKILL_CONFIDENCE
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Tally, by_period
-from tasks.live_scores import Live, live_board
+from tasks.live_board import Live, live_board
 
 __all__ = ["show_scores"]
 
