@@ -17,7 +17,8 @@ from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
 from storage.layout import Home
 from storage.schema import SeriesKey
-from tasks.download import IncompleteIngest, connected, download_all
+from tasks.download import IncompleteIngest, download_all
+from tasks.exchange_access import connected
 from tasks.refs import FailureRef, IngestRef
 from tasks.reports.ingest_report import report_ingest
 from tasks.reports.prefect_artifacts import show_ingest

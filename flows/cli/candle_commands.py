@@ -39,7 +39,7 @@ _OF_INTERVAL = click.option("--interval", help="Only series of this candle inter
 @click.option("--quote", default="USDT", show_default=True, help="Quote asset of --top.")
 @click.pass_context
 def ingest(
-    context: click.Context, chosen: Chosen, symbols: str | None, top: int | None, **ranked: str
+    context: click.Context, /, chosen: Chosen, symbols: str | None, top: int | None, **ranked: str
 ) -> None:
     """Bring the lake up to date with the exchange: a recipe's series, or others."""
     start(context.obj, flow=True)
@@ -84,7 +84,7 @@ def import_(obj: dict[str, Any], file: Path, series: str, interval: str) -> None
 @START
 @END
 @click.pass_obj
-def export(obj: dict[str, Any], file: Path, series: str, interval: str, **days: datetime | None) -> None:
+def export(obj: dict[str, Any], /, file: Path, series: str, interval: str, **days: datetime | None) -> None:
     """Write candles of the lake to FILE (.csv, .json or .parquet)."""
     home = start(obj, reads=True)
     from flows.cli.screen import lines

@@ -14,7 +14,7 @@ from storage.schema import SeriesKey
 from storage.verify import Finding, verify_series
 
 if TYPE_CHECKING:
-    from tasks.download import Exchange
+    from tasks.exchange_access import Exchange
 
 __all__ = ["verify_lake"]
 
@@ -34,7 +34,7 @@ def verify_lake(
     config = configure("demo", settings)
     findings: dict[SeriesKey, list[Finding]] = {key: verify_series(lake, ledger, key) for key in keys}
     if sample:
-        from tasks.download import connected
+        from tasks.exchange_access import connected
 
         places = (config.exchange, config.archive)
         with connected(home, config.replay, keys, *places, seed=config.seed, reads=True) as exchange:
