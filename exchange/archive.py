@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import polars as pl
 import requests
@@ -37,11 +37,10 @@ from exchange.archive_parts import (
     parts_among,
     stem_of,
 )
-from exchange.config import Url
+from exchange.config import ArchiveConfig
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
 from exchange.shared_budget import SharedBudget
 from exchange.transport import PooledClient, cause_of, log_retry
-from kronos_model.settings import Bounds, Count, Seconds, settings
 from storage.ledger import Source
 from storage.schema import Market, SeriesKey
 
@@ -55,24 +54,6 @@ PARSED_AT_ONCE = 2  # a month of 1m takes 30 MB meanwhile, and a core or more
 PASSING = (403, 408, 429)  # besides 5xx: the content network's refusals under load
 
 T = TypeVar("T")
-
-
-@settings
-class ArchiveConfig:
-    """Where Binance's bulk archive is, and how it is downloaded."""
-
-    enabled: bool = True
-    """Whether the archive is used at all, which it is where it spares requests; false asks REST alone."""
-    archive_url: Url = "https://data.binance.vision"
-    """Base URL of the archive's files."""
-    listing_url: Url = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
-    """URL of the storage bucket that lists the archive's files."""
-    threads: Annotated[int, Bounds(ge=1, le=64)] = 8
-    """Files downloaded at once by all series. Binance states no limit; more than 10 have been seen to be blocked."""
-    timeout_s: Seconds = 30.0
-    """Longest wait for a connection and for each piece of an answer, in seconds."""
-    attempts: Count = 5
-    """How often one file is asked for in all, before its error is raised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

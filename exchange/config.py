@@ -1,11 +1,11 @@
-"""Where the exchange is and how it is asked."""
+"""Where the exchange and its archive are, and how they are asked."""
 
 from typing import Annotated
 
-from kronos_model.settings import Count, Seconds, Written, settings
+from kronos_model.settings import Bounds, Count, Seconds, Written, settings
 from storage.schema import Market
 
-__all__ = ["ExchangeConfig", "Url"]
+__all__ = ["ArchiveConfig", "ExchangeConfig", "Url"]
 
 _URL = r"https?://[^/:\s]\S*"
 Url = Annotated[str, Written(pattern=_URL, words="a URL such as https://api.binance.com")]
@@ -35,3 +35,21 @@ class ExchangeConfig:
     def url_of(self, market: Market) -> str:
         """Base URL of a market."""
         return (self.spot_url if market == "spot" else self.um_url).rstrip("/")
+
+
+@settings
+class ArchiveConfig:
+    """Where Binance's bulk archive is, and how it is downloaded."""
+
+    enabled: bool = True
+    """Whether the archive is used at all, which it is where it spares requests; false asks REST alone."""
+    archive_url: Url = "https://data.binance.vision"
+    """Base URL of the archive's files."""
+    listing_url: Url = "https://s3-ap-northeast-1.amazonaws.com/data.binance.vision"
+    """URL of the storage bucket that lists the archive's files."""
+    threads: Annotated[int, Bounds(ge=1, le=64)] = 8
+    """Files downloaded at once by all series. Binance states no limit; more than 10 have been seen to be blocked."""
+    timeout_s: Seconds = 30.0
+    """Longest wait for a connection and for each piece of an answer, in seconds."""
+    attempts: Count = 5
+    """How often one file is asked for in all, before its error is raised."""

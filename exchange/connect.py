@@ -1,6 +1,7 @@
 """The one way to the exchange: its clients, one request budget per market and lake, and the bulk archive."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exchange.archive import ArchiveClient, ArchiveConfig
-from exchange.budget import WeightBudget
+from exchange.budget import LIMITS_PER_MINUTE, WeightBudget
 from exchange.config import ExchangeConfig
 from exchange.governor import FOLDER, Governor
 from exchange.replay.source import replay_exchange
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 class Exchange:
     """What all who ask share: where to ask, one budget and one archive client per market. Safe for many threads.
 
-    Without `archive` there is none. Waits for the budget and between tries are slept by `sleep`.
+    Without `archive` there is none. Who only `reads` a lake makes no budget in it: where no download has made one, or
+    it cannot be written, theirs is their own. Waits for the budget and between tries are slept by `sleep`.
     """
 
     def __init__(
@@ -34,11 +36,12 @@ class Exchange:
         config: ExchangeConfig,
         archive: ArchiveConfig | None = None,
         *,
+        reads: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.config = config
         self.budgets: dict[Market, WeightBudget] = {}
-        self._lake, self._sleep, self._archive = lake, sleep, archive
+        self._lake, self._reads, self._sleep, self._archive = lake, reads, sleep, archive
         self._archives: dict[Market, ArchiveClient] = {}
         self._lock = threading.Lock()
 
@@ -46,9 +49,14 @@ class Exchange:
         """A REST client of its own for a thread; close it after use."""
         with self._lock:
             if market not in self.budgets:
-                url = self.config.url_of(market)
-                self.budgets[market] = Governor(self._lake / FOLDER, market, url, sleep=self._sleep)
+                self.budgets[market] = self._budget(market)
         return RestClient(market, self.config, budget=self.budgets[market], sleep=self._sleep)
+
+    def _budget(self, market: Market) -> WeightBudget:
+        folder = self._lake / FOLDER
+        if self._reads and not os.access(folder, os.W_OK):
+            return WeightBudget(LIMITS_PER_MINUTE[market], sleep=self._sleep)
+        return Governor(folder, market, self.config.url_of(market), sleep=self._sleep)
 
     @contextmanager
     def clients(self, markets: Iterable[Market]) -> Iterator[dict[Market, RestClient]]:
@@ -92,6 +100,7 @@ def connected(
     *,
     seed: int,
     whole_folder: bool = False,
+    reads: bool = False,
 ) -> Iterator[Exchange]:
     """The exchange to talk to: Binance as configured, or a replay exchange that lives as long as the block.
 
@@ -103,6 +112,6 @@ def connected(
             stack.enter_context(server)
             logger.info("Candles come from a replay exchange (%s), not from Binance.", replay)
             exchange, archive = server.config, replace(server.archive_config, enabled=archive.enabled)
-        shared = Exchange(lake, exchange, archive)
+        shared = Exchange(lake, exchange, archive, reads=reads)
         stack.callback(shared.close)
         yield shared

@@ -21,13 +21,11 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from exchange.archive import ArchiveConfig
-from exchange.rest import ExchangeConfig
-from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.gate import GatePolicy
+from exchange.config import ArchiveConfig, ExchangeConfig
+from kronos_model.evaluation.config import EvaluationConfig, GatePolicy
 from kronos_model.jobs import StageConfig
-from kronos_model.publish import PublishConfig, repository_names
-from kronos_model.sampling import SamplingConfig
+from kronos_model.publish_config import PublishConfig, repository_names
+from kronos_model.sampling_config import SamplingConfig
 from kronos_model.settings import Count, Seed, settings, words_of
 from storage.dataset import DatasetConfig
 from storage.interval import Interval

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from flows.config import ConfigError, ModelChoice, RunConfig, override
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.jobs import StageConfig
-from kronos_model.sampling import SamplingConfig
+from kronos_model.sampling_config import SamplingConfig
 from storage.dataset import DatasetConfig
 from storage.errors import StorageError
 from storage.schema import SeriesKey

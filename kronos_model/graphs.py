@@ -5,16 +5,15 @@ B series, S samples of each, H horizon.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kronos_model.decoding import Memory
+from kronos_model.sampling_config import Acceleration
 
 __all__ = ["Acceleration", "BarProgram", "accelerates", "captured"]
 
-Acceleration = Literal["off", "graph", "compile"]
 DrawBar = Callable[[Memory, Tensor, Tensor], Tensor]
 
 _WARM_UPS = 3  # before a capture: libraries choose kernels and allocate their workspaces

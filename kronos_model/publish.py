@@ -4,14 +4,12 @@ A token is only ever handed to huggingface_hub; no message or log line of this m
 """
 
 import logging
-import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
-from typing import Literal, Protocol
+from typing import Protocol
 
 from huggingface_hub import CommitOperationAdd
 
@@ -19,7 +17,7 @@ from kronos_model.errors import ModelError
 from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
 from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
-from kronos_model.settings import settings
+from kronos_model.publish_config import PublishConfig, repository_names
 
 __all__ = [
     "CHAMPION",
@@ -39,38 +37,7 @@ __all__ = [
 CHAMPION = "champion"
 CARD_FILE = "README.md"
 METADATA_FILE = "kronos_nightly.json"  # also kronos_model.pretrained's, which would cost an import of torch
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 logger = logging.getLogger(__name__)
-
-
-@settings
-class PublishConfig:
-    """Whether and where a night's models are published."""
-
-    policy: Literal["promoted", "always", "never"] = "promoted"
-    """Publish what the gate promoted, every night's challenger, or nothing."""
-    token_block: str = "hf-token"
-    """Prefect Secret block that holds the Hub's token, asked where HF_TOKEN is not set."""
-    namespace: str = ""
-    """User or organisation on the Hugging Face Hub; empty publishes to the local hub folder alone."""
-    tokenizer_name: str = "{recipe}-kronos-tokenizer"
-    """Repository of the tokenizer; {recipe} stands for the recipe's name, {symbol} for that of its only series."""
-    predictor_name: str = "{recipe}-kronos-predictor"
-    """Repository of the predictor; {recipe} stands for the recipe's name, {symbol} for that of its only series."""
-    private: bool = True
-    """Create the repositories as private ones; those that exist must then be private."""
-
-    def __post_init__(self) -> None:
-        if self.namespace and not _is_name(self.namespace):
-            raise ValueError(
-                f"namespace must be a user or organisation on the Hub, found {self.namespace!r}; "
-                "leave it empty to publish locally"
-            )
-        tokenizer, predictor = repository_names(self, "recipe", ["symbol"])
-        if tokenizer == predictor:
-            raise ValueError(
-                f"tokenizer_name and predictor_name must differ, both are {tokenizer!r}; change one"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,38 +49,6 @@ class Published:
     url: str
     uploaded: bool
     """False where this revision was there already, and for a local hub."""
-
-
-def repository_names(config: PublishConfig, recipe: str, symbols: Sequence[str]) -> tuple[str, str]:
-    """The names, without namespace, of a tokenizer's and a predictor's repository."""
-    return (
-        _named("tokenizer_name", config.tokenizer_name, recipe, symbols),
-        _named("predictor_name", config.predictor_name, recipe, symbols),
-    )
-
-
-def _named(field: str, template: str, recipe: str, symbols: Sequence[str]) -> str:
-    try:
-        placeholders = {key for _, key, _, _ in Formatter().parse(template) if key is not None}
-    except ValueError:
-        placeholders = {template}
-    known = placeholders <= {"recipe", "symbol"}
-    if "symbol" in placeholders and known and len(symbols) != 1:
-        raise ValueError(
-            f"{field} uses {{symbol}}, which needs exactly one series, found {len(symbols)}; use {{recipe}} instead"
-        )
-    name = template.format(recipe=recipe, symbol="".join(symbols)) if known else template
-    if not known or not _is_name(name):
-        raise ValueError(
-            f"{field} must make a repository name of letters, digits, '-', '_' and '.' and know no other "
-            f"placeholders than {{recipe}} and {{symbol}}, found {template!r}; try '{{recipe}}-kronos-predictor'"
-        )
-    return name
-
-
-def _is_name(name: str) -> bool:
-    """The Hub's rule for one part of a repository's id."""
-    return _NAME.fullmatch(name) is not None and "--" not in name and ".." not in name
 
 
 def assemble_repository(

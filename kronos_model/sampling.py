@@ -6,7 +6,6 @@ B series, S samples, R rows (series x sample), C context bars, H horizon, T toke
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,44 +14,17 @@ from torch import Tensor, nn
 from kronos_model.cache import Place
 from kronos_model.decoding import CachedDecoder, CachedPredictor, Memory, Prompt
 from kronos_model.errors import MismatchedPair
-from kronos_model.graphs import Acceleration, BarProgram, accelerates
+from kronos_model.graphs import BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
-from kronos_model.settings import Count, Counted, NotNegative, TopP, settings
+from kronos_model.sampling_config import Precision, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 
 __all__ = ["PathSampler", "Precision", "SamplingConfig", "draw", "filter_logits"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
-Precision = Literal["float32", "bfloat16", "float16"]
 Progress = Callable[[int, int], object]
 
 _DECODED_ROWS = 32  # paths through the tokenizer's decoder at once
-
-
-@settings
-class SamplingConfig:
-    """How tokens are drawn; temperature first, then top-k, then top-p."""
-
-    temperature: NotNegative = 1.0
-    """Divides the logits; below 1 sharpens, above 1 flattens, 0 always takes the likeliest token."""
-    top_k: Counted | None = 0
-    """Only this many likeliest tokens may be drawn; 0 or none: all, 1: always the likeliest."""
-    top_p: TopP | None = 1.0
-    """Only the likeliest tokens that together reach this share may be drawn; 1 or none: all."""
-    samples: Count = 20
-    """Paths per series."""
-    rows: Count = 256
-    """Paths advanced at once; bounds the memory, does not change the paths."""
-    acceleration: Acceleration = "graph"
-    """On a GPU: replay a bar's kernels as one CUDA graph, or compile them too, which takes a minute at first
-    and pays for many forecasts of one shape. A CPU ignores it."""
-    precision: Precision = "float32"
-    """Of the predictor's weights and caches while sampling; half of it is faster, its paths are other draws."""
-
-    @property
-    def greedy(self) -> bool:
-        """All samples are the same path."""
-        return self.temperature == 0 or self.top_k == 1
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:

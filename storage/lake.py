@@ -29,6 +29,7 @@ __all__ = ["Lake", "Span", "Upsert"]
 _FILE = "candles.parquet"
 _MONTH = "month="
 _PATIENCE_S = 2.0  # a monitor that appends a candle is done sooner; an ingest is not
+_READ_AT_ONCE = 16_000_000  # bytes of month files; years of 1h, a month of 1s
 _MONTH_OF_ROW = pl.col("open_time").dt.strftime("%Y-%m")
 
 
@@ -99,7 +100,7 @@ class Lake:
 
     def span(self, key: SeriesKey) -> Span | None:
         """First and last open time and the number of candles; None if the lake has none of this series."""
-        extents = [_collect(_extent, [path]).row(0) for path in self._months(key)]
+        extents = [_collect(_extent, paths).row(0) for paths in _batches(self._months(key))]
         if not extents:
             return None
         return Span(first_ms=extents[0][0], last_ms=extents[-1][1], rows=sum(rows for *_, rows in extents))
@@ -112,12 +113,12 @@ class Lake:
     def open_times(
         self, key: SeriesKey, start_ms: int | None = None, end_ms: int | None = None
     ) -> Iterator[pl.DataFrame]:
-        """The open times in [start_ms, end_ms) a month at a time, oldest first, in frames of that column alone.
+        """The open times in [start_ms, end_ms) in pieces, oldest first, in frames of that column alone.
 
         Frames have rows; there are none of a series that is absent.
         """
-        for path in _within(self._months(key), start_ms, end_ms):
-            times = _collect(lambda scan: _between(scan.select("open_time"), start_ms, end_ms), [path])
+        for paths in _batches(_within(self._months(key), start_ms, end_ms)):
+            times = _collect(lambda scan: _between(scan.select("open_time"), start_ms, end_ms), paths)
             if not times.is_empty():
                 yield times
 
@@ -225,6 +226,20 @@ def _within(paths: list[Path], start_ms: int | None, end_ms: int | None) -> list
     first = "" if start_ms is None else _month(start_ms)
     last = "9999-12" if end_ms is None else _month(end_ms - 1)
     return [path for path in paths if first <= _name_of(path) <= last]
+
+
+def _batches(paths: list[Path]) -> Iterator[list[Path]]:
+    """Months to be read together: a query of its own for each small file would cost more than the reading."""
+    batch: list[Path] = []
+    size = 0
+    for path in paths:
+        batch.append(path)
+        size += path.stat().st_size
+        if size >= _READ_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _between(scan: pl.LazyFrame, start_ms: int | None, end_ms: int | None) -> pl.LazyFrame:

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -32,6 +32,8 @@ class Home:
         if root.exists() and not root.is_dir():
             raise StorageError(f"expected a folder at {root}, found a file; choose another home")
         if reads:
+            with storage_errors(root), suppress(FileNotFoundError):
+                root.stat()  # a part of its path may be a file
             return cls(root)
         probe = root / f".probe-{uuid.uuid4().hex[:8]}"
         with storage_errors(root):

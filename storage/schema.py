@@ -1,6 +1,7 @@
 """What a candle is: its columns, the key of its series, and the rules that it keeps."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Self, get_args
@@ -223,22 +224,32 @@ def _refuse_unordered(ms: pl.Series, origin: str) -> None:
     )
 
 
-def _check_values(candles: pl.DataFrame, origin: str) -> None:
+def _value_rules() -> Iterator[tuple[pl.Expr, str, str]]:
+    """What makes a row bad, the rule it breaks and the remedy; what is not known is bad."""
     for name in (*_PRICES, "volume"):
-        bad = ~candles[name].is_finite()
-        _refuse(candles, bad, origin, f"a finite number in {name}", "correct the value or drop the row")
+        bad = ~pl.col(name).is_finite()
+        yield bad, f"a finite number in {name}", "correct the value or drop the row"
     for name in _PRICES:
-        _refuse(candles, candles[name] <= 0, origin, f"{name} above 0", "correct the price or drop the row")
-    low, high = candles["low"], candles["high"]
-    _refuse(candles, high < low, origin, "high >= low", "correct the row; are the columns swapped?")
+        yield pl.col(name) <= 0, f"{name} above 0", "correct the price or drop the row"
+    low, high, swapped = pl.col("low"), pl.col("high"), "correct the row; are the columns swapped?"
+    yield high < low, "high >= low", swapped
     for name in ("open", "close"):
-        outside = (candles[name] < low) | (candles[name] > high)
-        _refuse(
-            candles, outside, origin, f"low <= {name} <= high", "correct the row; are the columns swapped?"
-        )
-    _refuse(candles, candles["volume"] < 0, origin, "volume >= 0", "correct the volume or drop the row")
+        yield (pl.col(name) < low) | (pl.col(name) > high), f"low <= {name} <= high", swapped
+    yield pl.col("volume") < 0, "volume >= 0", "correct the volume or drop the row"
     for name in _OPTIONAL:
-        column = candles[name]
+        column = pl.col(name)
         bad = ((column < 0) | ~column.cast(pl.Float64).is_finite()).fill_null(value=False)
-        rule = f"{name} >= 0 or null"
-        _refuse(candles, bad, origin, rule, f"correct {name} or leave it empty")
+        yield bad, f"{name} >= 0 or null", f"correct {name} or leave it empty"
+
+
+_VALUE_RULES = tuple(_value_rules())
+_BROKEN = [
+    bad.fill_null(value=True).any().alias(str(number)) for number, (bad, _, _) in enumerate(_VALUE_RULES)
+]
+
+
+def _check_values(candles: pl.DataFrame, origin: str) -> None:
+    """All rules in one query; which row broke one is asked once it is known that one did."""
+    for (bad, rule, remedy), broken in zip(_VALUE_RULES, candles.select(_BROKEN).row(0), strict=True):
+        if broken:
+            _refuse(candles, candles.select(bad).to_series(), origin, rule, remedy)

@@ -1,23 +1,21 @@
-"""Candles from the exchange, or from files, into the lake."""
+"""Candles from the exchange into the lake."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 
 from prefect import task
 
 from exchange.connect import Exchange
 from exchange.errors import ExchangeError
 from exchange.sync import SyncReport, sync_series
-from storage.candle_files import read_candles, write_candles
-from storage.errors import CandleError, StorageError
+from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
-from storage.ledger import Ledger, Source
-from storage.schema import SeriesKey, utc_text
+from storage.ledger import Ledger
+from storage.schema import SeriesKey
 from tasks.policies import IDEMPOTENT
 from tasks.progress import ingest_progress
 from tasks.refs import IngestRef, SeriesRef
@@ -26,8 +24,6 @@ __all__ = [
     "IncompleteIngest",
     "download",
     "download_all",
-    "export_file",
-    "import_file",
 ]
 
 SERIES_AT_ONCE = 4  # each keeps the network and a core busy at times
@@ -98,43 +94,6 @@ def download_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return done, failed
-
-
-@task(name="import", task_run_name="import {path}", **IDEMPOTENT)
-def import_file(home: Home, path: Path, key: SeriesKey) -> SeriesRef:
-    """Validate a CSV, JSON or Parquet file and upsert it into the lake."""
-    lake, ledger = Lake(home.lake), Ledger(home.lake)
-    candles = read_candles(path, key.interval)
-    with home.writing("import"):
-        result = lake.upsert(key, candles, source=Source(kind="import", detail=path.name, sha256=None))
-    span = lake.span(key)
-    assert span is not None, "an import of nothing is refused"
-    return SeriesRef(
-        series=key.name,
-        interval=key.interval.name,
-        rows=span.rows,
-        first_ms=span.first_ms,
-        last_ms=span.last_ms,
-        added=result.added,
-        requests=0,
-        holes=len(ledger.holes(key, lake.open_times(key))),
-    )
-
-
-@task(name="export", task_run_name="export {path}", **IDEMPOTENT)
-def export_file(home: Home, path: Path, key: SeriesKey, *, start_ms: int | None, end_ms: int | None) -> int:
-    """Write candles of the lake to a CSV, JSON or Parquet file; returns how many."""
-    lake = Lake(home.lake)
-    candles = lake.read(key, start_ms, end_ms)
-    if candles.is_empty():
-        span = lake.span(key)
-        assert span is not None, "a series that the lake does not have is refused above"
-        raise CandleError(
-            f"Expected candles of {key} between --start and --end, found none; the lake has them from "
-            f"{utc_text(span.first_ms)} to {utc_text(span.last_ms)}, choose dates within."
-        )
-    write_candles(candles, path)
-    return len(candles)
 
 
 def _series_ref(lake: Lake, ledger: Ledger, report: SyncReport) -> SeriesRef:

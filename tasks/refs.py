@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from kronos_model.hub import Lineage
 from storage.dataset import BuiltDataset
+
+if TYPE_CHECKING:  # costs an import of torch
+    from kronos_model.hub import Lineage
 
 __all__ = [
     "BuiltDataset",

@@ -1,26 +1,99 @@
-"""Options that several commands have."""
+"""What commands are asked with: the options that several have, and what was chosen with them."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce, wraps
+from pathlib import Path
+from typing import Any
+
 import click
 
-__all__ = ["END", "INTERVAL", "KLINES", "PORT", "RECIPE", "SERIES", "SET", "START"]
+from flows.cli.terminal import names
 
-RECIPE = click.option(
-    "--recipe", "-r", default="demo", show_default=True, help="Which recipe; `kronos recipes` lists them."
-)
-SERIES = click.option(
-    "--series", help="Other series than the recipe's: market:SYMBOL, comma-separated, e.g. um:DOGEUSDT."
-)
-INTERVAL = click.option("--interval", help="Another candle interval than the recipe's, e.g. 4h.")
+__all__ = ["END", "KLINES", "PORT", "SET", "START", "Chosen", "run_options"]
+
+PORT = click.IntRange(0, 65_535)
 START = click.option("--start", type=click.DateTime(["%Y-%m-%d"]), help="First day to use, UTC.")
 END = click.option("--end", type=click.DateTime(["%Y-%m-%d"]), help="First day not to use, UTC.")
+SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
+)
+_RECIPE = click.option(
+    "--recipe", "-r", default="demo", show_default=True, help="Which recipe; `kronos recipes` lists them."
+)
+_SERIES = click.option(
+    "--series", help="Other series than the recipe's: market:SYMBOL, comma-separated, e.g. um:DOGEUSDT."
+)
+_INTERVAL = click.option("--interval", help="Another candle interval than the recipe's, e.g. 4h.")
 KLINES = click.option(
     "--klines",
     metavar="DIR",
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
-PORT = click.IntRange(0, 65_535)
-SET = click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
-)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """A recipe, and what a run of it was asked to do otherwise, as it was typed."""
+
+    recipe: str
+    assignments: tuple[str, ...]
+    series: str | None = None
+    interval: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    klines: str | None = None
+
+    def call(self, obj: dict[str, Any], flow: Callable[..., Any], **more: Any) -> Any:
+        """Call a flow with it; a typing mistake is told before anything starts."""
+        parameters = self._parameters()
+        if server := obj["server"]:
+            server.wait_until_healthy(threading.Event())
+        return flow(self.recipe, **parameters, **_given(more))
+
+    def _parameters(self) -> dict[str, Any]:
+        """What every flow of a recipe takes. Raises ConfigError or StorageError for what cannot be."""
+        from flows.config import parse_assignments
+        from flows.recipes import configure
+
+        settings: dict[str, Any] = {**parse_assignments(self.assignments)}
+        if self.klines:
+            settings["replay"] = str(Path(self.klines).resolve())
+        parameters = _given(
+            {
+                "series": names(self.series) if self.series else None,
+                "interval": self.interval,
+                "start": self.start and self.start.date(),
+                "end": self.end and self.end.date(),
+                "settings": settings or None,
+            }
+        )
+        configure(self.recipe, **parameters)
+        return parameters
+
+
+def run_options(
+    *, series: bool = True, klines: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of a run of a recipe, which the command gets as one Chosen before its own."""
+    options = [_RECIPE]
+    options += [_SERIES, _INTERVAL, START, END] if series else []
+    options += [KLINES, SET] if klines else [SET]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def gathered(*arguments: Any, **typed: Any) -> Any:
+            chosen = {name: typed.pop(name) for name in Chosen.__slots__ if name in typed}
+            return command(*arguments, Chosen(**chosen), **typed)
+
+        return reduce(lambda decorated, option: option(decorated), reversed(options), gathered)
+
+    return decorate
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -22,7 +22,7 @@ _REASON = click.option("--reason", required=True, help="Why, kept in the history
 def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
     """Make the model of any finished night serve, whatever the gate said."""
     home = start(obj)
-    from flows.cli.screen import show_history
+    from flows.cli.history_screen import show_history
     from flows.recipes import recipe as known
     from tasks.promotion import promote_run
 
@@ -39,7 +39,7 @@ def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
 def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> None:
     """Make an earlier champion serve again: champion.json, MLflow's alias and the Hub's tag in one step."""
     home = start(obj)
-    from flows.cli.screen import show_history
+    from flows.cli.history_screen import show_history
     from flows.recipes import recipe as known
     from tasks.promotion import roll_back
 

@@ -7,7 +7,7 @@ from math import exp
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.terminal import console
+from flows.cli.screen import console
 from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home

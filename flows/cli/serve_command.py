@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.cli.options import PORT, SET
 from flows.cli.terminal import names, start
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to answer on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8765, show_default=True, help="Port; 0: any.")
+@click.option("--port", type=PORT, default=8765, show_default=True, help="Port; 0: any.")
 @click.option(
     "--recipe", "recipes", help="Only these recipes' champions, comma-separated [all that have one]."
 )
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
     help="With --follow: rehearse on a replay exchange over this folder, or 'synthetic', instead of Binance.",
 )
 @click.option("--speed", default=60.0, show_default=True, help="Exchange seconds per second with --klines.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable.")
+@SET
 @click.pass_obj
 def serve(
     obj: dict[str, Any],

@@ -22,6 +22,9 @@ _NOTIFY = click.option(
     envvar="KRONOS_NOTIFY_URL",
     help="Webhook that is told the cause of every bad run, as JSON with a text.",
 )
+_PAUSED = click.option(
+    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
+)
 
 
 @click.command()
@@ -29,8 +32,8 @@ _NOTIFY = click.option(
 @click.pass_obj
 def doctor(obj: dict[str, Any], repair: bool) -> None:
     """Say what is configured, reachable and missing."""
-    home = start(obj)
-    from flows.cli.screen import show_findings
+    home = start(obj, reads=not repair)
+    from flows.cli.site_screen import show_findings
     from flows.site.doctor import examine
     from flows.site.doctor import repair as mend
 
@@ -55,7 +58,7 @@ def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
     job_days=7` keeps finished jobs for a week; a wrong name lists the others.
     """
     home = start(obj)
-    from flows.cli.screen import show_expired
+    from flows.cli.site_screen import show_expired
     from flows.config import override, parse_assignments
     from flows.gc import gc as flow
     from storage.retention import RetentionPolicy
@@ -68,9 +71,7 @@ def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
 
 @click.command()
 @_NOTIFY
-@click.option(
-    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
-)
+@_PAUSED
 @click.option(
     "--prefect-port", type=_SERVER_PORT, default=4200, show_default=True, help="Port of Prefect's UI and API."
 )
@@ -87,22 +88,23 @@ def up(obj: dict[str, Any], /, **options: Any) -> None:
     A server that is configured elsewhere (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one.
     """
     home = start(obj)
+    from flows.cli.screen import lines
+    from flows.cli.site_screen import show_deployed, show_ready
     from flows.site.up import up as run_everything
 
-    run_everything(home, **options)
+    run_everything(home, ready=show_ready, deployed=show_deployed, **options)
+    lines().print("Stopped; `kronos up` goes on where it was.", highlight=False)
 
 
 @click.command()
 @_NOTIFY
-@click.option(
-    "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
-)
+@_PAUSED
 @click.pass_obj
 def deploy(obj: dict[str, Any], notify: str | None, paused: bool) -> None:
     """Bring pool, automations and deployments on the Prefect server up to date with prefect.yaml."""
     start(obj)
+    from flows.cli.site_screen import show_deployed
     from flows.site.deploy import deploy as bring_up_to_date
-    from flows.site.up import show_deployed
 
     show_deployed(bring_up_to_date(notify=notify, paused=paused))
 
@@ -112,9 +114,14 @@ def deploy(obj: dict[str, Any], notify: str | None, paused: bool) -> None:
 def worker(obj: dict[str, Any]) -> None:
     """Run what is due on this machine until Ctrl-C or SIGTERM, which first ends the runs under way in order."""
     home = start(obj)
+    from flows.cli.screen import lines
+    from flows.cli.site_screen import show_ready
+    from flows.site.processes import server_url
     from flows.site.up import work
 
-    work(home)
+    lines().print(f"Prefect  {server_url()}", highlight=False)
+    work(home, ready=show_ready)
+    lines().print("Stopped; its runs have ended in order.", highlight=False)
 
 
 @click.command()

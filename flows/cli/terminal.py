@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from storage.layout import Home
 
-from flows.environment import log_to_stderr, open_home, prepare_environment
-from storage.layout import Home
-
-__all__ = ["console", "names", "start"]
+__all__ = ["names", "start"]
 
 
 def start(obj: dict[str, Any], *, flow: bool = False, reads: bool = False) -> Home:
@@ -18,6 +15,8 @@ def start(obj: dict[str, Any], *, flow: bool = False, reads: bool = False) -> Ho
 
     For a `flow`, obj["server"] is then the Prefect server that is being started for it, None where there is one.
     """
+    from flows.environment import log_to_stderr, open_home, prepare_environment
+
     if not obj["verbose"]:
         log_to_stderr()  # first: the first opening of a home on object storage may take a while
     home = open_home(obj["home"], reads=reads)
@@ -32,8 +31,3 @@ def start(obj: dict[str, Any], *, flow: bool = False, reads: bool = False) -> Ho
 def names(text: str) -> list[str]:
     """What stands between commas or spaces."""
     return [name for name in text.replace(",", " ").split() if name]
-
-
-def console() -> Console:
-    """Full width in a terminal; wide enough for the tables in a pipe or a log. Brackets and colons are no markup."""
-    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)

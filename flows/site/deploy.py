@@ -26,7 +26,7 @@ from flows.site.processes import POOL, server_url
 
 __all__ = ["ROOT", "Deployed", "deploy"]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)
 

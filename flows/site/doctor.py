@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import requests
-import torch
 
 from exchange.connect import Exchange
 from exchange.errors import ExchangeError
 from exchange.rest import ExchangeConfig, RestClient
 from kronos_model.errors import ModelError
-from kronos_model.publish import check_token
 from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
@@ -22,7 +20,6 @@ from storage.object_home import describe
 from storage.registry import read_champion
 from storage.schema import Market
 from tasks.database import shown
-from tasks.promotion import mend, mismatches
 from tasks.tracking import tracking_uri
 
 __all__ = ["CheckResult", "examine", "repair"]
@@ -56,9 +53,14 @@ def examine(home: Home) -> list[CheckResult]:
 
 
 def _home(home: Home) -> CheckResult:
-    free = shutil.disk_usage(home.root).free / _GB
-    state: Literal["ok", "note"] = "ok" if free >= 2 else "note"
-    return CheckResult(state, "home", f"{home.root}, {free:.1f} GB free")
+    """The home, or where it will be: the nearest folder above that is there."""
+    place = next(one for one in (home.root, *home.root.parents) if one.exists())
+    if not os.access(place, os.W_OK):
+        return CheckResult(
+            "bad", "home", f"{home.root} cannot be written; give the permission or choose another home"
+        )
+    free = shutil.disk_usage(place).free / _GB
+    return CheckResult("ok" if free >= 2 else "note", "home", f"{home.root}, {free:.1f} GB free")
 
 
 def _object_storage(home: Home) -> list[CheckResult]:
@@ -67,6 +69,8 @@ def _object_storage(home: Home) -> list[CheckResult]:
 
 
 def _device() -> CheckResult:
+    import torch
+
     if torch.cuda.is_available():
         return CheckResult("ok", "device", f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     return CheckResult(
@@ -88,7 +92,7 @@ def _lake(home: Home) -> CheckResult:
 
 def _exchange(home: Home) -> list[CheckResult]:
     markets: dict[Market, str] = {"spot": "Binance spot", "um": "Binance USD-M futures"}
-    shared = Exchange(home.lake, ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1))
+    shared = Exchange(home.lake, ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1), reads=True)
     with shared.clients(markets) as clients:
         return [_reach(markets[market], client) for market, client in clients.items()]
 
@@ -123,6 +127,8 @@ def _tracking(home: Home) -> CheckResult:
 def _hub(home: Home) -> CheckResult:
     if not os.environ.get("HF_TOKEN"):
         return CheckResult("note", "Hub", f"no HF_TOKEN: models are published as folders in {home.hub}")
+    from kronos_model.publish import check_token
+
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         return CheckResult(
@@ -134,6 +140,8 @@ def _hub(home: Home) -> CheckResult:
 
 def repair(home: Home) -> None:
     """Move the mirrors of every champion back to what its champion.json says; what was wrong is logged."""
+    from tasks.promotion import mend
+
     for recipe in _recipes(home):
         mend(home, recipe)
 
@@ -143,8 +151,12 @@ def _recipes(home: Home) -> list[str]:
 
 
 def _champions(home: Home) -> list[CheckResult]:
+    if not (recipes := _recipes(home)):
+        return [CheckResult("note", "champions", "none yet: `kronos run` promotes the first one")]
+    from tasks.promotion import mismatches
+
     findings = []
-    for recipe in _recipes(home):
+    for recipe in recipes:
         what = f"champion of {recipe}"
         try:
             champion = read_champion(home, recipe)
@@ -160,4 +172,4 @@ def _champions(home: Home) -> list[CheckResult]:
             else CheckResult("note", what, one.found)
             for one in wrong
         ]
-    return findings or [CheckResult("note", "champions", "none yet: `kronos run` promotes the first one")]
+    return findings

@@ -170,7 +170,7 @@ def mlflow_service(home: Home, port: int, store: str) -> ServerProcess:
 def forecast_service(home: Home, port: int) -> ServerProcess:
     """The forecast API and the dashboard over the home's champions."""
     url = f"http://{HOST}:{port}"
-    command = ["flows.cli.program", "--home", str(home.root), "serve", "--host", HOST, "--port", str(port)]
+    command = ["flows.cli", "--home", str(home.root), "serve", "--host", HOST, "--port", str(port)]
     return ServerProcess("service", command, _log(home, "service"), url, "", "", f"{url}/health", port)
 
 

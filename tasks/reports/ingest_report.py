@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -101,15 +102,17 @@ def _coverage(lake: Lake, key: SeriesKey) -> dict[str, float]:
     span, interval = lake.span(key), key.interval
     assert span is not None, "only stored series are reported"
     first_ms, last_ms = span.first_ms, span.last_ms
-    opened = (times["open_time"].dt.epoch("ms") for times in lake.open_times(key))
-    held = {Interval("1M").floor(int(month[0])): len(month) for month in opened}
+    held: Counter[int] = Counter()
+    for times in lake.open_times(key):
+        months = times["open_time"].dt.truncate("1mo").dt.epoch("ms")
+        held.update(dict(months.value_counts().iter_rows()))
     shares: dict[str, float] = {}
     at = Interval("1M").floor(first_ms)
     while at <= last_ms:
         following = Interval("1M").next(at)
         begin = interval.floor(max(first_ms, at) - 1)
         expected = interval.count(interval.next(begin), min(last_ms, following - 1))
-        shares[datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m")] = held.get(at, 0) / max(expected, 1)
+        shares[datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m")] = held[at] / max(expected, 1)
         at = following
     return shares
 

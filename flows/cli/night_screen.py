@@ -1,0 +1,186 @@
+"""What the terminal shows of nights and their parts: stages, leaderboard, forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.cli.screen import candles_table, console, time_text
+
+if TYPE_CHECKING:
+    from storage.layout import Home
+    from tasks.refs import ForecastRef, TrainedRef
+
+__all__ = ["show_forecasts", "show_leaderboard", "show_night", "show_nights", "show_stages"]
+
+
+def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
+    """The whole night, and where to look further."""
+    screen = console()
+    screen.print(candles_table(summary["candles"]))
+    windows = summary["dataset"]["windows"]
+    screen.print(
+        f"Windows: {windows['train']:,} train, {windows['validation']:,} validation, {windows['test']:,} test "
+        f"(dataset {summary['dataset']['digest'][:16]})"
+    )
+    for warning in summary["warnings"]:
+        screen.print(Text.assemble(("note:", "yellow"), " ", warning))
+    screen.print(_stages(summary["stages"]))
+    screen.print(_leaderboard(summary["leaderboard"]))
+    screen.print(Text.assemble("Gate: ", (summary["verdict"], "bold")))
+    for reason in summary["reasons"]:
+        screen.print(f"  - {reason}", highlight=False)
+    screen.print(f"Report: {summary['report']}", highlight=False, soft_wrap=True)
+    for one in summary["published"]:
+        place = one["url"] if one["url"] else f"{one['path']} (a folder; nothing was uploaded)"
+        screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
+    if summary["forecasts"]:
+        screen.print(_forecasts(summary["forecasts"]))
+    for one in summary.get("not_forecast", ()):  # a night of an older version has none
+        screen.print(Text.assemble(("note:", "yellow"), f" {one['series']} is not forecast: {one['reason']}"))
+    if summary["nothing_new"]:
+        said = "same candles and settings as a finished night; nothing was trained."
+        screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
+    _where(screen, home, seconds)
+
+
+def show_nights(nights: Sequence[Mapping[str, Any]], home: Home, *, seconds: float) -> None:
+    """One line for each of several nights, and where to look further."""
+    screen = console()
+    if nights:
+        table = Table("series", "recipe", "gate", "CRPS bps", "skill", "because", title="Nights")
+        for one in nights:
+            (scores,) = (
+                row for row in one["leaderboard"] if (row["model"], row["series"]) == ("challenger", "all")
+            )
+            why = "nothing new" if one["nothing_new"] else one["reasons"][0]
+            table.add_row(
+                ", ".join(each["series"] for each in one["candles"]),
+                one["recipe"],
+                one["verdict"],
+                f"{scores['crps_bps']:.1f}",
+                _share(scores["skill"]),
+                why,
+            )
+        screen.print(table)
+    _where(screen, home, seconds)
+
+
+def show_stages(stages: Sequence[TrainedRef]) -> None:
+    """Losses by stage."""
+    console().print(_stages([asdict(one) for one in stages]))
+
+
+def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Scores over all series."""
+    console().print(_leaderboard(rows))
+
+
+def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
+    """The last step of each forecast."""
+    if forecasts:
+        console().print(_forecasts([asdict(one) for one in forecasts]))
+
+
+def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "stage",
+        "steps",
+        "loss before",
+        "best loss",
+        "kept step",
+        "ended by",
+        title="Validation loss by stage",
+    )
+    for row in rows:
+        table.add_row(
+            row["stage"],
+            f"{row['steps']:,}",
+            f"{row['initial_loss']:.4f}",
+            f"{row['best_loss']:.4f}",
+            f"{row['best_step']:,}",
+            row["stopped"] if row["trained"] else f"{row['stopped']} (earlier run)",
+        )
+    return table
+
+
+def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = (
+        "model",
+        "origins",
+        "MAE bps",
+        "RMSE bps",
+        "CRPS bps",
+        "skill",
+        "direction",
+        "cover 50",
+        "cover 90",
+    )
+    table = Table(
+        *columns, title="Leaderboard, test range, all series (bps of log return; skill against last value)"
+    )
+    for row in rows:
+        if row["series"] == "all":
+            table.add_row(
+                row["model"],
+                str(row["origins"]),
+                *(f"{row[name]:.1f}" for name in ("mae_bps", "rmse_bps", "crps_bps")),
+                *(_share(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
+            )
+    return table
+
+
+def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "series",
+        "after (UTC)",
+        "close",
+        "until (UTC)",
+        "5 to 95 %",
+        "P(up)",
+        "return",
+        "volatility",
+        title="Forecast",
+    )
+    for row in rows:
+        table.add_row(
+            row["series"],
+            time_text(row["origin_ms"]),
+            _price(row["last_close"]),
+            time_text(row["horizon_end_ms"]),
+            f"{_price(row['close_low'])} to {_price(row['close_high'])}",
+            f"{row['probability_up']:.2f}",
+            f"{100 * row['expected_return']:+.2f} %",
+            f"{100 * row['volatility']:.2f} %",
+        )
+    return table
+
+
+def _where(screen: Console, home: Home, seconds: float) -> None:
+    here = Path.cwd() / ".kronos" == home.root
+    option = "" if here else f"--home {home.root} "
+    screen.print(f"Run time {seconds:.0f} s. Everything is in {home.root}", highlight=False, soft_wrap=True)
+    screen.print(
+        f"  Prefect:  .venv/bin/kronos {option}ui prefect   then http://127.0.0.1:4200",
+        highlight=False,
+        soft_wrap=True,
+    )
+    screen.print(
+        f"  MLflow:   .venv/bin/kronos {option}ui mlflow    then http://127.0.0.1:5000",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _price(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.5g}"

@@ -1,0 +1,36 @@
+"""What the terminal shows of recipes and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from flows.cli.screen import console
+from flows.config import RunConfig, knobs
+
+__all__ = ["show_recipe", "show_recipes"]
+
+
+def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:
+    """One line per recipe."""
+    table = Table("recipe", "what it is", title="Recipes")
+    for name, function in recipes.items():
+        table.add_row(name, (function.__doc__ or "").strip().splitlines()[0])
+    console().print(table)
+
+
+def show_recipe(config: RunConfig) -> None:
+    """Every setting with its value, type and meaning."""
+    table = Table("setting", "value", "type", "meaning", title=f"Recipe {config.recipe}", show_lines=False)
+    for knob in knobs(config):
+        table.add_row(knob.path, _value(knob.value), knob.kind, " ".join(knob.help.split()))
+    console().print(table)
+    console().print("Change any of them with --set SETTING=VALUE.")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return "" if value is None else str(value)
