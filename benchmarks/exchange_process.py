@@ -12,7 +12,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.ingest import END_MS, MAJORS, fast_clock, many, month_ms
+from benchmarks.ingest import END_MS, many, month_ms
+from benchmarks.ingest_sides import MAJORS, fast_clock
 from exchange.replay import ArchiveStyle, ReplayClock, ReplayExchange, synthetic_market
 from storage.schema import SeriesKey
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.harness import Case, peak_mb
 
-__all__ = ["CASES", "forecast_ours", "forecast_peer"]
+__all__ = ["CASES", "forecast_ours", "forecast_peer", "ours", "pair"]
 
 PRESET, CONTEXT, HORIZON = "small", 400, 112
 QUICK_PRESET, QUICK_CONTEXT, QUICK_HORIZON = "mini", 64, 16
@@ -41,8 +41,7 @@ def pair(preset: str):
     return KronosTokenizer(PRESETS[preset].tokenizer), Kronos(PRESETS[preset].predictor)
 
 
-def forecast_ours(
-    quick: bool,
+def ours(
     *,
     samples: int,
     series: int = 1,
@@ -51,15 +50,12 @@ def forecast_ours(
     context: int = CONTEXT,
     horizon: int = HORIZON,
     precision: Literal["float32", "bfloat16"] = "float32",
-) -> dict:
-    """Seconds of one call of Forecaster.paths, after a short one that warms up."""
+) -> Callable[[int], float]:
+    """Forecaster.paths over so many bars, at most `horizon`: the seconds that the call took."""
     from kronos_model.forecaster import Forecaster
     from kronos_model.normalise import Normaliser
     from kronos_model.sampling import SamplingConfig
 
-    if quick:
-        preset, context, horizon = QUICK_PRESET, QUICK_CONTEXT, QUICK_HORIZON
-    imports_mb = peak_mb()
     features, times = market(series, context + horizon)
     forecaster = Forecaster(*pair(preset), Normaliser(), device=device)
     config = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P, samples=samples, precision=precision)
@@ -78,6 +74,18 @@ def forecast_ours(
         assert found.paths.shape == (series, samples, bars, 6)
         return time.perf_counter() - began
 
+    return run
+
+
+def forecast_ours(quick: bool, *, horizon: int = HORIZON, **options) -> dict:
+    """Seconds of one call of Forecaster.paths, after a short one that warms up; options as `ours` takes them."""
+    import kronos_model.forecaster  # noqa: F401, its memory counts as that of imports
+
+    if quick:
+        horizon = QUICK_HORIZON
+        options |= {"preset": QUICK_PRESET, "context": QUICK_CONTEXT}
+    imports_mb = peak_mb()
+    run = ours(horizon=horizon, **options)
     run(2)
     return {"value": run(horizon), "imports_mb": imports_mb}
 
@@ -138,13 +146,13 @@ def _case(
         return partial(run, samples=samples, series=series, device="cuda" if gpu else "cpu")
 
     order = ("ours", "peer") * peer_runs + ("ours",) * (3 - peer_runs)
-    ours = side(forecast_ours)
+    mine = side(forecast_ours)
     many = f"{series} series, " if series > 1 else ""
     return Case(
         title=f"{many}{samples} paths of {HORIZON} bars after {CONTEXT}, Kronos-{PRESET}{', ours in bf16' * bfloat16}",
         unit="s",
         peer_name="upstream's KronosPredictor",
-        ours=partial(ours, precision="bfloat16") if bfloat16 else ours,
+        ours=partial(mine, precision="bfloat16") if bfloat16 else mine,
         peer=side(forecast_peer),
         order=order,
         gpu=gpu,

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Case, peak_mb
+from benchmarks.model_sampling import pair
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "step_one_ours", "step_two_ours"]
 
 BATCH, LENGTH = 8, 512
 QUICK_BATCH, QUICK_LENGTH = 2, 128
@@ -36,22 +37,17 @@ def windows(batch: int, device: str):
     return bars.to(device), torch.stack(columns, dim=-1).expand(batch, -1, -1).to(device)
 
 
-def pairs(preset: str):
-    """Ours and upstream's tokenizer and predictor with the same seeded weights."""
+def upstream_pair(preset: str):
+    """Upstream's tokenizer and predictor with the weights of ours."""
     import model as upstream
-    import torch
 
     from kronos_model.config import PRESETS
-    from kronos_model.predictor import Kronos
-    from kronos_model.tokenizer import KronosTokenizer
 
-    torch.manual_seed(7)
     configs = PRESETS[preset].tokenizer, PRESETS[preset].predictor
-    ours = KronosTokenizer(configs[0]), Kronos(configs[1])
     theirs = upstream.KronosTokenizer(**configs[0].to_dict()), upstream.Kronos(**configs[1].to_dict())
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(pair(preset), theirs, strict=True):
         other.load_state_dict(one.state_dict())
-    return ours, theirs
+    return theirs
 
 
 def step_two_ours(
@@ -64,7 +60,7 @@ def step_two_ours(
     from kronos_model.fit import make_optimizer
     from kronos_model.jobs import StageConfig
 
-    (tokenizer, predictor), _ = pairs(preset)
+    tokenizer, predictor = pair(preset)
     bars, stamps = (part[:, : length + 1] for part in windows(batch, device))
     with torch.no_grad():
         tokens = torch.stack(tokenizer.to(device).encode_halves(bars), dim=-1)
@@ -90,7 +86,7 @@ def step_two_peer(preset: str, batch: int, length: int, device: str, **_: bool) 
     """A step of upstream's finetune/train_predictor.py."""
     import torch
 
-    _, (tokenizer, predictor) = pairs(preset)
+    tokenizer, predictor = upstream_pair(preset)
     bars, stamps = (part[:, : length + 1] for part in windows(batch, device))
     tokenizer.to(device).eval()
     predictor.to(device).train()
@@ -119,7 +115,7 @@ def step_one_ours(
     from kronos_model.fit import make_optimizer
     from kronos_model.jobs import StageConfig
 
-    (tokenizer, _), _ = pairs(preset)
+    tokenizer, _ = pair(preset)
     optimizer = make_optimizer(tokenizer.to(device), StageConfig(learning_rate=2e-4))
 
     def loss(x):
@@ -134,7 +130,7 @@ def step_one_peer(preset: str, batch: int, length: int, device: str, **_: bool) 
     """A step of upstream's finetune/train_tokenizer.py, one batch at a time."""
     import torch
 
-    _, (tokenizer, _) = pairs(preset)
+    tokenizer, _ = upstream_pair(preset)
     optimizer = torch.optim.AdamW(tokenizer.to(device).parameters(), lr=2e-4, weight_decay=0.1)
 
     def loss(x):

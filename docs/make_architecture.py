@@ -27,6 +27,8 @@ _BOX_W, _BOX_H, _ROW_H = 400, 132, 210  # pixels
 _TOP = 76
 _COLOURS = ("#4c6ef5", "#7048e8", "#1098ad", "#2f9e44", "#e8590c", "#c2255c")
 
+_VOCABULARY = "kronos_model.settings"  # what a setting may be: of use to all, and imports nothing
+
 
 @dataclass(frozen=True)
 class Box:
@@ -98,6 +100,7 @@ def _imports(packages: list[str]) -> list[tuple[str, str]]:
         (source.split(".")[0], target.split(".")[0])
         for source in graph.modules
         for target in graph.find_modules_directly_imported_by(source)
+        if target != _VOCABULARY
     }
     return sorted((source, target) for source, target in found if source != target)
 

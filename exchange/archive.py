@@ -9,16 +9,14 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import polars as pl
 import requests
-from requests.adapters import HTTPAdapter
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -42,7 +40,7 @@ from exchange.archive_parts import (
 from exchange.config import ArchiveConfig
 from exchange.errors import ArchiveError, BadRequest, ExchangeError, Malformed, NotYetPublished, Unreachable
 from exchange.shared_budget import SharedBudget
-from exchange.transport import cause_of, log_retry
+from exchange.transport import PooledClient, cause_of, log_retry
 from storage.ledger import Source
 from storage.schema import Market, SeriesKey
 
@@ -86,7 +84,7 @@ class FetchedPart:
         return tuple(day for day in days if self.day_counts.get(day, 0) < DAY_MS // length)
 
 
-class ArchiveClient:
+class ArchiveClient(PooledClient):
     """One market of the archive. Series that share one download `threads` files at once in all, and hold a
     bounded number of candles in memory, however many they are and however long."""
 
@@ -99,31 +97,14 @@ class ArchiveClient:
     ) -> None:
         self.market: Market = market
         self.config = config or ArchiveConfig()
+        super().__init__(self.config.threads, f"{market}-archive")
         self.requests = 0
         self.bytes = 0
         self._sleep = sleep
         self._lock = threading.Lock()
         self._connections = threading.BoundedSemaphore(self.config.threads)
-        self._pool = ThreadPoolExecutor(self.config.threads, thread_name_prefix=f"{market}-archive")
         self._parsing = threading.BoundedSemaphore(PARSED_AT_ONCE)
         self._room = SharedBudget(CANDLES_UNDER_WAY)
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = "kronos-nightly"
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.config.threads))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Drop the connections."""
-        self._pool.shutdown(cancel_futures=True)
-        self._session.close()
 
     def list_parts(
         self, key: SeriesKey, *, kinds: Iterable[PartKind] | None = None, start_ms: int | None = None

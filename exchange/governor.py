@@ -6,12 +6,10 @@ those of anybody. A ban outlives every process: until it is over all refuse at o
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +23,7 @@ from storage.atomic import storage_errors, write_json
 from storage.errors import LockedError
 from storage.schema import Market
 
-__all__ = ["FOLDER", "Governor", "budget_of_reader", "governor_of"]
+__all__ = ["FOLDER", "Governor"]
 
 FOLDER = ".budget"  # in the lake
 DAY_S = 86_400.0
@@ -122,20 +120,6 @@ class Governor(WeightBudget):
             return state, _ban_of(ban, self._clock()) if ban else None
         except (TypeError, KeyError, ValueError):
             return WeightState(limit=LIMITS_PER_MINUTE[self._market]), None
-
-
-@cache
-def governor_of(lake: Path, market: Market, url: str) -> Governor:
-    """The governor of a lake's downloads from `url`: one for all threads of this process."""
-    return Governor(lake / FOLDER, market, url)
-
-
-def budget_of_reader(lake: Path, market: Market, url: str) -> WeightBudget:
-    """The same for who leaves the lake as it is: where no download has made a budget, or it cannot be written, one
-    for this process alone."""
-    if os.access(lake / FOLDER, os.W_OK):
-        return governor_of(lake, market, url)
-    return WeightBudget(LIMITS_PER_MINUTE[market])
 
 
 def _entry(state: WeightState, ban: tuple[float, Banned] | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from exchange.stream import (
     StreamEvent,
 )
 from exchange.sync import sync_series
+from kronos_model.settings import Seconds, settings
 from storage.atomic import write_json
 from storage.errors import LockedError
 from storage.lake import Lake
@@ -49,24 +50,16 @@ class Stopped(Exception):  # noqa: N818  # not an error
     """The monitor is to stop; raised out of a wait."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class MonitorConfig:
     """How far back a monitor looks, and how often."""
 
-    backfill_s: float = 86_400.0
+    backfill_s: Seconds = 86_400.0
     """Seconds before now whose closed candles are fetched at the start, and checked at each reconnect."""
-    every_s: float = 60.0
+    every_s: Seconds = 60.0
     """Seconds between two polls of a series that no stream brings, and between two 24 h tickers."""
-    grace_s: float = 5.0
+    grace_s: Seconds = 5.0
     """Seconds that a closing message may be late before its candle is fetched over REST."""
-
-    def __post_init__(self) -> None:
-        for name in ("backfill_s", "every_s", "grace_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"Expected monitor.{name} above 0 seconds, found {getattr(self, name)}; "
-                    "leave it out for the default."
-                )
 
 
 def interruptible(stop: threading.Event) -> Callable[[float], None]:

@@ -5,16 +5,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 import requests
-from requests.adapters import HTTPAdapter
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from exchange.budget import LIMITS_PER_MINUTE, LONGEST_PAUSE_S, WeightBudget
@@ -32,7 +30,7 @@ from exchange.errors import (
     error_of,
 )
 from exchange.klines import PAGE_LIMITS, KlinesPage, klines_weight, parse_first, parse_page
-from exchange.transport import cause_of, first_line, log_retry
+from exchange.transport import PooledClient, cause_of, first_line, log_retry
 from exchange.weights import WeightClaim
 from storage.errors import CandleError
 from storage.interval import INTERVALS
@@ -50,7 +48,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class RestClient:
+class RestClient(PooledClient):
     """One market of the exchange. Use one client per thread; share the budget between them.
 
     `url` is where it asks: the configured host, or for spot the fallback once that host refuses the location.
@@ -66,13 +64,9 @@ class RestClient:
     ) -> None:
         self.market: Market = market
         self.config = config or ExchangeConfig()
+        super().__init__(self.config.workers, f"{market}-pages")
         self.budget = budget or WeightBudget(LIMITS_PER_MINUTE[market], sleep=sleep)
         self.requests = 0
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = "kronos-nightly"
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.config.workers))
-        self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix=f"{market}-pages")
         self._counting = threading.Lock()
         self._limit_known = False
         self._retrying = Retrying(
@@ -83,19 +77,6 @@ class RestClient:
             before_sleep=log_retry,
             reraise=True,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Drop the connections."""
-        self._pool.shutdown(cancel_futures=True)
-        self._session.close()
 
     @property
     def url(self) -> str:

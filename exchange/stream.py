@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import polars as pl
@@ -23,6 +23,7 @@ from websockets.sync.connection import Connection
 
 from exchange.errors import Malformed
 from exchange.klines import parse_page
+from kronos_model.settings import Count, Seconds, Written, settings
 from storage.errors import CandleError
 from storage.schema import Market, SeriesKey
 
@@ -44,44 +45,31 @@ USD_M = 1  # the field `st` of futures events; 2 is COIN-M
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+StreamUrl = Annotated[
+    str, Written(pattern=r"wss?://\S+", words="a URL such as wss://data-stream.binance.vision")
+]
+
+
+@settings
 class StreamConfig:
     """Where Binance streams, and when a connection counts as dead."""
 
-    spot_stream_url: str = "wss://data-stream.binance.vision"
+    spot_stream_url: StreamUrl = "wss://data-stream.binance.vision"
     """Base URL of the spot streams; wss://stream.binance.com:9443 has the same."""
-    um_stream_url: str = "wss://fstream.binance.com/market"
+    um_stream_url: StreamUrl = "wss://fstream.binance.com/market"
     """Base URL of the USD-M futures streams. Without /market it connects and stays silent."""
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: Seconds = 10.0
     """Longest wait for a connection, in seconds."""
-    silence_s: float = 60.0
+    silence_s: Seconds = 60.0
     """Seconds without any candle after which a connection is replaced, however healthy it looks."""
-    lifetime_s: float = 84_600.0
+    lifetime_s: Seconds = 84_600.0
     """Seconds after which a connection is replaced; Binance cuts it after 24 hours (86,400 s)."""
-    backoff_s: float = 1.0
+    backoff_s: Seconds = 1.0
     """Wait before the second attempt to connect, in seconds; doubles with each further one, less jitter."""
-    longest_backoff_s: float = 60.0
+    longest_backoff_s: Seconds = 60.0
     """Longest wait between attempts to connect, in seconds."""
-    patience: int = 3
+    patience: Count = 3
     """Connections in a row that bring no candle, after which candles are polled over REST meanwhile."""
-
-    def __post_init__(self) -> None:
-        for name, url in (("spot_stream_url", self.spot_stream_url), ("um_stream_url", self.um_stream_url)):
-            if not url.startswith(("ws://", "wss://")):
-                raise ValueError(
-                    f"Expected stream.{name} to be a URL such as wss://data-stream.binance.vision, "
-                    f"found {url!r}; write the scheme and the host."
-                )
-        for name in ("connect_timeout_s", "silence_s", "lifetime_s", "backoff_s", "longest_backoff_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"Expected stream.{name} above 0 seconds, found {getattr(self, name)}; "
-                    "leave it out for the default."
-                )
-        if self.patience < 1:
-            raise ValueError(
-                f"Expected stream.patience of at least 1, found {self.patience}; 3 is a good value."
-            )
 
     def base_url(self, market: Market) -> str:
         """The base URL of one market."""
@@ -246,6 +234,7 @@ class KlineStream:
         yield update
 
     def _backoff_s(self) -> float:
+        # By hand: tenacity repeats calls, and this is a generator that must tell of each loss before it waits.
         if self._fruitless == 0:
             return 0.0
         doubled_s = math.ldexp(self.config.backoff_s, min(self._fruitless - 1, 30))

@@ -1,13 +1,38 @@
-"""What requests' exceptions mean, in few words, and what is logged before a retry."""
+"""What clients over requests share: connections, what its exceptions mean in few words, what a retry logs."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import requests
+from requests.adapters import HTTPAdapter
 from tenacity import RetryCallState
 
-__all__ = ["cause_of", "first_line", "log_retry"]
+__all__ = ["PooledClient", "cause_of", "first_line", "log_retry"]
 
 logger = logging.getLogger(__name__)
+
+
+class PooledClient:
+    """So many threads, and a session with a connection for each; leaving its block drops them."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = "kronos-nightly"
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=threads))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._pool.shutdown(cancel_futures=True)
+        self._session.close()
 
 
 def cause_of(error: requests.RequestException) -> str:

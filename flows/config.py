@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
 from functools import cache
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +26,7 @@ from kronos_model.evaluation.config import EvaluationConfig, GatePolicy
 from kronos_model.jobs import StageConfig
 from kronos_model.publish_config import PublishConfig, repository_names
 from kronos_model.sampling_config import SamplingConfig
+from kronos_model.settings import Count, Seed, settings, words_of
 from storage.dataset import DatasetConfig
 from storage.interval import Interval
 from storage.schema import SeriesKey
@@ -50,7 +52,7 @@ class ConfigError(ValueError):
     """A setting that does not exist or cannot hold the value given; one sentence."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ModelChoice:
     """Which weights a night starts from."""
 
@@ -58,19 +60,14 @@ class ModelChoice:
     """Architecture: tiny (under 100k parameters, for tests and the demo), mini, small or base."""
     weights: str = "pretrained"
     """pretrained (the Hub, pinned revision), scratch (seeded random), or a folder with tokenizer/ and predictor/."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads of a training process; empty leaves the choice to torch."""
-    processes: int | None = None
+    processes: Count | None = None
     """Processes of this machine that train together (torchrun) and share each batch; empty: one per CUDA device, else
     one. Never more than batch_size."""
 
-    def __post_init__(self) -> None:
-        for name, value in (("threads", self.threads), ("processes", self.processes)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, or empty, found {value}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RunConfig:
     """Everything that decides what a night does."""
 
@@ -84,7 +81,7 @@ class RunConfig:
     """First day to use, UTC; empty means since the listing."""
     end: date | None = None
     """First day not to use, UTC; empty means up to the latest closed candle."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, sampling order and forecasts."""
     replay: str = ""
     """Take candles from a loopback replay exchange instead of Binance: a folder of klines, or 'synthetic'."""
@@ -112,8 +109,6 @@ class RunConfig:
     """How long each step may take."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, found {self.seed}")
         if not self.series:
             raise ConfigError(
                 "Expected at least one series such as um:DOGEUSDT, found none; set series=market:SYMBOL."
@@ -157,21 +152,18 @@ class Knob:
 
     @property
     def kind(self) -> str:
-        """The type in a few characters, e.g. `int` or `tiny|mini|small|base`."""
-        name = self.annotation.__name__ if isinstance(self.annotation, type) else str(self.annotation)
-        if name.startswith("typing.Literal["):
-            return "|".join(ast.literal_eval(f"({name.removeprefix('typing.Literal[').removesuffix(']')},)"))
-        return name.replace("datetime.", "").replace(" | None", " or empty")
+        """Type, bounds and choices in a few words, e.g. `int (at least 1) or empty` or `tiny|mini|small|base`."""
+        return words_of(self.annotation)
 
     @property
     def may_be_empty(self) -> bool:
         """Whether None is a value of it."""
-        return "None" in str(self.annotation)
+        return NoneType in get_args(self.annotation)
 
 
 def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
     """Every setting of `config` in order of definition, nested ones with a dotted path."""
-    helps, types = field_docs(type(config)), get_type_hints(type(config))
+    helps, types = field_docs(type(config)), get_type_hints(type(config), include_extras=True)
     for item in fields(config):
         value, path = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):

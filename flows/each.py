@@ -27,7 +27,7 @@ from kronos_model.publish import repository_names
 from storage.errors import StorageError
 from storage.layout import Home
 from tasks.download import IncompleteIngest
-from tasks.fan_out import Ended, Order, can_fan_out, fanned_out
+from tasks.fan_out import Ended, NightOrder, can_fan_out, fanned_out
 from tasks.publish import check_publishing
 from tasks.refs import IngestRef
 from tasks.reports.prefect_artifacts import show_text
@@ -164,7 +164,7 @@ def _run(
     missing = {one.series: one.reason for one in ingested.failures}
     failures = {key.name: missing[str(key)] for key in config.keys() if str(key) in missing}  # noqa: SIM118
     orders = [
-        Order(
+        NightOrder(
             recipe=one.recipe,
             series=one.series[0],
             parameters={
@@ -194,7 +194,7 @@ def _run(
 
 
 def _all_of(
-    home: Home, orders: Sequence[Order], *, workers: int, cluster: str | None
+    home: Home, orders: Sequence[NightOrder], *, workers: int, cluster: str | None
 ) -> Generator[Ended, None, None]:
     """The nights as they end."""
     at_once = min(workers, len(orders))
@@ -210,7 +210,7 @@ def _all_of(
         yield from ready.run(orders)
 
 
-def _here(order: Order) -> Ended:
+def _here(order: NightOrder) -> Ended:
     """A night in this process; its failure is told, an interrupt goes on."""
     state: Any = night(**order.parameters, return_state=True)
     found = state.result(raise_on_failure=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.layout import Home
-from storage.remote import local_root, refresh
+from storage.object_home import local_root, refresh
 
 __all__ = ["DEFAULTS", "PACKAGES", "log_to_stderr", "open_home", "prepare_environment"]
 

@@ -22,7 +22,7 @@ from tasks.dataset import build
 from tasks.evaluate import calibrate, tokenizer_gate
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
-from tasks.reports.judgement_charts import loss_chart
+from tasks.reports.loss_chart import loss_chart
 from tasks.reports.prefect_artifacts import show_picture, show_text
 from tasks.tracking import log_artifact, log_text
 from tasks.train import base_model, train

@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
-from flows.config import RunConfig
+from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.forms import RunSettings
 from flows.home_access import with_home
@@ -18,6 +18,7 @@ from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.recipes import RecipeName, configure, recipe_of
 from flows.run_names import run_name
+from kronos_model.hub import MadeFor, made_for
 from storage.layout import Home
 from storage.registry import Champion, read_champion
 from tasks.forecast import complete
@@ -49,6 +50,8 @@ def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> Forec
             f"trains, judges and promotes one."
         )
         return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
+    for one, champion in serving:
+        _check_asked(home, one, champion)
     return with_home(home, f"forecast {recipe}", lambda: _forecast(home, config, serving), alone=False)
 
 
@@ -59,6 +62,23 @@ def _serving(home: Home, config: RunConfig) -> list[tuple[RunConfig, Champion]]:
         return [(config, champion)]
     own = (replace(config, recipe=recipe_of(config.recipe, one), series=(one,)) for one in config.series)
     return [(one, found) for one in own if (found := read_champion(home, one.recipe)) is not None]
+
+
+def _check_asked(home: Home, config: RunConfig, champion: Champion) -> None:
+    """Refuse another interval, lookback or horizon than the champion was made for, before anything is fetched."""
+    made = made_for(home.root / champion.predictor)
+    asked = MadeFor(
+        interval=config.interval, lookback=config.dataset.lookback, horizon=config.dataset.horizon
+    )
+    if made is not None and made != asked:
+        raise ConfigError(
+            f"Expected {_shape(made)}, which the champion of {config.recipe} was made for, found {_shape(asked)}; "
+            f"leave the setting out, or train a champion for it with `kronos run --recipe {config.recipe}`."
+        )
+
+
+def _shape(made: MadeFor) -> str:
+    return f"interval {made.interval}, dataset.lookback {made.lookback} and dataset.horizon {made.horizon}"
 
 
 def _forecast(home: Home, config: RunConfig, serving: Sequence[tuple[RunConfig, Champion]]) -> ForecastsRef:
@@ -78,14 +98,15 @@ def _forecast(home: Home, config: RunConfig, serving: Sequence[tuple[RunConfig, 
 def forecast_series(
     home: Home, config: RunConfig, model: PairRef, *, dataset: BuiltDataset | None
 ) -> ForecastsRef:
-    """One stored forecast and one picture per series that can be forecast."""
+    """One stored forecast and one picture per series that can be forecast, over what the model was made for."""
+    made = made_for(Path(model.predictor)) or config.dataset
     forecasts = within(sample, config.limits, "forecast_h")(
         home,
         config.keys(),
         model,
         config.forecast,
-        lookback=config.dataset.lookback,
-        horizon=config.dataset.horizon,
+        lookback=made.lookback,
+        horizon=made.horizon,
         dataset=dataset,
         seed=config.seed,
     )

@@ -6,7 +6,7 @@ that define them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJso
 from pydantic.json_schema import JsonSchemaValue
 
 from flows.config import RunConfig, field_docs
+from kronos_model.settings import limits_of
 from storage.retention import RetentionPolicy
 
 __all__ = ["Count", "Duration", "Retention", "RunSettings", "SeriesName", "SettingsForm", "Unchanged"]
@@ -23,8 +24,6 @@ Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)?[smhd]?$", examples=["90s"
 Count = Annotated[int, Field(ge=1, le=500)]
 
 Unchanged = Annotated[None, WithJsonSchema({"type": "null", "title": "unchanged"})]
-_NEXT = 1e-9  # as good as the next number above or below
-_NUMBERS = (int, float, int | None, float | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class SettingsForm:
 @cache
 def _model(example: Any, title: str, without: tuple[str, ...] = ()) -> type[BaseModel]:
     """The fields of a dataclass, in its order, as a model that is only ever asked for its schema."""
-    meanings, kinds = field_docs(type(example)), get_type_hints(type(example))
+    meanings, kinds = field_docs(type(example)), get_type_hints(type(example), include_extras=True)
     found: dict[str, Any] = {}
     for name in (one.name for one in fields(example) if one.name not in without):
         told: dict[str, Any] = {"title": name, "description": " ".join(meanings[name].split())}
@@ -58,43 +57,19 @@ def _model(example: Any, title: str, without: tuple[str, ...] = ()) -> type[Base
         elif kind is bool:  # a switch alone would be sent as off by whoever leaves it alone
             found[name] = (bool | Unchanged, Field(None, **told))
         else:
-            bounds = _bounds(example, name) if kind in _NUMBERS else {}
-            found[name] = (kind, Field(None, **told, json_schema_extra=_without_default(bounds)))
+            found[name] = (kind, Field(None, **told, json_schema_extra=_without_default(kind)))
     return create_model(title, __config__=ConfigDict(extra="forbid"), **found)
 
 
-def _without_default(bounds: dict[str, float]) -> Any:
-    """A default would be filled in, and sent."""
+def _without_default(kind: Any) -> Any:
+    """The limits of a setting; a default would be filled in, and sent."""
 
     def change(schema: dict[str, Any]) -> None:
         del schema["default"]
-        schema.update(bounds)
+        for limit in limits_of(kind):
+            schema.update(limit.schema())
 
     return change
-
-
-def _bounds(example: Any, name: str) -> dict[str, float]:
-    """What the owner of a number refuses, found by asking it: bounds are told by its checks alone."""
-
-    def taken(value: float) -> bool:
-        try:
-            replace(example, **{name: value})
-        except ValueError:
-            return False
-        return True
-
-    whole = get_type_hints(type(example))[name] in (int, int | None)
-    found: dict[str, float] = {}
-    if not taken(-1):
-        least = next((value for value in ((0, 1, 2) if whole else (0, _NEXT)) if taken(value)), None)
-        if least is not None:
-            found = {"exclusiveMinimum": 0} if least == _NEXT else {"minimum": least}
-    if not whole and not any(taken(value) for value in (1 + _NEXT, 2.0, 1e9)):
-        if taken(1.0):
-            found["maximum"] = 1
-        elif taken(1 - _NEXT):
-            found["exclusiveMaximum"] = 1
-    return found
 
 
 _ELSEWHERE = ("recipe", "series", "interval", "start", "end")

@@ -9,6 +9,7 @@ from typing import Literal
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from exchange.connect import connected
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
 from flows.forms import Count, RunSettings, SeriesName, Unchanged
@@ -18,7 +19,6 @@ from flows.run_names import run_name
 from storage.layout import Home
 from storage.schema import SeriesKey
 from tasks.download import IncompleteIngest, download_all
-from tasks.exchange_access import connected
 from tasks.refs import FailureRef, IngestRef
 from tasks.reports.ingest_report import report_ingest
 from tasks.reports.prefect_artifacts import show_ingest
@@ -84,7 +84,7 @@ def ingest_series(
     with (
         home.writing("ingest"),
         connected(
-            home, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
+            home.lake, config.replay, keys, *places, seed=config.seed, whole_folder=whole_folder
         ) as exchange,
     ):
         if ranked is not None:

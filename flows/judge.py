@@ -15,9 +15,9 @@ from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
-from tasks.reports.forecast_charts import draw_fans
+from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
-from tasks.reports.prefect_artifacts import show_leaderboard, show_picture, show_text, verdict_markdown
+from tasks.reports.prefect_artifacts import leaderboard_markdown, show_leaderboard, show_picture, show_text
 from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
 
 __all__ = ["Judged", "champion_pair", "judge_challenger", "report_judgement"]
@@ -70,7 +70,7 @@ def judge_challenger(
     show_picture(fans, "fans", "Forecasts of the challenger over what then happened")
     log_artifact(run, fans, "figures")
     log_table(run, scores.leaderboard, "leaderboard.json")
-    describe_run(run, verdict_markdown(scores.leaderboard, verdict))
+    describe_run(run, leaderboard_markdown(scores.leaderboard, verdict))
     log_metrics(run, _pooled(scores))
     return Judged(scores=scores, verdict=verdict, pictures={"fans.png": fans})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from flows.config import ConfigError, override
 from flows.environment import open_home
 from flows.forms import Duration, SeriesName, SettingsForm
 from flows.recipes import IntervalName
+from kronos_model.settings import Positive, Seconds, settings
 from storage.schema import SeriesKey
 from tasks.monitor import monitor as monitor_task
 from tasks.monitor import rehearsed
@@ -29,7 +30,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMES = {"backfill": "monitor.backfill_s", "every": "monitor.every_s", "duration": "duration_s"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class WatchConfig:
     """Everything that decides what a monitor does."""
 
@@ -37,7 +38,7 @@ class WatchConfig:
     """Series to watch, each market:SYMBOL (spot or um), e.g. um:DOGEUSDT."""
     interval: str = "1m"
     """Candle interval."""
-    duration_s: float | None = None
+    duration_s: Seconds | None = None
     """Seconds after which it ends; empty means when it is stopped."""
     csv: str | None = None
     """File to which closed candles are appended."""
@@ -45,7 +46,7 @@ class WatchConfig:
     """File that holds the latest state, replaced as a whole."""
     replay: str = ""
     """Rehearse on a replay exchange instead of asking Binance: a folder of klines, or 'synthetic'."""
-    speed: float = 60.0
+    speed: Positive = 60.0
     """Exchange seconds per second in a rehearsal."""
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     """Where Binance is."""

@@ -13,6 +13,7 @@ from prefect.utilities.urls import url_for
 
 from flows.config import RunConfig, config_digest, knobs
 from storage.layout import Home
+from tasks.code_digest import code_digest
 from tasks.refs import BuiltDataset, PairRef, RunRef
 from tasks.reports.prefect_artifacts import show_run
 from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics, tolerant
@@ -21,13 +22,13 @@ __all__ = ["night_identity", "tracked"]
 
 
 def night_identity(config: RunConfig, dataset: BuiltDataset, base: PairRef) -> str:
-    """Sixteen hex digits of all that decides a night: candles, settings, starting weights, code version."""
+    """Sixteen hex digits of all that decides a night: candles, settings, starting weights, code."""
     parts = (
         dataset.digest,
         config_digest(config),
         base.tokenizer_digest,
         base.predictor_digest,
-        version("kronos-nightly"),
+        code_digest(),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -53,6 +54,7 @@ def tracked(
             "kronos.dataset_digest": dataset.digest,
             "kronos.config_digest": config_digest(config),
             "kronos.version": version("kronos-nightly"),
+            "kronos.code_digest": code_digest(),
             "prefect.flow_run_id": flow_run.id,
             "prefect.flow_run_url": url_for("flow-run", obj_id=flow_run.id) or "",
         },

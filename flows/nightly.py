@@ -29,7 +29,7 @@ from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import BuiltDataset, ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef, SeriesRef
-from tasks.reports.card_facts import NightFacts
+from tasks.reports.model_card import NightFacts
 from tasks.reports.prefect_artifacts import show_published
 from tasks.tracking import log_artifact, log_metrics
 from tasks.train import base_model

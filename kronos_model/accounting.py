@@ -1,17 +1,17 @@
 """How much arithmetic training is, and how much of the device's it uses.
 
 FLOPs of matrix products alone, 2 per multiply-add; attention counts all T x T pairs, masked or not, as is usual
-for model FLOPs utilisation (PaLM, appendix B). Recomputation is not counted, and what is frozen counts as if it
-were trained. A token is one position of the sequence, that is one bar.
+for model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B). Recomputation is not counted, and what is
+frozen counts as if it were trained. A token is one position of the sequence, that is one bar.
 """
 
 import time
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from kronos_model.config import PredictorConfig, TokenizerConfig
-from kronos_model.kernels import linear
 
 __all__ = ["Accounting", "device_peak", "forward_flops", "known_peak", "training_flops"]
 
@@ -94,5 +94,5 @@ def device_peak(device: torch.device, *, bfloat16: bool) -> float:
 
 def _seconds(a: torch.Tensor) -> float:
     began = time.perf_counter()
-    linear(a, a)[0, 0].item()  # waits for the device
+    F.linear(a, a)[0, 0].item()  # waits for the device
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Training less than everything: frozen bottom layers, and low-rank adapters (LoRA, arXiv 2106.09685).
+"""Training less than everything: frozen bottom layers, and low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
 An adapter adds up @ down, of rank r, to a projection's frozen weight; a fused projection has one for each part.
 Merged, the model is an ordinary one again, with upstream's keys and shapes.

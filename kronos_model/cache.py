@@ -20,12 +20,12 @@ __all__ = [
     "QUERIES",
     "Cache",
     "CachedStack",
+    "NewBars",
     "Place",
-    "Span",
     "Turns",
     "normalise",
     "pick",
-    "rotate",
+    "turned",
 ]
 
 
@@ -79,7 +79,7 @@ class Turns:
 QUERIES, KEYS_AND_VALUES = slice(0, 1), slice(1, 3)
 
 
-def rotate(x: Tensor, turns: Turns) -> Tensor:
+def turned(x: Tensor, turns: Turns) -> Tensor:
     """x (..., d) turned, in float32 and back."""
     wide = x.float()
     return torch.addcmul(wide * turns.cos, wide.roll(x.shape[-1] // 2, -1), turns.sin).type_as(x)
@@ -92,7 +92,7 @@ def normalise(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class NewBars:
     """Q new bars of every sample: where they go, and what they may see."""
 
     turns: Turns
@@ -120,14 +120,14 @@ class Cache:
         if self.suffix.shape != room:
             self.suffix = self.prefix.new_zeros(room)
 
-    def remember(self, pair: Tensor, span: Span) -> None:
+    def remember(self, pair: Tensor, new: NewBars) -> None:
         """Keys and values (2, B, M, S, Q, d) of new bars."""
-        if isinstance(span.start, Tensor):
-            self.suffix.index_copy_(4, span.start, pair)
+        if isinstance(new.start, Tensor):
+            self.suffix.index_copy_(4, new.start, pair)
         else:
-            self.suffix[:, :, :, :, span.start : span.start + pair.shape[4]] = pair
+            self.suffix[:, :, :, :, new.start : new.start + pair.shape[4]] = pair
 
-    def attend(self, queries: Tensor, span: Span, padding: Tensor | None) -> Tensor:
+    def attend(self, queries: Tensor, new: NewBars, padding: Tensor | None) -> Tensor:
         """What queries (B, M, S, Q, d), turned and scaled, find: (B, S, Q, D).
 
         `padding` (B, 1, C) is added to the scores of the prompts, -inf after the end of a shorter one.
@@ -137,11 +137,11 @@ class Cache:
         prefix = keys.shape[1]
         stacked = queries.contiguous().view(series * heads, samples * bars, width)
         shared = _scores(stacked, keys, _per_head(padding, heads)).view(-1, bars, prefix)  # (B M S, Q, C)
-        if span.stop == 0:
+        if new.stop == 0:
             found = torch.bmm(_stacked(shared.softmax(dim=-1), stacked), values)
         else:
-            own_keys, own_values = self.suffix[:, :, :, :, : span.stop].flatten(1, 3)  # (B M S, stop, d)
-            own = _scores(stacked.view(-1, bars, width), own_keys, span.mask)
+            own_keys, own_values = self.suffix[:, :, :, :, : new.stop].flatten(1, 3)  # (B M S, stop, d)
+            own = _scores(stacked.view(-1, bars, width), own_keys, new.mask)
             weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
             found = torch.bmm(_stacked(weights, stacked)[..., :prefix], values).view(-1, bars, width)
             found = torch.baddbmm(found, weights[..., prefix:], own_values)
@@ -177,7 +177,7 @@ class _Block:
     def project(self, x: Tensor, turns: Turns) -> Tensor:
         """Turned queries and keys, and values, (..., 3, M, d)."""
         qkv = self.qkv(normalise(x, self.norm1))
-        return rotate(qkv.view(*x.shape[:-1], 3, self.heads, -1), turns)
+        return turned(qkv.view(*x.shape[:-1], 3, self.heads, -1), turns)
 
     def finish(self, x: Tensor, found: Tensor) -> Tensor:
         """The block's output from its input and what its attention found."""
@@ -214,10 +214,10 @@ class CachedStack:
             x = block.finish(x, found.transpose(1, 2).flatten(2))
         return x
 
-    def extend(self, x: Tensor, span: Span, caches: list[Cache], padding: Tensor | None) -> Tensor:
+    def extend(self, x: Tensor, new: NewBars, caches: list[Cache], padding: Tensor | None) -> Tensor:
         """Read Q more bars (B, S, Q, D) of every sample."""
         for block, cache in zip(self.blocks, caches, strict=True):
-            qkv = block.project(x, span.turns).permute(3, 0, 4, 1, 2, 5)  # (3, B, M, S, Q, d)
-            cache.remember(qkv[1:], span)
-            x = block.finish(x, cache.attend(qkv[0], span, padding))
+            qkv = block.project(x, new.turns).permute(3, 0, 4, 1, 2, 5)  # (3, B, M, S, Q, d)
+            cache.remember(qkv[1:], new)
+            x = block.finish(x, cache.attend(qkv[0], new, padding))
         return x

@@ -3,12 +3,14 @@
 Sampled fans of Kronos are too narrow more often than not, not always by the same share in the middle and at the edges.
 At each step the distance of a path from the median is multiplied by a factor that depends on how far out the path
 lies, chosen on validation origins so that each of several central intervals covers what it says.
+Split conformal prediction (Lei et al. 2018, arXiv 1604.04173) with scores as in conformalised quantile regression
+(Romano et al. 2019, arXiv 1905.03222), but as ratios to the half width, so that a fan keeps its shape.
 Shapes: N origins, B series, S sample paths, H steps, L levels, F=6 features.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +22,7 @@ from kronos_model.errors import DataError, ModelError
 from kronos_model.features import FEATURES
 from kronos_model.files import CALIBRATION_FILE, read_json, write_json
 from kronos_model.sampling import SamplingConfig
+from kronos_model.settings import Count, Counted, NotNegative, TopP, settings
 
 __all__ = ["LEVELS", "Calibration", "fewest_origins"]
 
@@ -34,7 +37,7 @@ _FARTHEST = math.log(
 )  # no path is moved further from the last close than a millionth or a million times it
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Calibration:
     """Factors of the spread per level and step, and what they were fitted for."""
 
@@ -42,14 +45,14 @@ class Calibration:
     """Shares of the central intervals that the factors were chosen for, ascending."""
     factors: tuple[tuple[float, ...], ...]
     """Of the spread, per level, at step 1, 2, ...; steps beyond the last one use the last."""
-    origins: int
+    origins: Count
     """Validation origins behind each factor."""
-    samples: int
+    samples: Count
     """Sample paths per origin there."""
-    temperature: float
+    temperature: NotNegative
     """Sampling settings that the factors hold for."""
-    top_k: int
-    top_p: float
+    top_k: Counted
+    top_p: TopP
 
     def __post_init__(self) -> None:
         ascending = all(low < high for low, high in pairwise((0.0, *self.levels, 1.0)))

@@ -2,17 +2,22 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Annotated, Any, Self, get_type_hints
 
 from kronos_model.errors import ModelError
+from kronos_model.settings import Bounds, Count, NotNegative, settings
 
 __all__ = ["PRESETS", "PredictorConfig", "Preset", "TokenizerConfig"]
 
 log = logging.getLogger(__name__)
 
 DEPENDENCY_HEADS = 4  # upstream's dependency layer has four heads at every size
-MAX_BITS = 16  # token halves are stored as uint16
+
+Width = Annotated[int, Bounds(ge=1, le=65_536)]
+Layers = Annotated[int, Bounds(ge=1, le=1_024)]
+Bits = Annotated[int, Bounds(ge=1, le=16)]  # token halves are stored as uint16
+Dropout = Annotated[float, Bounds(ge=0, lt=1)]
 
 
 class _Keyed:
@@ -26,14 +31,14 @@ class _Keyed:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, origin: str) -> Self:
         """Check and convert what `origin` (a file) holds; keys that upstream does not know are ignored."""
-        kinds = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+        kinds = get_type_hints(cls)
         missing = sorted(kinds.keys() - values.keys())
         if missing:
             raise ModelError(f"{origin} lacks {', '.join(missing)}: it is not the config of a {cls._part()}.")
         if extra := sorted(values.keys() - kinds.keys()):
             log.warning("%s: ignored unknown keys %s", origin, ", ".join(extra))
         try:
-            return cls(**{name: _typed(name, values[name], kind) for name, kind in kinds.items()})
+            return cls(**{name: _typed(values[name], kind) for name, kind in kinds.items()})
         except ValueError as error:
             raise ModelError(f"{origin}: {error}") from error
 
@@ -42,25 +47,9 @@ class _Keyed:
         return cls.__name__.removesuffix("Config").lower()
 
 
-def _typed(name: str, value: object, kind: object) -> object:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        wanted = getattr(kind, "__name__", kind)
-        raise ValueError(f"{name} must be {wanted}, found {value!r}: correct it.")
-    return value
-
-
-def _check_positive(config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, found {getattr(config, name)}: raise it.")
-
-
-def _check_shares(config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ValueError(f"{name} must be in [0, 1), found {getattr(config, name)}: lower it.")
+def _typed(value: object, kind: object) -> object:
+    """A whole number where a float is wanted, as one, so that config.json is written back as it is everywhere."""
+    return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
 
 
 def _check_heads(name: str, heads: int, d_model: int) -> None:
@@ -71,55 +60,44 @@ def _check_heads(name: str, heads: int, d_model: int) -> None:
         )
 
 
-def _check_bits(s1_bits: int, s2_bits: int) -> None:
-    for name, bits in (("s1_bits", s1_bits), ("s2_bits", s2_bits)):
-        if not 1 <= bits <= MAX_BITS:
-            raise ValueError(f"{name} must be in 1..{MAX_BITS}, found {bits}: change it.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TokenizerConfig(_Keyed):
     """Shape and loss weights of a KronosTokenizer."""
 
-    d_in: int = 6
+    d_in: Width = 6
     """Features of a bar: open, high, low, close, volume, amount."""
-    d_model: int = 256
+    d_model: Width = 256
     """Width of the encoder and the decoder."""
-    n_heads: int = 4
+    n_heads: Width = 4
     """Attention heads."""
-    ff_dim: int = 512
+    ff_dim: Width = 512
     """Width of the feed-forward layers."""
-    n_enc_layers: int = 4
+    n_enc_layers: Layers = 4
     """Encoder layers; as upstream counts, one fewer block is built."""
-    n_dec_layers: int = 4
+    n_dec_layers: Layers = 4
     """Decoder layers; as upstream counts, one fewer block is built."""
-    ffn_dropout_p: float = 0.0
+    ffn_dropout_p: Dropout = 0.0
     """Dropout after a feed-forward layer, share."""
-    attn_dropout_p: float = 0.0
+    attn_dropout_p: Dropout = 0.0
     """Dropout on attention weights, share."""
-    resid_dropout_p: float = 0.0
+    resid_dropout_p: Dropout = 0.0
     """Dropout after an attention layer, share."""
-    s1_bits: int = 10
+    s1_bits: Bits = 10
     """Bits of the coarse token."""
-    s2_bits: int = 10
+    s2_bits: Bits = 10
     """Bits of the fine token."""
-    beta: float = 0.05
+    beta: NotNegative = 0.05
     """Weight of the quantiser's commitment loss."""
-    gamma0: float = 1.0
+    gamma0: NotNegative = 1.0
     """Weight of the entropy per bar, which is minimised."""
-    gamma: float = 1.1
+    gamma: NotNegative = 1.1
     """Weight of the codebook entropy, which is maximised."""
-    zeta: float = 0.05
+    zeta: NotNegative = 0.05
     """Weight of both entropies together."""
-    group_size: int = 4
+    group_size: Count = 4
     """Bits per group of the codebook; divides s1_bits + s2_bits and marks a checkpoint, no loss uses it."""
 
     def __post_init__(self) -> None:
-        _check_positive(
-            self, ("d_in", "d_model", "n_heads", "ff_dim", "n_enc_layers", "n_dec_layers", "group_size")
-        )
-        _check_shares(self, ("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p"))
-        _check_bits(self.s1_bits, self.s2_bits)
         _check_heads("n_heads", self.n_heads, self.d_model)
         bits = self.s1_bits + self.s2_bits
         if bits % self.group_size:
@@ -128,42 +106,39 @@ class TokenizerConfig(_Keyed):
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PredictorConfig(_Keyed):
     """Shape of a Kronos predictor."""
 
-    s1_bits: int = 10
+    s1_bits: Bits = 10
     """Bits of the coarse token."""
-    s2_bits: int = 10
+    s2_bits: Bits = 10
     """Bits of the fine token."""
-    n_layers: int = 8
+    n_layers: Layers = 8
     """Transformer blocks."""
-    d_model: int = 512
+    d_model: Width = 512
     """Width of the trunk."""
-    n_heads: int = 8
+    n_heads: Width = 8
     """Attention heads of the trunk; the dependency layer always has four."""
-    ff_dim: int = 1024
+    ff_dim: Width = 1024
     """Width of the feed-forward layers."""
-    ffn_dropout_p: float = 0.0
+    ffn_dropout_p: Dropout = 0.0
     """Dropout after a feed-forward layer, share."""
-    attn_dropout_p: float = 0.0
+    attn_dropout_p: Dropout = 0.0
     """Dropout on attention weights, share."""
-    resid_dropout_p: float = 0.0
+    resid_dropout_p: Dropout = 0.0
     """Dropout after an attention layer, share."""
-    token_dropout_p: float = 0.0
+    token_dropout_p: Dropout = 0.0
     """Dropout on token embeddings, share."""
     learn_te: bool = True
     """Learn the calendar embeddings; else they are fixed sinusoids."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, ("n_layers", "d_model", "n_heads", "ff_dim"))
-        _check_shares(self, ("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p", "token_dropout_p"))
-        _check_bits(self.s1_bits, self.s2_bits)
         _check_heads("n_heads", self.n_heads, self.d_model)
         _check_heads("dependency heads", DEPENDENCY_HEADS, self.d_model)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Preset:
     """A tokenizer and a predictor that belong together, and where their released weights are."""
 
@@ -173,7 +148,7 @@ class Preset:
     """Shape of the tokenizer."""
     predictor: PredictorConfig
     """Shape of the predictor."""
-    max_context: int
+    max_context: Count
     """Longest window that the predictor was trained on, bars."""
     tokenizer_id: str | None = None
     """Hub repository of the tokenizer's weights; none for a preset without released weights."""

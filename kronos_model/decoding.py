@@ -14,12 +14,12 @@ from kronos_model.cache import (
     QUERIES,
     Cache,
     CachedStack,
+    NewBars,
     Place,
-    Span,
     Turns,
     normalise,
     pick,
-    rotate,
+    turned,
 )
 from kronos_model.layers import TransformerBlock
 from kronos_model.predictor import Kronos, S2Decode
@@ -142,10 +142,10 @@ class Memory:
         if bars > 1:
             mask = _causal(bars, stop, like=model.siblings)
         x = model.embed(ids[0], ids[1], pick(self.future, start, bars)[:, None])
-        span = Span(self.turns.bars(start, bars), start, stop, mask)
-        hidden = normalise(model.stack.extend(x, span, self.caches, self.padding), model.norm)
+        new = NewBars(self.turns.bars(start, bars), start, stop, mask)
+        hidden = normalise(model.stack.extend(x, new, self.caches, self.padding), model.norm)
         pair = self._state_pair(hidden, self.state_turns.bars(start + 1, bars))  # (B, S, Q, 2, M, d)
-        self.states.remember(pair.permute(3, 0, 4, 1, 2, 5), span)
+        self.states.remember(pair.permute(3, 0, 4, 1, 2, 5), new)
         self.hidden = hidden[:, :, -1]
 
     def coarse_logits(self) -> Tensor:
@@ -156,10 +156,10 @@ class Memory:
     def fine_logits(self, s1_ids: Tensor, seen: Place) -> Tensor:
         """Of its fine token, (R, V), given its coarse one (B, S), when `seen` bars follow the prompt."""
         model = self.model
-        span = Span(self.state_turns.bars(seen, 1), seen, *self._seen(seen))
+        new = NewBars(self.state_turns.bars(seen, 1), seen, *self._seen(seen))
         queries = model.siblings[s1_ids].view(*s1_ids.shape, 1, 1, model.dependency_heads, -1)
-        queries = rotate(queries, span.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
-        found = self.states.attend(queries, span, self.padding)[:, :, 0]
+        queries = turned(queries, new.turns.of(QUERIES))[:, :, :, 0].permute(0, 3, 1, 2, 4)
+        found = self.states.attend(queries, new, self.padding)[:, :, 0]
         conditioned = normalise(self.hidden + model.dependency_out(found), model.dependency_norm)
         logits: Tensor = model.head_s2(conditioned).float()
         return logits.flatten(0, 1)
@@ -176,7 +176,7 @@ class Memory:
     def _state_pair(self, hidden: Tensor, turns: Turns) -> Tensor:
         """Keys, turned, and values (..., 2, M, d) of states (..., D)."""
         pair = self.model.dependency_keys(hidden).view(*hidden.shape[:-1], 2, self.model.dependency_heads, -1)
-        return rotate(pair, turns.of(KEYS_AND_VALUES))
+        return turned(pair, turns.of(KEYS_AND_VALUES))
 
 
 class CachedDecoder:
@@ -214,8 +214,8 @@ class DecodedPrompt:
         for cache in self.caches:
             cache.reserve(samples, horizon)
         x = self.decoder.embed(self.decoder.codes.decode(ids[0], ids[1]))
-        span = Span(self.turns, 0, horizon, self.mask)
-        return self.decoder.head(self.decoder.stack.extend(x, span, self.caches, self.padding))
+        new = NewBars(self.turns, 0, horizon, self.mask)
+        return self.decoder.head(self.decoder.stack.extend(x, new, self.caches, self.padding))
 
 
 def _causal(bars: int, stop: int, *, like: Tensor) -> Tensor:

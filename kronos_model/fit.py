@@ -23,7 +23,7 @@ from kronos_model.errors import NonFiniteLoss
 from kronos_model.jobs import StageConfig
 from kronos_model.objective import Objective
 
-__all__ = ["Interrupted", "Keeper", "Sampler", "StageConfig", "fit", "learning_rate", "make_optimizer"]
+__all__ = ["Interrupted", "Keeper", "StageConfig", "WindowSampler", "fit", "learning_rate", "make_optimizer"]
 
 Indices = NDArray[np.int64]
 _NAMED = 4  # windows that an error names
@@ -50,7 +50,7 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampler:
+class WindowSampler:
     """Which windows a step sees: a pure function of how many were drawn before."""
 
     windows: int
@@ -91,7 +91,7 @@ def _permutation(seed: int, lap: int, windows: int) -> Indices:
 
 
 def learning_rate(config: StageConfig, step: int, steps: int) -> float:
-    """Of the step (from 0) among steps: linear warm-up to the peak, then cosine to zero."""
+    """Of the step (from 0) among steps: linear warm-up to the peak, then cosine to zero (arXiv 1608.03983)."""
     warmup = round(config.warmup_share * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -99,7 +99,7 @@ def learning_rate(config: StageConfig, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
-    """Fused AdamW that decays matrices and embeddings, not biases and norms."""
+    """Fused AdamW (arXiv 1711.05101) that decays matrices and embeddings, not biases and norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -114,7 +114,7 @@ def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
 def fit(
     state: TrainState,
     objective: Objective,
-    sampler: Sampler,
+    sampler: WindowSampler,
     config: StageConfig,
     *,
     keeper: Keeper,

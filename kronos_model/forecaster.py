@@ -21,7 +21,7 @@ from kronos_model.errors import DataError
 from kronos_model.hub import load_pair, preset_of, read_metadata
 from kronos_model.normalise import Normaliser, Scale
 from kronos_model.predictor import Kronos, S2Decode
-from kronos_model.sampling import Precision, Sampler, SamplingConfig
+from kronos_model.sampling import PathSampler, Precision, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.windows import calendar_stamps
 
@@ -67,7 +67,7 @@ class Forecaster:
         self.s2_decode: S2Decode = s2_decode
         self.calibration = calibration
         self.prices_only = prices_only
-        self._samplers: dict[Precision, Sampler] = {}
+        self._samplers: dict[Precision, PathSampler] = {}
 
     @classmethod
     def load(
@@ -157,9 +157,9 @@ class Forecaster:
             prices = self.calibration.apply(prices, last_close.cpu().numpy())
         return Forecast(paths=prices, violation_rate=broken.double().mean(dim=(1, 2)).cpu().numpy())
 
-    def _sampler(self, precision: Precision) -> Sampler:
+    def _sampler(self, precision: Precision) -> PathSampler:
         if precision not in self._samplers:
-            self._samplers[precision] = Sampler(
+            self._samplers[precision] = PathSampler(
                 self.tokenizer, self.predictor, s2_decode=self.s2_decode, precision=precision
             )
         return self._samplers[precision]

@@ -1,26 +1,29 @@
 """Where weights come from: the Hub at pinned revisions, a folder, or a seed; and what belongs together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfig
-from kronos_model.errors import MismatchedPair, ModelError
+from kronos_model.errors import DataError, MismatchedPair, ModelError
 from kronos_model.files import model_digest, read_json, write_json
 from kronos_model.predictor import Kronos
-from kronos_model.pretrained import METADATA_FILE, download
+from kronos_model.pretrained import METADATA_FILE, fetch_repository
 from kronos_model.tokenizer import KronosTokenizer
 
 __all__ = [
     "METADATA_FILE",
     "Lineage",
+    "MadeFor",
     "ModelPair",
+    "check_horizon",
     "check_pair",
     "lineage_of",
     "load_pair",
+    "made_for",
     "preset_of",
     "read_metadata",
     "resolve_pair",
@@ -70,8 +73,8 @@ def _released(preset: Preset) -> ModelPair:
     if preset.tokenizer_id is None or preset.predictor_id is None:
         released = ", ".join(name for name, one in PRESETS.items() if one.predictor_id)
         raise ModelError(f"{preset.name} has no released weights: start it from scratch or use {released}.")
-    tokenizer = download(preset.tokenizer_id, preset.tokenizer_revision)
-    predictor = download(preset.predictor_id, preset.predictor_revision)
+    tokenizer = fetch_repository(preset.tokenizer_id, preset.tokenizer_revision)
+    predictor = fetch_repository(preset.predictor_id, preset.predictor_revision)
     names = (
         f"{preset.predictor_id}@{preset.predictor_revision}",
         f"{preset.tokenizer_id}@{preset.tokenizer_revision}",
@@ -150,6 +153,37 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
             "use the release that wrote it."
         )
     return metadata
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeFor:
+    """What a model was trained to see and to say."""
+
+    interval: str
+    lookback: int
+    horizon: int
+
+
+def made_for(folder: Path) -> MadeFor | None:
+    """What the model in a folder was made for; None where nothing is recorded, as in upstream's folders."""
+    metadata = read_metadata(folder)
+    if metadata is None:
+        return None
+    if missing := [one.name for one in fields(MadeFor) if one.name not in metadata]:
+        raise ModelError(
+            f"Expected {' and '.join(missing)} in {METADATA_FILE} of {folder}, found none; promote a model that a "
+            "night has trained."
+        )
+    return MadeFor(**{one.name: metadata[one.name] for one in fields(MadeFor)})
+
+
+def check_horizon(asked: int, made: int) -> None:
+    """DataError where more candles are asked for than a model was made to forecast; fewer are their beginning."""
+    if asked > made:
+        raise DataError(
+            f"Expected a horizon of at most the {made} candles that the model was made for, found {asked}; ask for "
+            "fewer, or train a model for more."
+        )
 
 
 def lineage_of(folder: Path) -> Lineage:

@@ -7,10 +7,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from kronos_model.errors import ModelError
 from kronos_model.files import read_json, write_json
+from kronos_model.settings import Bounds, Count, Counted, NotNegative, Positive, Seed, settings
 
 __all__ = ["Job", "Reference", "Stage", "StageConfig", "read_job", "write_job"]
 
@@ -21,42 +22,42 @@ Targets = Literal["attention", "mlp", "all"]
 _VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class StageConfig:
     """How one stage trains."""
 
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over the training windows; shorter ones where steps_per_epoch caps them."""
 
-    steps_per_epoch: int | None = None
+    steps_per_epoch: Count | None = None
     """At most this many optimizer steps per epoch; a capped epoch continues where the last one left off, so
     that all windows get seen. None: one full pass."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Windows per forward pass, over all processes."""
 
-    accumulation: int = 1
+    accumulation: Count = 1
     """Forward passes per optimizer step; an optimizer step sees batch_size x accumulation windows."""
 
-    learning_rate: float = 2e-6
+    learning_rate: Positive = 2e-6
     """Peak of the schedule: linear warm-up, then cosine to zero."""
 
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """AdamW's decay, on matrices and embeddings only."""
 
-    beta1: float = 0.9
+    beta1: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
     """AdamW's decay of the gradient's mean."""
 
-    beta2: float = 0.95
+    beta2: Annotated[float, Bounds(ge=0, lt=1)] = 0.95
     """AdamW's decay of the gradient's square."""
 
-    warmup_share: float = 0.03
+    warmup_share: Annotated[float, Bounds(ge=0, lt=1)] = 0.03
     """Share of all steps spent in warm-up."""
 
-    clip_norm: float = 3.0
+    clip_norm: Positive = 3.0
     """Gradients are scaled down to this norm."""
 
-    patience: int | None = 5
+    patience: Count | None = 5
     """Epochs without a better validation loss after which training stops. None: never."""
 
     precision: Precision = "auto"
@@ -70,61 +71,26 @@ class StageConfig:
     """Activation checkpointing: compute each predictor block again in the backward pass instead of remembering
     what is inside it; less memory, about a third more time."""
 
-    frozen_layers: int = 0
+    frozen_layers: Counted = 0
     """Leave this many bottom blocks, and the embeddings below them, as they are."""
 
-    lora_rank: int = 0
+    lora_rank: Counted = 0
     """Train low-rank adapters of this rank instead of the weights; they are merged into best/. 0: all weights."""
 
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """Adapters are scaled by lora_alpha / lora_rank."""
 
     lora_targets: Targets = "all"
     """Projections that get adapters: of attention, of the feed-forward (mlp), or all of both."""
 
-    validation_windows: int | None = None
+    validation_windows: Count | None = None
     """At most this many validation windows, evenly spaced. None: all."""
 
-    checkpoint_steps: int = 200
+    checkpoint_steps: Count = 200
     """Optimizer steps between checkpoints; every epoch also ends with one."""
 
-    token_cache_mb: int = 8192
+    token_cache_mb: Annotated[int, Bounds(ge=0, unit="MiB")] = 8192
     """Largest size (MiB) of a split's tokens on disk; above it windows are encoded as they are needed."""
-
-    def __post_init__(self) -> None:
-        _at_least_one("epochs", self.epochs)
-        _at_least_one("batch_size", self.batch_size)
-        _at_least_one("accumulation", self.accumulation)
-        _at_least_one("checkpoint_steps", self.checkpoint_steps)
-        for name in ("steps_per_epoch", "patience", "validation_windows"):
-            value = getattr(self, name)
-            if value is not None:
-                _at_least_one(name, value)
-        for name in ("beta1", "beta2", "warmup_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number from 0 to below 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(
-                f"weight_decay: expected 0 or more, found {self.weight_decay}; upstream uses 0.1"
-            )
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision: expected one of {', '.join(get_args(Precision))}, found {self.precision!r}"
-            )
-        for name in ("frozen_layers", "lora_rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, found {getattr(self, name)}; 0 turns it off")
-        if not 0 < self.lora_alpha < float("inf"):
-            raise ValueError(f"lora_alpha: expected a number above 0, found {self.lora_alpha}")
-        if self.lora_targets not in get_args(Targets):
-            raise ValueError(
-                f"lora_targets: expected one of {', '.join(get_args(Targets))}, found {self.lora_targets!r}"
-            )
-        if self.token_cache_mb < 0:
-            raise ValueError(f"token_cache_mb: expected 0 or more MiB, found {self.token_cache_mb}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +104,7 @@ class Reference:
     """A dataset's digest from its manifest, a model's from kronos_model.files.model_digest."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Job:
     """Everything a training process needs to know."""
 
@@ -157,24 +123,18 @@ class Job:
     config: StageConfig = field(default_factory=StageConfig)
     """How to train."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of windows, of dropout and of sampled tokens."""
 
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads; None leaves the choice to torch."""
 
     def __post_init__(self) -> None:
-        if self.stage not in get_args(Stage):
-            raise ValueError(f"stage: expected one of {', '.join(get_args(Stage))}, found {self.stage!r}")
         if (self.stage == "predictor") != (self.predictor is not None):
             raise ValueError(
                 f"predictor: expected weights in the predictor stage and null in the tokenizer stage, "
                 f"found {'null' if self.predictor is None else 'weights'} in the {self.stage} stage"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, found {self.seed}")
-        if self.threads is not None:
-            _at_least_one("threads", self.threads)
 
     @property
     def start(self) -> Reference:
@@ -233,8 +193,3 @@ def _build(kind: type[_Part], values: dict[str, Any]) -> _Part:
             f"{kind.__name__} knows no {', '.join(unknown)}; it knows {', '.join(sorted(known))}"
         )
     return kind(**values)
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more, found {value}")

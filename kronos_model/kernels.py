@@ -1,14 +1,12 @@
-"""The same arithmetic, sooner: products, norms, rotations, dropout and causal attention as CPUs do them best.
+"""Causal attention in training, sooner on CPUs than torch's.
 
-B batch, M heads, T positions, d width of a head. Everything here computes what its torch namesake computes, up
-to rounding; dropout draws another random stream of the same distribution. On other devices, in other types
-and under autocast torch's own functions run.
+B batch, M heads, T positions, d width of a head. It computes what torch's does, up to rounding, and drops weights
+by another random stream of the same distribution. On other devices and without gradients torch's own runs.
 
-- MKL, which torch multiplies float32 with, takes a slow path on processors that are not Intel's; oneDNN does
-  not (with AVX-512, GFLOP/s per core: 90 against 200 on AMD Zen 5, 96 against 107 on Zen 4).
-- Bernoulli numbers cost more than what they drop: 16 random bits decide here, not a float.
-- torch's CPU attention materialises everything with dropout, and gains nothing from bfloat16 (in training, 8 x 8
-  heads of 512 x 64 on Zen 4: 450 ms with dropout, 220 here; without, half of it, in bfloat16 a quarter).
+torch's CPU attention materialises everything with dropout, and gains nothing from bfloat16 (in training, 8 x 8
+heads of 512 x 64 on Zen 4: 450 ms with dropout, 220 here; without, half of it, in bfloat16 a quarter). A block of
+queries is computed at a time, and again in the backward pass, as in FlashAttention (Dao et al. 2022, arXiv
+2205.14135). What else was tried is in docs/decisions.md.
 """
 
 import math
@@ -19,45 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-__all__ = ["causal_attention", "dropout", "linear", "rms_norm", "rotate"]
+__all__ = ["causal_attention"]
 
-_FEW_ROWS = 4  # below, both products take the same time
 _BLOCK = 128  # queries at a time: later keys are left out, and a block's scores stay in the cache
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K) times weight (N, K) transposed, plus bias (N,)."""
-    if _plain(x) and weight.dtype == torch.float32 and x.numel() >= _FEW_ROWS * x.shape[-1]:
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return F.linear(x, weight, bias)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., D) over its root mean square, computed in float32, times weight (D,)."""
-    wide = x.float()
-    if wide.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Norm.apply(wide, eps).type_as(x) * weight  # type: ignore[no-any-return, no-untyped-call]
-    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * scale).type_as(x) * weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (..., d) turned by angles whose cosines and sines, the same in both halves, broadcast to (..., d)."""
-    half = x.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    if torch.compiler.is_compiling():
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x)
-    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def dropout(x: Tensor, share: float, *, training: bool) -> Tensor:
-    """x with this share of it zeroed and the rest scaled up, in training."""
-    if not training or share == 0:
-        return x
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Dropout.apply(x, share)  # type: ignore[no-any-return, no-untyped-call]
-    return F.dropout(x, share)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
@@ -66,99 +28,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
     if better and q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _CausalAttention.apply(q, k, v, share)  # type: ignore[no-any-return, no-untyped-call]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=share, is_causal=True)
-
-
-def _plain(x: Tensor) -> bool:
-    """Float32 on a CPU that has oneDNN, and nobody asked for another precision."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    return _has_onednn()
-
-
-def _has_onednn() -> bool:
-    if torch.compiler.is_compiling():  # which makes kernels of its own
-        return False
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (..., K) times b (N, K) transposed, by oneDNN."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return product
-
-
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """a (R, N) transposed times b (R, K). oneDNN copies its first factor where it is transposed: the smaller."""
-    if a.shape[1] <= b.shape[1]:
-        return _times(a.t(), b.t())
-    return _times(b.t(), a.t()).t()
-
-
-class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _times(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_rows, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
-        of_x = _times(of_rows, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
-        of_weight = _sum_of_products(of_rows, rows) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, of_rows.sum(dim=0) if ctx.needs_input_grad[2] else None
-
-
-class _Norm(Function):
-    """Remembers its result instead of each step to it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        scale = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
-        out = x * scale
-        ctx.save_for_backward(out, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        out, scale = ctx.saved_tensors
-        along = torch.linalg.vecdot(gradients[0], out).unsqueeze(-1) / out.shape[-1]
-        return torch.addcmul(gradients[0], out, along, value=-1).mul_(scale), None
-
-
-class _Rotate(Function):
-    """The halves are turned where they will lie: nothing is negated or joined in memory of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, -sin), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, cos.dtype))
-    left, right = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=right).addcmul_(first, sin)
-    return out.type_as(x)
-
-
-class _Dropout(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
-        dropped, ctx.scale = _drawn(x.numel(), share)
-        ctx.dropped = dropped.view(x.shape)
-        return x.masked_fill(ctx.dropped, 0.0).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].masked_fill(ctx.dropped, 0.0).mul_(ctx.scale), None
 
 
 def _drawn(count: int, share: float) -> tuple[Tensor, float]:

@@ -83,7 +83,7 @@ def _launch(job: Path, processes: int, folder: Path) -> int:
         torchrun.run(torchrun.parse_args([*told, "-m", *train, "--parent", str(os.getpid())]))
     except ChildFailedError as failed:
         return _explain(failed.failures, processes, folder)
-    except Exception as error:
+    except Exception as error:  # whatever a signal became on its way; the rest is raised again
         if (stopped := _signal_behind(error)) is None:
             raise
         return 128 + stopped

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kronos_model.kernels import causal_attention, dropout, linear, rms_norm, rotate
+from kronos_model.config import PredictorConfig, TokenizerConfig
+from kronos_model.kernels import causal_attention
 
 __all__ = [
     "Adapter",
@@ -23,7 +24,6 @@ __all__ = [
     "Attention",
     "CalendarEmbedding",
     "DependencyLayer",
-    "Dropout",
     "DualHead",
     "FeedForward",
     "FusedLinear",
@@ -32,6 +32,7 @@ __all__ = [
     "TokenEmbedding",
     "TransformerBlock",
     "initialise",
+    "transformer_blocks",
 ]
 
 Angles = tuple[Tensor, Tensor]
@@ -45,7 +46,7 @@ _MADE_ON = torch.device("cpu")
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square, computed in float32."""
+    """Scale by the root mean square, in float32 (RMSNorm, Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -53,18 +54,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
 
 
 class Linear(nn.Linear):
-    """torch's, by the faster product where there is a choice, and with room for an adapter."""
+    """torch's, with room for an adapter."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.adapter: Adapter | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.effective_weight(), self.bias)
+        return F.linear(input, self.effective_weight(), self.bias)
 
     def effective_weight(self) -> Tensor:
         """The weight, with what the adapter adds to it."""
@@ -91,13 +92,6 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
-
-
-class Dropout(nn.Dropout):
-    """torch's, with cheaper random numbers on CPUs."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return dropout(input, self.p, training=self.training)
 
 
 class FusedLinear(Linear):
@@ -147,14 +141,14 @@ def _saved_as_parts(module: nn.Module, name: str) -> None:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, d_model: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
         self.w13 = FusedLinear(d_model, ff_dim, ("w1", "w3"), bias=False)
         _saved_as_parts(self, "w13")
         self.w2 = Linear(ff_dim, d_model, bias=False)
-        self.ffn_dropout = Dropout(dropout)
+        self.ffn_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)
@@ -162,7 +156,7 @@ class FeedForward(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary position angles.
+    """Rotary position angles (RoPE, Su et al. 2021, arXiv 2104.09864, section 3.2).
 
     Nothing is cached: one table per forward serves all blocks, and is always on the right device.
     """
@@ -189,7 +183,7 @@ def _frequencies(head_dim: int, device: torch.device) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions, over itself or over another sequence."""
+    """Multi-head attention (arXiv 1706.03762) with rotary positions, over itself or over another sequence."""
 
     def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float) -> None:
         super().__init__()
@@ -199,7 +193,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(d_model, d_model)
         self.rotary = Rotary(d_model // n_heads)
         self.attn_dropout_p = attn_dropout
-        self.resid_dropout = Dropout(resid_dropout)
+        self.resid_dropout = nn.Dropout(resid_dropout)
 
     def forward(
         self,
@@ -218,7 +212,7 @@ class Attention(nn.Module):
         q, k, v = self.project(query, memory)
         if angles is not None:
             tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
-            q, k = rotate(q, *tail), rotate(k, *angles)
+            q, k = _rotated(q, *tail), _rotated(k, *angles)
         square = q.shape[2] == k.shape[2]
         implied = causal and square and padding is None  # the kernel's own causal mask is the fastest
         share = self.attn_dropout_p if self.training else 0.0
@@ -234,8 +228,8 @@ class Attention(nn.Module):
             return q, k, v
         weight, bias = self.qkv_proj.effective_weight(), self.qkv_proj.bias
         width = memory.shape[-1]
-        (q,) = self._heads(linear(query, weight[:width], bias[:width]), 1)
-        k, v = self._heads(linear(memory, weight[width:], bias[width:]), 2)
+        (q,) = self._heads(F.linear(query, weight[:width], bias[:width]), 1)
+        k, v = self._heads(F.linear(memory, weight[width:], bias[width:]), 2)
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -244,6 +238,12 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.view(*x.shape[:2], parts, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (..., T, d) turned by the angles of its positions, in float32 and back."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).type_as(x)
 
 
 def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tensor | None:
@@ -261,7 +261,7 @@ def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tens
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and SwiGLU."""
+    """Causal self-attention and SwiGLU, each after its norm (pre-norm, Xiong et al. 2020, arXiv 2002.04745)."""
 
     def __init__(
         self,
@@ -283,6 +283,21 @@ class TransformerBlock(nn.Module):
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, angles, causal=True, padding=padding)
         return cast(Tensor, x + self.ffn(self.norm2(x)))
+
+
+def transformer_blocks(config: PredictorConfig | TokenizerConfig, count: int) -> nn.ModuleList:
+    """So many blocks of the config's shape."""
+    return nn.ModuleList(
+        TransformerBlock(
+            config.d_model,
+            config.n_heads,
+            config.ff_dim,
+            ffn_dropout=config.ffn_dropout_p,
+            attn_dropout=config.attn_dropout_p,
+            resid_dropout=config.resid_dropout_p,
+        )
+        for _ in range(count)
+    )
 
 
 class DependencyLayer(nn.Module):
@@ -324,7 +339,7 @@ class TokenEmbedding(nn.Module):
 
 
 class _FixedEmbedding(nn.Module):
-    """Sinusoids that are not learned."""
+    """Sinusoids that are not learned (Vaswani et al. 2017, arXiv 1706.03762, section 3.5)."""
 
     def __init__(self, size: int, d_model: int) -> None:
         super().__init__()

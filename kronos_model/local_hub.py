@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kronos_model.errors import ModelError
 from kronos_model.files import read_json, replace_directory, write_json
-from kronos_model.remote import FileDigest, file_digests, folder_revision
+from kronos_model.hub_repository import FileDigest, file_digests, folder_revision
 
 __all__ = ["LocalRepository"]
 

@@ -5,7 +5,7 @@ after the lookback. Shapes: B batch, S samples, C context bars, T bars, F=6 feat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import KINDS, MAD_TO_STD, NormaliserKind, fit_state
+from kronos_model.features import MAD_TO_STD, NormaliserKind, fit_state
+from kronos_model.settings import Positive, settings
 
 __all__ = ["Normaliser", "Scale"]
 
@@ -30,7 +31,7 @@ class Scale(NamedTuple):
     scale: Tensor  # (B, 1, F), positive
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Normaliser:
     """Maps raw features to what the model reads, and back."""
 
@@ -38,17 +39,13 @@ class Normaliser:
     """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
     1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the series' training rows."""
 
-    clip: float = 5.0
+    clip: Positive = 5.0
     """Normalised values are cut to -clip..clip (standard deviations)."""
 
     state: Mapping[str, Any] = field(default_factory=dict)
     """What fit learned; empty for the window kinds."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"normaliser: expected one of {', '.join(KINDS)}, found {self.kind!r}")
-        if not self.clip > 0:
-            raise ValueError(f"clip: expected a number above 0, found {self.clip}; upstream uses 5")
         expected = ["series"] if self.kind == "global_robust" else []
         if sorted(self.state) != expected:
             raise ValueError(

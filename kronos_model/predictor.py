@@ -13,12 +13,12 @@ from kronos_model.config import DEPENDENCY_HEADS, PredictorConfig
 from kronos_model.layers import (
     CalendarEmbedding,
     DependencyLayer,
-    Dropout,
     DualHead,
     RMSNorm,
     TokenEmbedding,
     TransformerBlock,
     initialise,
+    transformer_blocks,
 )
 from kronos_model.pretrained import Pretrained
 
@@ -37,18 +37,8 @@ class Kronos(Pretrained[PredictorConfig]):
         super().__init__(config)
         self.embedding = TokenEmbedding(config.s1_bits, config.s2_bits, config.d_model)
         self.time_emb = CalendarEmbedding(config.d_model, learned=config.learn_te)
-        self.token_drop = Dropout(config.token_dropout_p)
-        self.transformer = nn.ModuleList(
-            TransformerBlock(
-                config.d_model,
-                config.n_heads,
-                config.ff_dim,
-                ffn_dropout=config.ffn_dropout_p,
-                attn_dropout=config.attn_dropout_p,
-                resid_dropout=config.resid_dropout_p,
-            )
-            for _ in range(config.n_layers)
-        )
+        self.token_drop = nn.Dropout(config.token_dropout_p)
+        self.transformer = transformer_blocks(config, config.n_layers)
         self.recompute = False  # in the backward pass, what is inside a block
         self.norm = RMSNorm(config.d_model)
         self.dep_layer = DependencyLayer(config.d_model, DEPENDENCY_HEADS)

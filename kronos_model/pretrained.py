@@ -16,7 +16,7 @@ from kronos_model.config import PredictorConfig, TokenizerConfig
 from kronos_model.errors import ModelError, UnreachableModel
 from kronos_model.files import MODEL_FILES, read_json, replace_directory, replace_file
 
-__all__ = ["Pretrained", "download"]
+__all__ = ["Pretrained", "fetch_repository"]
 
 ConfigT = TypeVar("ConfigT", TokenizerConfig, PredictorConfig)
 
@@ -41,7 +41,7 @@ class Pretrained(nn.Module, Generic[ConfigT]):
         if not folder.is_dir():
             if revision is None and folder.is_absolute():
                 raise ModelError(f"{source} is not a folder: give a folder with {' and '.join(MODEL_FILES)}.")
-            folder = download(str(source), revision)
+            folder = fetch_repository(str(source), revision)
         weights = folder / "model.safetensors"
         config = cls.config_class.from_dict(read_json(folder / "config.json"), origin=f"{folder}/config.json")
         if not weights.is_file():
@@ -99,7 +99,7 @@ def _fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: 
     return {name: found[name].to(tensor.dtype, copy=True) for name, tensor in wanted.items()}
 
 
-def download(repository: str, revision: str | None) -> Path:
+def fetch_repository(repository: str, revision: str | None) -> Path:
     """Folder of a Hub repository at a revision; a commit that was fetched before needs no network.
 
     One question first: it fails at once where nobody answers, the downloads would retry for 24 s.

@@ -21,7 +21,7 @@ def projection(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.f
     """x (..., I) to x W' + b (..., O) for a weight (O, I), in `dtype` whatever the input's."""
     weight = weight.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
-    if weight.device.type == "cpu" and dtype != torch.float16 and _can_pack():
+    if weight.device.type == "cpu" and _can_pack(dtype):
         return _packed(weight, bias)
     return lambda x: F.linear(x.to(dtype), weight, bias)
 
@@ -38,7 +38,10 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Projection:
     return project
 
 
-def _can_pack() -> bool:
-    """Whether this build of torch has the operations that its compiler uses on CPUs."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has the operations that its compiler uses on CPUs, and this CPU the type."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    if not available or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or bool(bfloat16)

@@ -15,9 +15,9 @@ from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
 from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
+from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish_config import PublishConfig, repository_names
-from kronos_model.remote import FileDigest, Remote, file_digests
 
 __all__ = [
     "CHAMPION",
@@ -95,7 +95,7 @@ def publish_to_hub(
     tag: str,
     message: str,
     endpoint: str | None = None,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
     """Make a Hub repository hold these files, by at most one commit, and download them again to compare.
 

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
+
+from kronos_model.settings import settings
 
 __all__ = ["PublishConfig", "repository_names"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PublishConfig:
     """Whether and where a night's models are published."""
 

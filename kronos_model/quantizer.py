@@ -1,4 +1,4 @@
-"""Binary spherical quantisation (arXiv 2406.07548): a latent becomes the signs of its direction.
+"""Binary spherical quantisation (Zhao et al. 2024, arXiv 2406.07548): a latent becomes its direction's signs.
 
 B batch, T bars, K bits (the coarse token's bits first).
 """

@@ -19,7 +19,7 @@ from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.sampling_config import Precision, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["Precision", "Sampler", "SamplingConfig", "draw", "filter_logits", "sample_paths"]
+__all__ = ["PathSampler", "Precision", "SamplingConfig", "draw", "filter_logits"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
 Progress = Callable[[int, int], object]
@@ -28,7 +28,10 @@ _DECODED_ROWS = 32  # paths through the tokenizer's decoder at once
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Logits (R, V) over the temperature, -inf where top-k or top-p leave a token out."""
+    """Logits (R, V) over the temperature, -inf where top-k or top-p leave a token out.
+
+    Top-k: Fan et al. 2018, arXiv 1805.04833; top-p: Holtzman et al. 2020, arXiv 1904.09751.
+    """
     logits = logits / config.temperature
     if config.top_k and config.top_k < logits.shape[-1]:
         lowest = logits.topk(config.top_k, dim=-1).values[:, -1:]
@@ -59,7 +62,7 @@ def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     return torch.searchsorted(reached, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-class Sampler:
+class PathSampler:
     """A tokenizer and a predictor prepared for sampling; keep one for as long as their weights stay as they are."""
 
     def __init__(
@@ -131,39 +134,11 @@ class Sampler:
         return paths.expand(-1, count, -1, -1).contiguous()
 
 
-def sample_paths(
-    tokenizer: KronosTokenizer,
-    predictor: Kronos,
-    context: Tensor,
-    stamps: Tensor,
-    future_stamps: Tensor,
-    *,
-    config: SamplingConfig,
-    generator: Generators,
-    max_context: int,
-    samples: int | None = None,
-    s2_decode: S2Decode = "trained",
-    progress: Progress = lambda done, total: None,
-) -> Tensor:
-    """What `Sampler.paths` gives, for a pair that is used once."""
-    sampler = Sampler(tokenizer, predictor, s2_decode=s2_decode, precision=config.precision)
-    return sampler.paths(
-        context,
-        stamps,
-        future_stamps,
-        config=config,
-        generator=generator,
-        max_context=max_context,
-        samples=samples,
-        progress=progress,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What is the same for all series of one call."""
 
-    sampler: Sampler
+    sampler: PathSampler
     config: SamplingConfig
     max_context: int
     future_stamps: Tensor  # (all, H, 5)

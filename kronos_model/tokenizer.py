@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kronos_model.config import TokenizerConfig
-from kronos_model.layers import Linear, TransformerBlock
+from kronos_model.layers import Linear, TransformerBlock, transformer_blocks
 from kronos_model.pretrained import Pretrained
 from kronos_model.quantizer import BinaryQuantizer
 
@@ -40,8 +40,8 @@ class KronosTokenizer(Pretrained[TokenizerConfig]):
         bits = config.s1_bits + config.s2_bits
         self.embed = Linear(config.d_in, config.d_model)
         self.head = Linear(config.d_model, config.d_in)
-        self.encoder = _blocks(config, config.n_enc_layers - 1)
-        self.decoder = _blocks(config, config.n_dec_layers - 1)
+        self.encoder = transformer_blocks(config, config.n_enc_layers - 1)
+        self.decoder = transformer_blocks(config, config.n_dec_layers - 1)
         self.quant_embed = Linear(config.d_model, bits)
         self.post_quant_embed_pre = Linear(config.s1_bits, config.d_model)
         self.post_quant_embed = Linear(bits, config.d_model)
@@ -83,20 +83,6 @@ class KronosTokenizer(Pretrained[TokenizerConfig]):
     def _bars(self, x: Tensor, *, last: int | None = None) -> Tensor:
         hidden = _through(self.decoder, x)
         return cast(Tensor, self.head(hidden if last is None else hidden[:, hidden.shape[1] - last :]))
-
-
-def _blocks(config: TokenizerConfig, count: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        TransformerBlock(
-            config.d_model,
-            config.n_heads,
-            config.ff_dim,
-            ffn_dropout=config.ffn_dropout_p,
-            attn_dropout=config.attn_dropout_p,
-            resid_dropout=config.resid_dropout_p,
-        )
-        for _ in range(count)
-    )
 
 
 def _through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kronos_model.errors import DataError
 from kronos_model.files import replace_file
 from kronos_model.lock import locked
 from kronos_model.tokenizer import KronosTokenizer
-from kronos_model.windows import Split, WindowDataset, Windows
+from kronos_model.windows import Split, WindowDataset, Windows, mapped
 
 __all__ = [
     "LiveTokens",
@@ -107,7 +106,8 @@ def token_source(
         path = encode_split(
             dataset, tokenizer, split, folder=folder, digest=digest, device=device, progress=progress
         )
-        return StoredTokens(tokens=_mapped(path, (dataset.count(split), dataset.length, 2)))
+        shape, remedy = (dataset.count(split), dataset.length, 2), "delete that file and run again"
+        return StoredTokens(tokens=mapped(path, np.uint16, shape, what="tokens in", remedy=remedy))
     return LiveTokens(dataset=dataset, tokenizer=tokenizer, split=split, device=device)
 
 
@@ -163,19 +163,3 @@ def _encode(
 
 def _path(folder: Path, digest: str, split: Split) -> Path:
     return folder / "tokens" / digest / f"{split}.npy"
-
-
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint16]:
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"expected tokens in {path}, found none that can be read ({error}); "
-            "delete that file and run again"
-        ) from error
-    if tokens.dtype != np.uint16 or tokens.shape != shape:
-        raise DataError(
-            f"expected uint16 {shape} in {path}, found {tokens.dtype} {tokens.shape}; "
-            "delete that file and run again"
-        )
-    return np.asarray(tokens)

@@ -25,10 +25,10 @@ from kronos_model.config import PRESETS
 from kronos_model.distributed import World, join_world
 from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelError, NonFiniteLoss
 from kronos_model.files import model_digest, read_json
-from kronos_model.fit import Interrupted, Sampler, fit, make_optimizer
+from kronos_model.fit import Interrupted, WindowSampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
+from kronos_model.job_files import JobKeeper
 from kronos_model.jobs import Job, Reference, StageConfig, read_job, write_job
-from kronos_model.keeper import JobKeeper
 from kronos_model.lock import locked
 from kronos_model.objective import Objective, PredictorObjective, TokenizerObjective
 from kronos_model.predictor import Kronos
@@ -86,7 +86,7 @@ def _run(
     metadata = _metadata(directory, job, dataset, model)
     keeper = JobKeeper(directory, job, world=world, metadata=metadata, stopping=stopping, show=show)
     resumed = keeper.resume(state)
-    sampler = Sampler.of(dataset.count("train"), job.config, seed=job.seed)
+    sampler = WindowSampler.of(dataset.count("train"), job.config, seed=job.seed)
     objective: Objective = TokenizerObjective(dataset=dataset, device=device)
     if isinstance(model, Kronos):
         encoder = _Encoder(

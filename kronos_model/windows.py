@@ -19,7 +19,7 @@ from kronos_model.errors import DataError
 from kronos_model.features import FEATURES, STAMPS, calendar_stamps
 from kronos_model.normalise import Normaliser
 
-__all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_stamps"]
+__all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_stamps", "mapped"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -69,7 +69,7 @@ class WindowDataset:
             _open_series(path / "series" / entry["slug"], entry["rows"]) for entry in manifest["series"]
         ]
         windows = {
-            split: _mapped(path / "windows" / f"{split}.npy", np.int32, (manifest["windows"][split], 2))
+            split: mapped(path / "windows" / f"{split}.npy", np.int32, (manifest["windows"][split], 2))
             for split in get_args(Split)
         }
         return cls(manifest, series=series, windows=windows)
@@ -177,24 +177,26 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _open_series(folder: Path, rows: int) -> _Series:
     return _Series(
-        features=_mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
-        stamps=_mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
-        open_time=_mapped(folder / "open_time.npy", np.int64, (rows,)),
+        features=mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
+        stamps=mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
+        open_time=mapped(folder / "open_time.npy", np.int64, (rows,)),
     )
 
 
-def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """A read-only array backed by the file, of exactly this type and shape."""
+def mapped(
+    path: Path,
+    dtype: type[np.generic],
+    shape: tuple[int, ...],
+    *,
+    what: str = "a dataset array at",
+    remedy: str = "delete the dataset's folder and build it again",
+) -> NDArray[Any]:
+    """A read-only array backed by the file, of exactly this type and shape; DataError where it is another."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"expected a dataset array at {path}, found none that can be read ({error}); "
-            "delete the dataset's folder and build it again"
-        ) from error
+        raise DataError(f"expected {what} {path}, found none that can be read ({error}); {remedy}") from error
     if array.dtype != dtype or array.shape != shape:
-        raise DataError(
-            f"expected {np.dtype(dtype)} {shape} in {path}, found {array.dtype} {array.shape}; "
-            "delete the dataset's folder and build it again"
-        )
+        found = f"{array.dtype} {array.shape}"
+        raise DataError(f"expected {np.dtype(dtype)} {shape} in {path}, found {found}; {remedy}")
     return np.asarray(array)  # a plain view on the map: slicing numpy.memmap itself is several times slower

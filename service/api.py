@@ -19,14 +19,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from service import answers, track_record
+from kronos_model.errors import DataError
+from kronos_model.evaluation.stored_scores import score_quantiles
+from kronos_model.hub import check_horizon
+from service import responses, track_record
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.config import ServiceConfig
 from service.errors import Refused
 from service.follow import Follower, wall_ms
-from service.metrics import Metrics
 from service.middleware import Guard
+from service.prometheus_metrics import Metrics
 from service.sampling_queue import SamplingQueue, SamplingRequest
 from service.schemas import (
     Candles,
@@ -46,6 +49,7 @@ from service.schemas import (
 )
 from storage.errors import StorageError
 from storage.layout import Home
+from storage.scoreboard import Scoreboard
 
 __all__ = ["Service", "application"]
 
@@ -71,6 +75,7 @@ class Service:
         self.watch = Metrics()
         self.champion_models = ChampionModels(home, config.recipes, loaded=self.watch.loaded)
         self.market = CandleCache(home, now_ms=follower.now_ms if follower else now_ms)
+        self.scoreboard = Scoreboard(home, score_quantiles)
         self.sampler = SamplingQueue(config, self.watch)
         self.began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
@@ -129,6 +134,10 @@ class Service:
         ):
             if value > most:
                 raise Refused(422, f"Expected {name} of at most {most:,}, found {value:,}; ask for less.")
+        try:
+            check_horizon(horizon, served.horizon)
+        except DataError as error:
+            raise Refused(422, str(error)) from error
         past = self.market.past(key, lookback=served.lookback, horizon=horizon, origin_ms=asked.origin_ms)
         return SamplingRequest(served, past, samples, asked.seed)
 
@@ -137,7 +146,7 @@ class Service:
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
         behind = await run_in_threadpool(self._behind, order)
-        return answers.forecast_answer(
+        return responses.forecast_answer(
             order,
             paths,
             calibrated=order.served.calibrated(self.config),
@@ -206,7 +215,7 @@ def _service_routes(app: FastAPI, service: Service, token: str | None) -> None:
     async def models() -> Models:
         """Which models serve."""
         return Models(
-            models=[answers.facts_of(one) for one in service.champion_models.models],
+            models=[responses.facts_of(one) for one in service.champion_models.models],
             problems=service.champion_models.problems,
         )
 
@@ -239,12 +248,12 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     @app.get("/scores", tags=["forecast"], responses=_REFUSALS)
     def scores(asked: Annotated[ScoresQuery, Query()]) -> NightScores:
         """The leaderboard of the last night, and the gate's verdict with its reasons."""
-        return track_record.scores(home, champion_models, asked.recipe)
+        return track_record.night_scores(service.scoreboard, champion_models, asked.recipe)
 
     @app.get("/series", tags=["candles"], responses=_REFUSALS)
     def series() -> SeriesList:
         """What the lake has, how fresh and whole it is, and who can forecast it."""
-        held = [answers.series_facts(market.inventory(key), champion_models) for key in market.series()]
+        held = [responses.series_facts(market.inventory(key), champion_models) for key in market.series()]
         return SeriesList(now_ms=market.now_ms(), series=held)
 
     @app.get("/candles", tags=["candles"], responses=_REFUSALS)
@@ -256,7 +265,7 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     def pulse(asked: Annotated[SeriesQuery, Query()]) -> Pulse:
         """The price now, the newest candle, the model: little, to be asked often."""
         key = market.resolve(asked.symbol, asked.interval)
-        return answers.pulse_of(key, market, champion_models, service.follower)
+        return responses.pulse_of(key, market, champion_models, service.follower)
 
 
 def _page(app: FastAPI) -> None:

@@ -9,48 +9,24 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from exchange.inventory import Inventory, take_inventory
 from service.errors import Refused
-from storage.interval import Interval
 from storage.lake import Lake
 from storage.layout import Home, series_folder
 from storage.ledger import Ledger
+from storage.past import Past, PastError, newest, past_of
 from storage.schema import SeriesKey, utc_text
 
-__all__ = ["CandleCache", "Past"]
+__all__ = ["CandleCache"]
 
 T = TypeVar("T")
 
 _KEPT = 256  # answers
 _SERIES_S = 2.0  # seconds for which the list of series is believed
-_MONTHS_AT_FIRST = 2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Past:
-    """The candles that a model sees, without a hole, and the open times it forecasts."""
-
-    key: SeriesKey
-    features: NDArray[np.float32]  # (C, 6)
-    open_time: NDArray[np.int64]  # (C,) ms
-    future: NDArray[np.int64]  # (H,) ms
-
-    @property
-    def origin_ms(self) -> int:
-        """Open time of the last candle."""
-        return int(self.open_time[-1])
-
-    @property
-    def last_close(self) -> float:
-        """Its close."""
-        return float(self.features[-1, 3])
 
 
 class CandleCache:
@@ -98,7 +74,9 @@ class CandleCache:
 
     def tail(self, key: SeriesKey, count: int, *, end_ms: int | None = None) -> pl.DataFrame:
         """The last `count` candles, or those that open before `end_ms`."""
-        return self._keep(("tail", key, count, end_ms), key, lambda: self._tail(key, count, end_ms))
+        return self._keep(
+            ("tail", key, count, end_ms), key, lambda: newest(self._lake, key, count, end_ms=end_ms)
+        )
 
     def last_ms(self, key: SeriesKey) -> int:
         """Open time of the newest candle."""
@@ -128,25 +106,12 @@ class CandleCache:
                 404,
                 f"Expected a candle of {key} that opens at {_when(origin_ms)}, found none; /candles lists them.",
             )
-        if len(opened) < lookback or key.interval.count(int(opened[0]), int(opened[-1])) != lookback:
-            raise Refused(
-                409,
-                f"Expected {lookback} candles of {key} without a hole up to {_when(int(opened[-1]))}, found "
-                f"{len(opened)} with some missing; run `kronos ingest` to repair the hole.",
-            )
-        return Past(key, _features(candles), opened, _following(key.interval, int(opened[-1]), horizon))
-
-    def _tail(self, key: SeriesKey, count: int, end_ms: int | None) -> pl.DataFrame:
-        months = [_month_ms(name) for name in self._lake.files(key)]
-        if end_ms is not None:
-            months = [month for month in months if month < end_ms]
-        taken = _MONTHS_AT_FIRST
-        while True:  # backwards from the end, twice as far each time
-            start = months[-taken] if taken < len(months) else None
-            candles = self._lake.read(key, start, end_ms)
-            if start is None or len(candles) >= count:
-                return candles.tail(count)
-            taken *= 2
+        # The end alone can be stale: what came after an earlier candle is in the lake.
+        tail = self._ledger.tail(key) if origin_ms is None else None
+        try:
+            return past_of(key, candles, lookback=lookback, horizon=horizon, tail=tail)
+        except PastError as error:
+            raise Refused(409, str(error)) from error
 
     def _keep(self, question: Hashable, key: SeriesKey, answer: Callable[[], T]) -> T:
         """The answer, computed anew when a file of the series has changed."""
@@ -169,26 +134,6 @@ class CandleCache:
         files = [*self._lake.files(key).values(), folder / "ledger.json"]
         facts = [path.stat() for path in files if path.exists()]
         return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in facts)
-
-
-def _features(candles: pl.DataFrame) -> NDArray[np.float32]:
-    amount = pl.coalesce(
-        "quote_volume", pl.col("volume") * pl.mean_horizontal("open", "high", "low", "close")
-    )
-    columns = candles.select("open", "high", "low", "close", "volume", amount.alias("amount"))
-    return columns.to_numpy().astype(np.float32)
-
-
-def _following(interval: Interval, last_ms: int, count: int) -> NDArray[np.int64]:
-    opened = [interval.next(last_ms)]
-    while len(opened) < count:
-        opened.append(interval.next(opened[-1]))
-    return np.array(opened, dtype=np.int64)
-
-
-def _month_ms(name: str) -> int:
-    year, month = name.split("-")
-    return int((np.datetime64(f"{year}-{month}", "ms") - np.datetime64(0, "ms")).astype(np.int64))
 
 
 def _when(ms: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from kronos_model.errors import ModelError
 from kronos_model.forecaster import Forecaster
-from kronos_model.hub import read_metadata
+from kronos_model.hub import made_for, read_metadata
 from kronos_model.sampling import SamplingConfig
 from service.config import ServiceConfig
 from service.errors import Refused
@@ -158,20 +158,19 @@ class ChampionModels:
         if before is not None and before.digests == (champion.tokenizer_digest, champion.predictor_digest):
             return replace(before, champion=champion)
         predictor = self._home.root / champion.predictor
-        facts = read_metadata(predictor) or {}
-        if missing := [name for name in ("interval", "lookback", "horizon") if name not in facts]:
+        made = made_for(predictor)
+        if made is None:
             raise ModelError(
-                f"Expected {' and '.join(missing)} in kronos_nightly.json of {predictor}, found none; "
-                "promote a model that a night has trained."
+                f"Expected kronos_nightly.json in {predictor}, found none; promote a model that a night has trained."
             )
         return Served(
             recipe=recipe,
             champion=champion,
             forecaster=Forecaster.load(self._home.root / champion.tokenizer, predictor),
-            interval=Interval.parse(facts["interval"]),
-            lookback=facts["lookback"],
-            horizon=facts["horizon"],
-            series=tuple(facts.get("training", {}).get("series", ())),
+            interval=Interval.parse(made.interval),
+            lookback=made.lookback,
+            horizon=made.horizon,
+            series=tuple((read_metadata(predictor) or {}).get("training", {}).get("series", ())),
             loaded_ms=time.time_ns() // 1_000_000,
         )
 

@@ -6,14 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from exchange.config import ExchangeConfig
+from exchange.connect import Exchange
 from exchange.errors import ExchangeError
-from exchange.governor import FOLDER, Governor
 from exchange.monitor import Monitor, MonitorConfig, Stopped, interruptible
 from exchange.monitor_state import MonitorState, SeriesState
-from exchange.rest import RestClient
 from exchange.stream import StreamConfig
 from storage.errors import StorageError
 from storage.lake import Lake
@@ -92,15 +90,8 @@ class Follower:
                 self._ending.wait(AGAIN_S)
 
     def _follow(self) -> None:
-        sleep = interruptible(self._stop)
-        with ExitStack() as stack:
-            clients = {}
-            for market in dict.fromkeys(key.market for key in self._keys):
-                url = self._exchange.url_of(market)
-                budget = Governor(self._home.lake / FOLDER, market, url, sleep=sleep)
-                clients[market] = stack.enter_context(
-                    RestClient(market, self._exchange, budget=budget, sleep=sleep)
-                )
+        shared = Exchange(self._home.lake, self._exchange, sleep=interruptible(self._stop))
+        with shared.clients(key.market for key in self._keys) as clients:
             Monitor(
                 self._keys,
                 lake=Lake(self._home.lake),

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import Refused
-from service.metrics import Metrics
+from service.prometheus_metrics import Metrics
 
 __all__ = ["Guard"]
 

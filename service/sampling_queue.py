@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from kronos_model.errors import ModelError
-from service.candle_cache import Past
 from service.champion_models import Served
 from service.config import ServiceConfig
 from service.errors import Refused
-from service.metrics import Metrics
+from service.prometheus_metrics import Metrics
+from storage.past import Past
 
 __all__ = ["SamplingQueue", "SamplingRequest"]
 
@@ -175,7 +175,7 @@ class SamplingQueue:
             return list(self._sample(batch))
         except _Abandoned as error:
             return [error for _ in batch]
-        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+        except Exception as error:  # noqa: BLE001  # the edge of a thread; raised again where it is awaited
             if len(batch) == 1:
                 return [error]
             return [result for ticket in batch for result in self._results([ticket])]

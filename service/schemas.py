@@ -109,7 +109,7 @@ class ForecastRequest(SeriesQuery):
                 {
                     "symbol": "BTCUSDT",
                     "interval": "1h",
-                    "horizon": 12,
+                    "horizon": 4,
                     "samples": 200,
                     "quantiles": [0.05, 0.5, 0.95],
                     "seed": 7,
@@ -120,7 +120,9 @@ class ForecastRequest(SeriesQuery):
 
     recipe: Recipe | None = None
     horizon: int | None = Field(
-        None, ge=1, description="Candles to forecast; left out: what the model was trained for."
+        None,
+        ge=1,
+        description="Candles to forecast, at most what the model was trained for; left out: as many.",
     )
     samples: int | None = Field(None, ge=1, description="Paths to draw; left out: the service's default.")
     quantiles: Annotated[list[Level], BeforeValidator(_split)] = Field(
@@ -244,14 +246,14 @@ class Fan(BaseModel):
     quantiles: dict[str, list[float]] = Field(description="By level, such as 0.05.")
 
 
-class Outlook(BaseModel):
+class HorizonEnd(BaseModel):
     """The end of the horizon."""
 
     end_ms: int
     median: float
     mean: float
-    expected_return: float = Field(description="exp(mean log return) - 1.")
-    volatility: float = Field(description="Standard deviation of the log return over the paths.")
+    expected_return: float = Field(description="Mean close of the paths / last close - 1.")
+    volatility: float = Field(description="Standard deviation over the paths of ln(close / last close).")
     probability_up: float
 
 
@@ -273,7 +275,7 @@ class ForecastAnswer(BaseModel):
     samples: int
     seed: int
     behind: int = Field(description="Candles that have closed since that candle.")
-    outlook: Outlook
+    outlook: HorizonEnd
     fan: Fan
     paths: list[list[float]]
 

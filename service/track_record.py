@@ -8,19 +8,17 @@ from typing import Any
 
 import polars as pl
 
-from kronos_model.evaluation.live import score_quantiles
-from service.answers import facts_of
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.errors import Refused
+from service.responses import facts_of
 from service.schemas import Fan, LiveScores, NightScores, PastForecast
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
-from storage.registry import champions
 from storage.schema import SeriesKey
-from storage.scoreboard import Scoreboard, tally
+from storage.scoreboard import Scoreboard, live_record
 
-__all__ = ["history", "scores"]
+__all__ = ["history", "night_scores"]
 
 _QUANTILE = "close_q"
 
@@ -56,8 +54,9 @@ def _past(stored: StoredForecast, closes: dict[int, float]) -> PastForecast:
     )
 
 
-def scores(home: Home, champion_models: ChampionModels, recipe: str | None) -> NightScores:
+def night_scores(board: Scoreboard, champion_models: ChampionModels, recipe: str | None) -> NightScores:
     """The summary of a recipe's last finished night; without a recipe, of the last night of all."""
+    home = board.home
     names = (recipe,) if recipe else tuple(path.name for path in home.models.glob("*") if path.is_dir())
     files = [path for name in names for path in (home.models / name / "nights").glob("[!.]*.json")]
     if not files:
@@ -75,19 +74,15 @@ def scores(home: Home, champion_models: ChampionModels, recipe: str | None) -> N
         verdict=summary["verdict"],
         reasons=summary["reasons"],
         leaderboard=summary["leaderboard"],
-        live=_live(home, summary["recipe"]),
+        live=_live(board, summary["recipe"]),
         champion=facts_of(serving) if serving else None,
     )
 
 
-def _live(home: Home, recipe: str) -> list[LiveScores]:
+def _live(board: Scoreboard, recipe: str) -> list[LiveScores]:
     """Every series that somebody who served the recipe has forecast, scored up to now."""
-    board = Scoreboard(home, score_quantiles)
-    models = {champion.predictor_digest for champion in champions(home, recipe)}
-    found = []
-    for key in ForecastStore(home.forecasts).series():
-        board.update(key)
-        one = tally(board.rows(key, models), waiting=board.waiting(key, models))
-        if one.scored or one.waiting:
-            found.append(LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one)))
-    return found
+    record = live_record(board, recipe)
+    return [
+        LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
+        for key, one in record.series.items()
+    ]

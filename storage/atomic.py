@@ -12,7 +12,14 @@ from typing import Any
 
 from storage.errors import StorageError
 
-__all__ = ["atomic_directory", "atomic_path", "remove_leftovers", "storage_errors", "write_json"]
+__all__ = [
+    "atomic_directory",
+    "atomic_path",
+    "remove_directory",
+    "remove_leftovers",
+    "storage_errors",
+    "write_json",
+]
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and run again",
@@ -84,6 +91,15 @@ def write_json(path: Path, value: Any) -> None:
         raise StorageError(f"expected JSON values for {path}, found {error}; replace it by null") from error
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory; it first takes a temp name, so that what is left of a broken-off deletion is no `path`."""
+    doomed = path.with_name(f".{path.name}.gc.tmp")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_leftovers(directory: Path) -> None:

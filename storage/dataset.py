@@ -13,20 +13,22 @@ A window is a view of lookback + horizon rows, so nothing is multiplied by the w
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from kronos_model.settings import Bounds, Positive, settings
 from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
 from storage.errors import DatasetError
 from storage.interval import Interval
+from storage.past import features_of
 from storage.schema import SeriesKey, utc_text
 from storage.splits import SPLITS, SplitRule, Splits, find_segments, pool_windows, rows_needed, split_windows
 
@@ -38,26 +40,25 @@ Fit = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, Any]]
 
 _VERSION = 1
 _MANIFEST = "manifest.json"
-_PRICES = ("open", "high", "low", "close")
 _DIGEST_DIGITS = 16
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DatasetConfig:
     """How candles become windows."""
 
-    lookback: int = 400
+    lookback: Annotated[int, Bounds(ge=2, unit="candles")] = 400
     """Candles the model sees before the forecast begins."""
 
-    horizon: int = 120
+    horizon: Annotated[int, Bounds(ge=1, unit="candle")] = 120
     """Candles to forecast."""
 
-    train_share: float = 0.7
+    train_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.7
     """Share of all windows, in order of time, that train (0 to 1)."""
 
-    validation_share: float = 0.15
+    validation_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.15
     """Share of all windows that comes next and chooses the best weights (0 to 1); what is left tests."""
 
     purge: bool = True
@@ -70,28 +71,15 @@ class DatasetConfig:
     """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
     1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the training part of each series."""
 
-    clip: float = 5.0
+    clip: Positive = 5.0
     """Normalised values are cut to -clip..clip (standard deviations)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("lookback", 2), ("horizon", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}: expected at least {least} candles, found {getattr(self, name)}; raise it"
-                )
-        shares = (self.train_share, self.validation_share, self.train_share + self.validation_share)
-        if not all(0 < share < 1 for share in shares):
+        if self.train_share + self.validation_share >= 1:
             raise ValueError(
                 "train_share and validation_share: expected two shares above 0 with a sum below 1, "
                 f"found {self.train_share} and {self.validation_share}; try 0.7 and 0.15"
             )
-        if self.normaliser not in get_args(NormaliserKind):
-            kinds = ", ".join(get_args(NormaliserKind))
-            raise ValueError(
-                f"normaliser: expected one of {kinds}, found {self.normaliser!r}; choose one of these"
-            )
-        if not self.clip > 0:
-            raise ValueError(f"clip: expected a number above 0, found {self.clip}; upstream uses 5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,12 +125,14 @@ def build_dataset(
     *,
     stamp: Stamp,
     fit: Fit,
+    stale: Collection[SeriesKey] = (),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> BuiltDataset:
     """Write the dataset of these validated candles under root, or find it there.
 
     stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
-    of each series (by name, such as um:DOGEUSDT) that come before the validation border.
+    of each series (by name, such as um:DOGEUSDT) that come before the validation border. Series that the
+    exchange had no more of when it was asked are stale, which is a warning.
     """
     interval = _common_interval(candles)
     step_ms = _step_ms(interval)
@@ -163,6 +153,7 @@ def build_dataset(
         for one in series
     }
     manifest = _describe(series, splits, config, interval=interval, step_ms=step_ms, state=fit(train))
+    manifest["warnings"] += [_stale(one) for one in series if one.key in stale]
     manifest["digest"] = _digest(series, splits, manifest)
     built = _publish(root, series, splits, manifest)
     progress(len(candles) + 1, len(candles) + 1)
@@ -210,14 +201,10 @@ def _step_ms(interval: Interval) -> int:
 
 def _arrays(key: SeriesKey, frame: pl.DataFrame, step_ms: int, stamp: Stamp, *, prices_only: bool) -> _Arrays:
     """Features, stamps and segments of one series; a missing amount becomes volume times the mean price."""
-    estimate = pl.col("volume") * pl.mean_horizontal(_PRICES)
-    columns = frame.select(*_PRICES, "volume", pl.col("quote_volume").fill_null(estimate)).cast(pl.Float32)
-    if prices_only:
-        columns = columns.with_columns(pl.lit(0.0, pl.Float32).alias(name) for name in columns.columns[4:])
     open_time = frame["open_time"].dt.epoch("ms").to_numpy()
     return _Arrays(
         key=key,
-        features=np.ascontiguousarray(columns.to_numpy()),
+        features=features_of(frame, prices_only=prices_only),
         stamps=stamp(open_time),
         open_time=open_time,
         segments=find_segments(open_time, step_ms),
@@ -304,6 +291,11 @@ def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:
             if not (splits.windows[split][:, 0] == index).any()
         )
     return found
+
+
+def _stale(one: _Arrays) -> str:
+    last = utc_text(int(one.open_time[-1]))
+    return f"{one.key.name}: the exchange has no candle after {last}; it is halted or delisted."
 
 
 def _range(split: str, splits: Splits) -> str:

@@ -17,7 +17,7 @@ _TIME = pl.Datetime("ms", "UTC")
 
 
 class ForecastTable:
-    """One table under a folder: parts while it is written, one file when it is complete."""
+    """One table of an evaluation: parts below the folder that it works in, one file where it is complete."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.parquet"
@@ -27,18 +27,16 @@ class ForecastTable:
         """Keep the rows of one batch; the same batch again replaces them."""
         write_parquet(frame, self._parts / f"{part:05d}.parquet")
 
-    def finish(self) -> Path | None:
-        """Join the parts, in order, into one file, a few at a time; None where none was ever written."""
-        parts = sorted(self._parts.glob("[0-9]*.parquet"))
-        if parts:
-            with atomic_path(self.path) as temporary:
+    def join(self, folder: Path) -> None:
+        """Join the parts, in order, a few at a time, into the table of `folder`; nothing where none was ever written.
+
+        The parts stay: until the whole evaluation is in place they are all there is of it.
+        """
+        if parts := sorted(self._parts.glob("[0-9]*.parquet")):
+            with atomic_path(folder / self.path.name) as temporary:
                 pl.scan_parquet(parts, hive_partitioning=False).sink_parquet(
                     temporary, compression="zstd", compression_level=3
                 )
-            for part in parts:
-                part.unlink()
-            self._parts.rmdir()
-        return self.path if self.path.exists() else None
 
     def read(self) -> pl.DataFrame:
         """The finished table; StorageError where it is missing or damaged."""

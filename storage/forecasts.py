@@ -1,9 +1,14 @@
-"""Forecasts made live, kept as they were made: one folder per series, origin and model, never changed."""
+"""Forecasts made live, kept as they were made: one folder per question, never changed.
 
+A folder is named by the origin and by a digest of all that determines the forecast. Those written by version 0.1.0 are
+named by origin and model, and are read as they were.
+"""
+
+import hashlib
 import json
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +21,42 @@ from storage.interval import Interval
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.schema import SeriesKey, utc_text
 
-__all__ = ["ForecastStore", "StoredForecast"]
+__all__ = ["ForecastQuestion", "ForecastStore", "StoredForecast"]
 
 _ROWS = "forecast.parquet"
 _FACTS = "summary.json"
+_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForecastQuestion:
+    """Everything that determines a forecast; another question gets another forecast."""
+
+    key: SeriesKey
+    origin_ms: int
+    """Open time of the last candle that the model saw."""
+    tokenizer_digest: str
+    model_digest: str
+    """Of the predictor and of the post-processing beside it."""
+    seen: str
+    """Digest of the candles that it saw."""
+    lookback: int
+    horizon: int
+    sampling: Mapping[str, Any]
+    """What decides which paths are drawn: their number, temperature, top-k, top-p, precision."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Origin and sixteen hex digits over all of it: the forecast's folder."""
+        text = json.dumps([str(self.key), self.facts()], sort_keys=True)
+        return f"{_stamp(self.origin_ms)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def facts(self) -> dict[str, Any]:
+        """All but the series, as JSON holds it."""
+        told = asdict(self)
+        del told["key"]
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +93,18 @@ class ForecastStore:
         self._root = root
         self._now_ms = now_ms
 
-    def save(
-        self, key: SeriesKey, origin_ms: int, model_digest: str, frame: pl.DataFrame, summary: dict[str, Any]
-    ) -> Path:
+    def save(self, question: ForecastQuestion, frame: pl.DataFrame, summary: dict[str, Any]) -> Path:
         """Keep a forecast and return its folder. The same again does nothing, another is a StorageError."""
+        key = question.key
         _check(frame, key)
-        path = self._path(key, origin_ms, model_digest)
+        path = self._path(question)
         facts = {
-            "version": 1,
+            "version": _VERSION,
             "key": str(key),
-            "origin_ms": origin_ms,
-            "model_digest": model_digest,
+            "origin_ms": question.origin_ms,
+            "model_digest": question.model_digest,
             "saved_ms": self._now_ms(),
+            "question": question.facts(),
             "summary": summary,
         }
         if not path.exists():
@@ -80,12 +117,11 @@ class ForecastStore:
                 if not path.exists():  # else another process has just saved it
                     raise
         stored = _load(path, key)
-        same_facts = (stored.model_digest, stored.summary) == (model_digest, json.loads(json.dumps(summary)))
-        if same_facts and stored.frame().equals(frame):
+        if stored.summary == json.loads(json.dumps(summary)) and stored.frame().equals(frame):
             return path
         raise StorageError(
-            f"expected the forecast of {key} at {utc_text(origin_ms)} by {model_digest[:16]} as stored, "
-            f"found another one; a stored forecast is never changed: keep it or delete {path}"
+            f"expected the forecast of {key} at {utc_text(question.origin_ms)} by {question.model_digest[:16]} as "
+            f"stored, found another one; a stored forecast is never changed: keep it or delete {path}"
         )
 
     def series(self) -> list[SeriesKey]:
@@ -112,18 +148,22 @@ class ForecastStore:
         ]
         return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
 
-    def find(self, key: SeriesKey, origin_ms: int, model_digest: str) -> StoredForecast | None:
-        """The forecast of that model from that origin; None where it was not made."""
-        path = self._path(key, origin_ms, model_digest)
-        return _load(path, key) if path.exists() else None
+    def find(self, question: ForecastQuestion) -> StoredForecast | None:
+        """The answer to that question; None where it was not made."""
+        path = self._path(question)
+        return _load(path, question.key) if path.exists() else None
+
+    def read(self, key: SeriesKey, path: Path) -> StoredForecast:
+        """The forecast in a folder of this store."""
+        return _load(path, key)
 
     def latest(self, key: SeriesKey) -> StoredForecast | None:
         """The forecast with the newest origin, saved last; None where none was made."""
         stored = self.list(key)
         return stored[-1] if stored else None
 
-    def _path(self, key: SeriesKey, origin_ms: int, model_digest: str) -> Path:
-        return self._root / key.slug / f"{_stamp(origin_ms)}-{model_digest[:16]}"
+    def _path(self, question: ForecastQuestion) -> Path:
+        return self._root / question.key.slug / question.name
 
 
 def _check(frame: pl.DataFrame, key: SeriesKey) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from storage import remote
 from storage.atomic import storage_errors
 from storage.errors import StorageError
 from storage.locks import ProcessLock
+from storage.object_home import turn
 from storage.schema import SeriesKey
 
 __all__ = ["Home", "series_folder"]
@@ -108,7 +108,7 @@ class Home:
 
         LockedError where another machine writes there. Yields the `run` of one that died in its turn, else nothing.
         """
-        with remote.turn(self.root, purpose, run=run) as dead:
+        with turn(self.root, purpose, run=run) as dead:
             yield dead
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from storage.atomic import atomic_directory, atomic_path, write_json
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.locks import ProcessLock
-from storage.remote import confirm_turn
+from storage.object_home import confirm_turn
 
 __all__ = [
     "Champion",
@@ -42,6 +42,14 @@ __all__ = [
 
 _WEIGHTS = "model.safetensors"
 _PATIENCE_S = 30.0
+_PATHS = {  # what in a night's summary is a path, by section: one mapping or a list of them
+    "": ("report",),
+    "dataset": ("path",),
+    "stages": ("job", "best"),
+    "challenger": ("tokenizer", "predictor"),
+    "published": ("path",),
+    "forecasts": ("path", "figure"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,26 +133,15 @@ def read_history(home: Home, recipe: str) -> tuple[Change, ...]:
 
 def settle_history(home: Home, recipe: str) -> None:
     """Note the present champion, where a crash after champion.json or an older release did not."""
-    champion = read_recorded(home, recipe)
-    if champion is None:
-        return
-    known = read_history(home, recipe)
-    missing = [champion]
-    if known and _moment(known[-1].champion) == _moment(champion):
-        return
-    if not known and champion.previous:
-        missing.insert(0, champion.previous)
-    changes = list(known)
-    for one in missing:
-        changes.append(Change(champion=one, replaced=changes[-1].champion.digest if changes else None))
-    with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
-        draft.write_text("".join(map(_line, changes)), encoding="utf-8")
+    settled = _settled(home, recipe)
+    if settled != read_history(home, recipe):
+        with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
+            draft.write_text("".join(map(_line, settled)), encoding="utf-8")
 
 
 def champions(home: Home, recipe: str) -> tuple[Champion, ...]:
     """Everyone who ever served a recipe, each once as last recorded, in the order of their first day."""
-    settle_history(home, recipe)
-    return tuple({one.champion.digest: one.champion for one in read_history(home, recipe)}.values())
+    return tuple({one.champion.digest: one.champion for one in _settled(home, recipe)}.values())
 
 
 def keep_model(home: Home, recipe: str, digest: str, parts: dict[str, Path]) -> dict[str, str]:
@@ -192,20 +189,38 @@ def read_recorded(home: Home, recipe: str) -> Champion | None:
         ) from error
 
 
+def _settled(home: Home, recipe: str) -> tuple[Change, ...]:
+    """The history with the present champion, whether or not it is noted there yet."""
+    champion, changes = read_recorded(home, recipe), list(read_history(home, recipe))
+    if champion is None or (changes and _moment(changes[-1].champion) == _moment(champion)):
+        return tuple(changes)
+    before = [champion.previous] if champion.previous and not changes else []
+    for one in (*before, champion):
+        changes.append(Change(champion=one, replaced=changes[-1].champion.digest if changes else None))
+    return tuple(changes)
+
+
 def _summary(path: Path, home: Home) -> dict[str, Any]:
     """A night's summary with its paths as they are here: a home may be moved, or be another machine's copy."""
-    text = path.read_text(encoding="utf-8")
-    written = json.loads(text).get("home")
-    if written:
-        text = text.replace(_quoted(written), _quoted(home.root))
-    summary: dict[str, Any] = json.loads(text)
-    summary.pop("home", None)
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if written := summary.pop("home", None):
+        for section, names in _PATHS.items():
+            for entry in _entries(summary.get(section) if section else summary):
+                _move(entry, names, Path(written), home.root)
     return summary
 
 
-def _quoted(root: object) -> str:
-    """How a path below `root` begins within JSON."""
-    return json.dumps(f"{root}/", ensure_ascii=False)[1:-1]
+def _entries(section: Any) -> list[dict[str, Any]]:
+    """Those of a section; none where the night has no such section."""
+    return section if isinstance(section, list) else [section] if section else []
+
+
+def _move(entry: dict[str, Any], names: Sequence[str], written: Path, root: Path) -> None:
+    """Name what lay below the home `written` by where it lies below `root`; what lies elsewhere stays."""
+    for name in names:
+        value = entry.get(name)
+        if value and Path(value).is_relative_to(written):
+            entry[name] = str(root / Path(value).relative_to(written))
 
 
 def _line(change: Change) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from kronos_model.settings import Bounds, settings
+from storage.atomic import remove_directory
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night
 
@@ -22,37 +24,33 @@ __all__ = ["Expired", "RetentionPolicy", "discard", "expired"]
 _DAY_S = 86_400.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+Days = Annotated[float, Bounds(ge=0, unit="days")]
+
+
+@settings
 class RetentionPolicy:
     """How many days each kind of thing is kept after it was last written."""
 
-    checkpoint_days: float = 1.0
+    checkpoint_days: Days = 1.0
     """Days the checkpoint of a finished job stays; nothing resumes from it any more."""
-    token_days: float = 3.0
+    token_days: Days = 3.0
     """Days the tokens of a dataset stay; they are encoded again where they are needed."""
-    job_days: float = 30.0
+    job_days: Days = 30.0
     """Days a finished training job or evaluation stays; a night within them recognises it."""
-    abandoned_days: float = 14.0
+    abandoned_days: Days = 14.0
     """Days a job that was never finished stays resumable."""
-    dataset_days: float = 14.0
+    dataset_days: Days = 14.0
     """Days a dataset stays; it is built again from the lake where it is needed."""
-    model_days: float = 90.0
+    model_days: Days = 90.0
     """Days a former champion's weights stay; the champion and the predecessors on its record stay for ever."""
-    tracked_model_days: float = 30.0
+    tracked_model_days: Days = 30.0
     """Days MLflow keeps the weights of a night; its parameters, metrics and figures stay for ever."""
-    forecast_days: float = 730.0
+    forecast_days: Days = 730.0
     """Days a stored forecast stays."""
-    picture_days: float = 60.0
+    picture_days: Days = 60.0
     """Days the pictures of forecasts and the reports of ingests stay."""
-    draft_days: float = 1.0
+    draft_days: Days = 1.0
     """Days the draft of a killed writer stays, in case it is being written."""
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if not 0 <= (days := getattr(self, name)) < float("inf"):
-                raise ValueError(
-                    f"{name}: expected days from 0, found {days}; raise it to keep things longer"
-                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +79,9 @@ def expired(home: Home, policy: RetentionPolicy, *, now: Callable[[], float] = t
 
 
 def discard(one: Expired) -> None:
-    """Delete it; a folder first takes a draft's name, so that what is left of a broken-off deletion is no folder of
-    ours."""
+    """Delete it."""
     if one.path.is_dir():
-        doomed = one.path.with_name(f".{one.path.name}.gc.tmp")
-        one.path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_directory(one.path)
     else:
         one.path.unlink(missing_ok=True)
 

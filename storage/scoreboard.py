@@ -1,10 +1,11 @@
 """How live forecasts did: one row per forecast, written once, when its truth is in the lake.
 
-`forecasts/scores/<slug>.parquet`. A forecast whose horizon has a hole waits a day longer, since the exchange may still
-fill it; then it is scored on the candles that came.
+`forecasts/scores/<slug>.parquet`. Who only reads gets what is due and not written yet as well, computed in memory.
+A forecast whose horizon has a hole waits a day longer, since the exchange may still fill it; then it is scored on the
+candles that came.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,18 @@ from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.registry import champions
 from storage.schema import SeriesKey
 
-__all__ = ["SCORE_SCHEMA", "Record", "Scoreboard", "Scored", "Tally", "by_period", "live_record", "tally"]
+__all__ = [
+    "SCORE_SCHEMA",
+    "Record",
+    "Scoreboard",
+    "Scored",
+    "Standing",
+    "Tally",
+    "by_period",
+    "live_record",
+    "score_due",
+    "tally",
+]
 
 Floats = NDArray[np.float64]
 _QUANTILE = "close_q"
@@ -36,6 +48,7 @@ SCORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "model_digest": pl.String,
     **dict.fromkeys(_STEPS, pl.List(pl.Float64)),  # per step, in log return; null where no candle came
 }
+_Row = tuple[object, ...]  # as SCORE_SCHEMA has it
 _PERIODS = ("1d", "1w", "1mo", "1q", "1y")
 _MOST_PERIODS = 16
 
@@ -71,6 +84,14 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Standing:
+    """The forecasts of one series whose truth has come, as SCORE_SCHEMA has them, and how many still wait for it."""
+
+    rows: pl.DataFrame
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Record:
     """How all who ever served a recipe did, while they served and after."""
 
@@ -80,37 +101,55 @@ class Record:
 
 
 class Scoreboard:
-    """The scores of all stored forecasts of a home. Any process may bring it up to date."""
+    """The scores of all stored forecasts of a home. One that lives on computes what is due and not kept yet once."""
 
     def __init__(self, home: Home, score: Score) -> None:
+        """`score` is kronos_model's `score_quantiles`."""
+        self.home = home
         self._store, self._lake = ForecastStore(home.forecasts), Lake(home.lake)
         self._root = home.forecasts / "scores"
         self._score = score
+        self._made: dict[SeriesKey, dict[str, _Row]] = {}  # by forecast: what is due and not kept yet
+
+    def series(self) -> list[SeriesKey]:
+        """Those that have forecasts."""
+        return self._store.series()
 
     def update(self, key: SeriesKey) -> int:
-        """Score what has become due; how many that were."""
+        """Score what has become due and write it; how many that were."""
         lock = ProcessLock(self._root / f".{key.slug}.lock", guarded=f"the scores of {key}")
         with lock.hold("scoring forecasts", wait_s=_PATIENCE_S):
             known = self._read(key)
-            rows = list(self._due(key, set(known["forecast"])))
-            if rows:
-                added = pl.DataFrame(rows, schema=SCORE_SCHEMA, orient="row")
-                write_parquet(pl.concat([known, added]).sort("forecast"), self._path(key))
-        return len(rows)
+            due = list(self._due(key, self._unscored(key, known)))
+            if due:
+                write_parquet(_joined(known, due), self._path(key))
+        return len(due)
 
-    def rows(self, key: SeriesKey, models: Collection[str] | None = None) -> pl.DataFrame:
-        """What has been scored of a series, oldest first; of these models alone where they are given."""
-        rows = self._read(key)
-        return rows if models is None else rows.filter(pl.col("model_digest").is_in(list(models)))
+    def standing(self, key: SeriesKey, models: Collection[str] | None = None) -> Standing:
+        """Of a series as of now, oldest first, with what is due computed; of these models where they are given.
 
-    def waiting(self, key: SeriesKey, models: Collection[str] | None = None) -> int:
-        """Forecasts whose truth has not come yet."""
-        left = self._store.list(key, skip=set(self._read(key)["forecast"]))
-        return sum(models is None or one.model_digest in models for one in left)
+        Writes nothing.
+        """
+        known = self._read(key)
+        left = self._unscored(key, known)
+        before = self._made.get(key, {})
+        made = {one.path.name: before[one.path.name] for one in left if one.path.name in before}
+        if models is not None:
+            known = known.filter(pl.col("model_digest").is_in(list(models)))
+            left = [one for one in left if one.model_digest in models]
+        new = self._due(key, [one for one in left if one.path.name not in made])
+        made |= {str(row[0]): row for row in new}
+        self._made[key] = made
+        due = [made[one.path.name] for one in left if one.path.name in made]
+        return Standing(rows=_joined(known, due), waiting=len(left) - len(due))
 
-    def _due(self, key: SeriesKey, known: set[str]) -> Iterator[tuple[object, ...]]:
-        left, span = self._store.list(key, skip=known), self._lake.span(key)
-        if not left or span is None:
+    def _unscored(self, key: SeriesKey, known: pl.DataFrame) -> list[StoredForecast]:
+        return self._store.list(key, skip=set(known["forecast"]))
+
+    def _due(self, key: SeriesKey, left: Sequence[StoredForecast]) -> Iterator[_Row]:
+        """Those of `left` whose truth has come, scored."""
+        span = self._lake.span(key) if left else None
+        if span is None:
             return
         candles = self._lake.read(key, left[0].origin_ms)
         times, closes = candles["open_time"].dt.epoch("ms").to_numpy(), candles["close"].to_numpy()
@@ -124,7 +163,7 @@ class Scoreboard:
                 continue
             yield self._row(one, frame, came)
 
-    def _row(self, one: StoredForecast, frame: pl.DataFrame, came: Floats) -> tuple[object, ...]:
+    def _row(self, one: StoredForecast, frame: pl.DataFrame, came: Floats) -> _Row:
         names = [name for name in frame.columns if name.startswith(_QUANTILE)]
         levels = np.array([int(name.removeprefix(_QUANTILE)) / 100 for name in names])
         found = self._score(levels, frame.select(names).to_numpy().T, came, one.summary["last_close"])
@@ -149,19 +188,26 @@ class Scoreboard:
         return self._root / f"{key.slug}.parquet"
 
 
-def live_record(home: Home, recipe: str, score: Score) -> Record:
-    """The record of a recipe's champions, brought up to date; `score` is kronos_model's `score_quantiles`."""
-    board, models = Scoreboard(home, score), {one.predictor_digest for one in champions(home, recipe)}
-    series, parts = {}, [pl.DataFrame(schema=SCORE_SCHEMA)]
-    for key in ForecastStore(home.forecasts).series():
-        board.update(key)
-        rows, waiting = board.rows(key, models), board.waiting(key, models)
-        if len(rows) or waiting:
-            series[key] = tally(rows, waiting=waiting)
-            parts.append(rows)
-    rows = pl.concat(parts)
-    total = tally(rows, waiting=sum(one.waiting for one in series.values()))
-    return Record(total=total, series=series, rows=rows)
+def _joined(known: pl.DataFrame, due: Sequence[_Row]) -> pl.DataFrame:
+    return pl.concat([known, pl.DataFrame(due, schema=SCORE_SCHEMA, orient="row")]).sort("forecast")
+
+
+def score_due(board: Scoreboard) -> int:
+    """Score the forecasts of a home that have become due and write it; how many that were."""
+    return sum(board.update(key) for key in board.series())
+
+
+def live_record(board: Scoreboard, recipe: str) -> Record:
+    """The record of a recipe's champions as of now. Writes nothing."""
+    models = {one.predictor_digest for one in champions(board.home, recipe)}
+    found = {key: board.standing(key, models) for key in board.series()}
+    found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
+    rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])
+    return Record(
+        total=tally(rows, waiting=sum(one.waiting for one in found.values())),
+        series={key: tally(one.rows, waiting=one.waiting) for key, one in found.items()},
+        rows=rows,
+    )
 
 
 def tally(rows: pl.DataFrame, *, waiting: int = 0) -> Tally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from prefect import task
 
+from exchange.connect import Exchange
 from exchange.errors import ExchangeError
 from exchange.sync import SyncReport, sync_series
 from storage.errors import StorageError
@@ -16,7 +16,6 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey
-from tasks.exchange_access import Exchange
 from tasks.policies import IDEMPOTENT
 from tasks.progress import ingest_progress
 from tasks.refs import IngestRef, SeriesRef
@@ -26,8 +25,6 @@ __all__ = [
     "download",
     "download_all",
 ]
-
-logger = logging.getLogger(__name__)
 
 SERIES_AT_ONCE = 4  # each keeps the network and a core busy at times
 

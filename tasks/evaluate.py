@@ -30,10 +30,11 @@ from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
 from kronos_model.pretrained import METADATA_FILE
 from kronos_model.windows import WindowDataset
-from storage.atomic import atomic_directory
+from storage.atomic import atomic_directory, remove_directory
 from storage.evaluations import ForecastTable, forecast_frame, paths_frame
 from storage.layout import Home
 from storage.schema import utc_text
+from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, TokenizerVerdictRef, TrainedRef, VerdictRef
@@ -42,7 +43,6 @@ __all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 4  # of what an evaluation computes and stores: raise it, and stored ones are made again
 _DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
 
@@ -92,15 +92,11 @@ def evaluate(
     they are kept, paths.parquet.
     """
     folder = home.jobs / f"evaluate-{_digest(dataset, models, config, seed)}"
+    work = folder.with_name(f"{folder.name}.work")
     if not folder.exists():
-        _walk(
-            folder,
-            WindowDataset.open(dataset.path),
-            dataset,
-            models,
-            config,
-            seed=seed,
-        )
+        _walk(folder, work, dataset, models, config, seed=seed)
+    if work.exists():
+        remove_directory(work)
     scores = Scores.load(folder)
     return ScoresRef(
         path=str(folder),
@@ -112,14 +108,15 @@ def evaluate(
 
 def _walk(
     folder: Path,
-    windows: WindowDataset,
+    work: Path,
     dataset: BuiltDataset,
     models: dict[str, PairRef],
     config: EvaluationConfig,
     *,
     seed: int,
 ) -> None:
-    """Walk forward into a folder beside, which an interrupted run goes on with, and put it in place."""
+    """Walk forward in the folder `work`, with which an interrupted run goes on, and put all into `folder` at once."""
+    windows = WindowDataset.open(dataset.path)
     if windows.count("test"):
         check_not_trained_on(windows, _trained_until(models))
     competitors: list[Competitor] = [
@@ -130,7 +127,6 @@ def _walk(
     baselines, notes = make_baselines(
         config, interval_ms=windows.interval_ms, lookback=windows.lookback, history=bars, seed=seed
     )
-    work = folder.with_name(f"{folder.name}.part")
     forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
 
     def keep(batch: int, made: Forecasts) -> None:
@@ -148,12 +144,10 @@ def _walk(
             keep=keep,
             progress=progress,
         )
-    tables = [table for table in (forecasts.finish(), paths.finish()) if table is not None]
-    ready = _marked(scores, models).save(work / "scores")
-    for table in tables:
-        table.replace(ready / table.name)
-    ready.replace(folder)
-    shutil.rmtree(work)
+    with atomic_directory(folder) as draft:
+        _marked(scores, models).save(draft)
+        for table in (forecasts, paths):
+            table.join(draft)
 
 
 def _frame(made: Forecasts) -> pl.DataFrame:
@@ -276,5 +270,5 @@ def _digest(
     pairs = {
         name: (pair.tokenizer_digest, pair.predictor_digest, pair.lineage) for name, pair in models.items()
     }
-    text = json.dumps([_VERSION, dataset.digest, pairs, repr(config), seed], sort_keys=True)
+    text = json.dumps([code_digest(), dataset.digest, pairs, repr(config), seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -29,13 +29,14 @@ from typing import Any
 import requests
 from prefect import task
 from prefect.client.orchestration import get_client
-from prefect.context import serialize_context
+from prefect.runtime import flow_run
+from pydantic_core import to_json
 
 from storage.errors import StorageError
 from storage.layout import Home
 from tasks.policies import IDEMPOTENT
 
-__all__ = ["Cluster", "Ended", "NightFailed", "Order", "can_fan_out", "fanned_out"]
+__all__ = ["Cluster", "Ended", "NightFailed", "NightOrder", "can_fan_out", "fanned_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class NightFailed(StorageError):  # noqa: N818  # it says what happened
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
+class NightOrder:
     """One night: the recipe of one series, and what its flow is called with."""
 
     recipe: str
@@ -62,7 +63,7 @@ class Order:
 class Ended:
     """A night that has ended: its summary, or in one sentence why there is none."""
 
-    order: Order
+    order: NightOrder
     summary: dict[str, Any] | None = None
     failure: str = ""
 
@@ -93,7 +94,7 @@ class Cluster:
     def __init__(self, home: Home, runner: Any) -> None:
         self._home, self._runner = home, runner
 
-    def run(self, orders: Sequence[Order]) -> Iterator[Ended]:
+    def run(self, orders: Sequence[NightOrder]) -> Iterator[Ended]:
         """Every night, as they end. However this is left, no night goes on."""
         import distributed
 
@@ -237,7 +238,7 @@ def _busy(dask_worker: Any) -> int:
     return len(dask_worker.state.executing) + len(dask_worker.state.long_running)
 
 
-def _ended(order: Order, future: Any) -> Ended:
+def _ended(order: NightOrder, future: Any) -> Ended:
     from distributed import CancelledError, KilledWorker
 
     try:
@@ -258,9 +259,7 @@ def _ended(order: Order, future: Any) -> Ended:
 
 def _child(arguments: Sequence[str], parameters: Mapping[str, Any], output: Any) -> int:
     """The night's process; whatever ends the wait also ends the process, which leaves resumable jobs."""
-    import cloudpickle
-
-    order = cloudpickle.dumps({"context": serialize_context(), "parameters": dict(parameters)})
+    order = to_json({"flow_run": flow_run.id, "tags": flow_run.tags, "parameters": parameters})
     child = subprocess.Popen(
         [sys.executable, *arguments],
         env={**os.environ, "PREFECT_API_URL": _api()},

@@ -6,16 +6,16 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import task
 
-from exchange.governor import FOLDER, Governor
+from exchange.connect import Exchange
 from exchange.monitor import Monitor, MonitorConfig, interruptible
 from exchange.monitor_state import MonitorState
 from exchange.replay.source import replay_exchange
-from exchange.rest import ExchangeConfig, RestClient
+from exchange.rest import ExchangeConfig
 from exchange.stream import StreamConfig
 from storage.lake import Lake
 from storage.layout import Home
@@ -46,12 +46,8 @@ def monitor(
 ) -> MonitorState:
     """Watch `keys` until `stop` is set or the time is over."""
     stop = stop or threading.Event()
-    sleep = interruptible(stop)
-    with ExitStack() as stack:
-        clients = {}
-        for market in dict.fromkeys(key.market for key in keys):
-            budget = Governor(home.lake / FOLDER, market, exchange.url_of(market), sleep=sleep)
-            clients[market] = stack.enter_context(RestClient(market, exchange, budget=budget, sleep=sleep))
+    shared = Exchange(home.lake, exchange, sleep=interruptible(stop))
+    with shared.clients(key.market for key in keys) as clients:
         return Monitor(
             keys,
             lake=Lake(home.lake),

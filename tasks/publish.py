@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefect import task
 
+from kronos_model.hub_repository import Remote
 from kronos_model.jobs import Stage
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
@@ -26,13 +27,11 @@ from kronos_model.publish import (
     repository_names,
     tag_champion,
 )
-from kronos_model.remote import Remote
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
-from tasks.reports.card_facts import NightFacts, card_facts
-from tasks.reports.model_card import model_card
+from tasks.reports.model_card import NightFacts, card_facts, model_card
 from tasks.secrets import hub_token
 
 __all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]

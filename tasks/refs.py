@@ -146,8 +146,8 @@ class ForecastRef:
     close_low: float  # 5 % quantile at the last step
     close_high: float  # 95 %
     probability_up: float
-    expected_log_return: float  # over the horizon
-    expected_volatility: float  # over the horizon, as a log-return
+    expected_return: float  # over the horizon, as the mean of the paths has it
+    volatility: float  # of the log-return over the horizon
     model: str
     made: bool  # False when the same forecast was stored before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,10 +21,11 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from kronos_model.config import PRESETS
 from kronos_model.distributed import local_processes
 from kronos_model.errors import ModelError
-from kronos_model.fit import Sampler
+from kronos_model.fit import WindowSampler
 from kronos_model.hub import lineage_of, resolve_pair, scratch_pair
 from kronos_model.jobs import Job, Reference, Stage, StageConfig, write_job
 from storage.layout import Home
+from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
@@ -68,20 +70,25 @@ def train(
     processes: int | None,
     run: RunRef,
 ) -> TrainedRef:
-    """Run, resume or recognise the job of these inputs; its id is their digest.
+    """Run, resume or recognise the job of these inputs; its id is a digest of them and of the code.
 
     How many processes share its batches (None: one per CUDA device) is no part of that: windows and their order stay.
     """
     job = _job(stage, dataset, start, config, seed, threads)
-    folder = home.jobs / f"{stage}-{job.digest()}"
+    folder = home.jobs / f"{stage}-{_identity(job)}"
     finished_before = (folder / "result.json").exists()
     if not finished_before:
         write_job(folder, job)
-    sampler = Sampler.of(dataset.windows["train"], config, seed=seed)
+    sampler = WindowSampler.of(dataset.windows["train"], config, seed=seed)
     steps = config.epochs * sampler.steps_per_epoch
     command = _command(folder, local_processes(processes, batch_size=config.batch_size))
     _run_child(command, folder, stage, run, steps=steps, wait_only=finished_before)
     return _trained_ref(stage, folder, trained=not finished_before)
+
+
+def _identity(job: Job) -> str:
+    """What the job is told, and the code that would do it: an update does not take up what another began."""
+    return hashlib.sha256(f"{job.digest()}\n{code_digest()}".encode()).hexdigest()[:16]
 
 
 def _job(

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from exchange.archive_parts import DAY_MS, PartKind
+from kronos_model.settings import Count, Counted, checked, settings
 from storage.schema import Market
 
 __all__ = ["ArchiveStyle", "PartFault", "PartFaultKind"]
@@ -15,6 +16,7 @@ PartFaultKind = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class PartFault:
     """What is wrong with a part, until the exchange replaces it by the right one."""
 
@@ -30,14 +32,11 @@ class PartFault:
     """The exchange's time at which the part is replaced by the right one; None means never."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(PartFaultKind):
-            known = ", ".join(get_args(PartFaultKind))
-            raise ValueError(f"expected a kind of fault among {known}, found {self.kind!r}")
         if self.kind == "lacks-day" and self.day is None:
             raise ValueError("expected the day that is to be missing, found none; say day='2024-06-07'")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ArchiveStyle:
     """How the archive is written and published. The defaults are Binance's."""
 
@@ -53,12 +52,12 @@ class ArchiveStyle:
     """USD-M candles from then on have their times in microseconds; None means none has."""
     columns: Literal[11, 12] = 12
     """Columns of the files; the twelfth holds nothing."""
-    day_delay_s: int = 6 * 3600
+    day_delay_s: Counted = 6 * 3600
     """Seconds from the end of a day to the publication of its file."""
-    month_delay_s: int | None = None
+    month_delay_s: Counted | None = None
     """Seconds from the end of a month to the publication of its file; None is the first Monday after it, as
     many seconds after midnight as a day's file."""
-    page_size: int = 1000
+    page_size: Count = 1000
     """Keys in one page of a listing."""
     faults: tuple[PartFault, ...] = ()
     """What is wrong with parts."""

@@ -5,7 +5,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal
+
+from kronos_model.settings import Count, Counted, NotNegative, Seed, Share, checked
 
 __all__ = ["Fault", "FaultKind", "FaultPlan"]
 
@@ -35,6 +37,7 @@ FaultKind = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class Fault:
     """What goes wrong, where and when. Without `on`, `every` and `probability` it hits every request."""
 
@@ -54,27 +57,22 @@ class Fault:
     _: KW_ONLY
     on: tuple[int, ...] = ()
     """Numbers of the matching requests that it hits, counted from 1."""
-    every: int = 0
+    every: Counted = 0
     """Hits every n-th matching request; 0 switches this off."""
-    probability: float = 0.0
+    probability: Share = 0.0
     """Share of the matching requests that it hits, 0 to 1, drawn from `seed`; 0 switches this off."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of `probability`: the same seed hits the same request numbers."""
-    times: int | None = None
+    times: Count | None = None
     """Most hits in all; none means no end."""
-    delay_s: float = 1.0
+    delay_s: NotNegative = 1.0
     """Seconds that a slow answer waits, or the second half of a dripping one."""
-    retry_after_s: int = 1
+    retry_after_s: Counted = 1
     """Seconds in Retry-After of 429; 418 lasts as long, but at least the 120 s of a first ban."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(FaultKind):
-            known = ", ".join(get_args(FaultKind))
-            raise ValueError(f"expected a kind of fault among {known}, found {self.kind!r}")
-        if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"expected a probability from 0 to 1, found {self.probability}")
-        if self.every < 0 or any(number < 1 for number in self.on):
-            raise ValueError(f"expected request numbers from 1, found on={self.on}, every={self.every}")
+        if any(number < 1 for number in self.on):
+            raise ValueError(f"on: expected request numbers from 1, found {self.on}; count from 1")
 
     def hits(self, number: int) -> bool:
         """Whether it hits the n-th matching request (from 1)."""

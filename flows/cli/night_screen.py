@@ -156,8 +156,8 @@ def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
             time_text(row["horizon_end_ms"]),
             f"{_price(row['close_low'])} to {_price(row['close_high'])}",
             f"{row['probability_up']:.2f}",
-            f"{100 * (row['close_mean'] / row['last_close'] - 1):+.2f} %",
-            f"{100 * row['expected_volatility']:.2f} %",
+            f"{100 * row['expected_return']:+.2f} %",
+            f"{100 * row['volatility']:.2f} %",
         )
     return table
 

@@ -50,13 +50,16 @@ def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> 
 
 @click.command()
 @click.option("--recipe", "-r", help="Whose champions [all recipes that have one].")
+@click.option(
+    "--no-update", is_flag=True, help="Only read: what has come due is scored for the screen alone."
+)
 @click.pass_obj
-def scores(obj: dict[str, Any], recipe: str | None) -> None:
+def scores(obj: dict[str, Any], recipe: str | None, no_update: bool) -> None:
     """Score the live forecasts whose truth has come, show them over time, and say whether the market has drifted."""
-    home = start(obj)
+    home = start(obj, reads=no_update)
     from flows.cli.scores_screen import show_scores
     from flows.recipes import recipe as known
 
     if recipe is not None:
         known(recipe)
-    show_scores(home, recipe)
+    show_scores(home, recipe, update=not no_update)

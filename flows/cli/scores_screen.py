@@ -8,19 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.screen import console
-from kronos_model.evaluation.live import SKILL_CONFIDENCE
+from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home
-from storage.scoreboard import Tally, by_period
-from tasks.live_board import Live, live_board
+from storage.scoreboard import Scoreboard, Tally, by_period, score_due
+from tasks.live_record import Live, live_board
 
 __all__ = ["show_scores"]
 
 _NUMBERS = ("scored", "waiting", "CRPS bps", "last value", "skill", "cover 50", "cover 90")
 
 
-def show_scores(home: Home, recipe: str | None) -> None:
-    """Score what is due, then show the record of a recipe's champions, or of all recipes that have one."""
+def show_scores(home: Home, recipe: str | None, *, update: bool) -> None:
+    """The record of a recipe's champions, or of all recipes that have one; on `update` what is due is kept as well."""
     serving = sorted(path.parent.name for path in home.models.glob("*/champion.json"))
     if recipe is not None and recipe not in serving:
         raise StorageError(
@@ -31,6 +31,9 @@ def show_scores(home: Home, recipe: str | None) -> None:
         raise StorageError(
             f"Expected a champion in {home.models}, found none; `kronos run` promotes the first one."
         )
+    if update:
+        with home.writing("scoring forecasts"):
+            score_due(Scoreboard(home, score_quantiles))
     for name in [recipe] if recipe else serving:
         _show(name, live_board(home, name))
 

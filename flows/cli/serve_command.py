@@ -58,7 +58,7 @@ def serve(
     from service.config import ServiceConfig
     from service.server import TOKEN_VARIABLE, check_exposure
     from service.server import serve as answer
-    from storage.remote import kept_fresh
+    from storage.object_home import kept_fresh
 
     if klines and not follow:
         raise click.UsageError("--klines needs --follow")

@@ -14,7 +14,7 @@ from storage.schema import SeriesKey
 from storage.verify import Finding, verify_series
 
 if TYPE_CHECKING:
-    from tasks.exchange_access import Exchange
+    from exchange.connect import Exchange
 
 __all__ = ["verify_lake"]
 
@@ -34,10 +34,10 @@ def verify_lake(
     config = configure("demo", settings)
     findings: dict[SeriesKey, list[Finding]] = {key: verify_series(lake, ledger, key) for key in keys}
     if sample:
-        from tasks.exchange_access import connected
+        from exchange.connect import connected
 
         places = (config.exchange, config.archive)
-        with connected(home, config.replay, keys, *places, seed=config.seed, reads=True) as exchange:
+        with connected(home.lake, config.replay, keys, *places, seed=config.seed, reads=True) as exchange:
             for key in keys:
                 if not findings[key]:
                     findings[key] += _compare(exchange, lake, ledger, key, sample=sample, seed=seed)

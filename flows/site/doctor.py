@@ -10,15 +10,15 @@ from typing import Literal
 import requests
 
 from exchange.config import ExchangeConfig
+from exchange.connect import Exchange
 from exchange.errors import ExchangeError
-from exchange.governor import budget_of_reader
 from exchange.rest import RestClient
 from kronos_model.errors import ModelError
 from storage.errors import StorageError
 from storage.lake import Lake
 from storage.layout import Home
+from storage.object_home import describe
 from storage.registry import read_champion
-from storage.remote import describe
 from storage.schema import Market
 from tasks.database import shown
 from tasks.tracking import tracking_uri
@@ -92,14 +92,10 @@ def _lake(home: Home) -> CheckResult:
 
 
 def _exchange(home: Home) -> list[CheckResult]:
-    config = ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1)
-    markets: dict[str, Market] = {"Binance spot": "spot", "Binance USD-M futures": "um"}
-    findings = []
-    for what, market in markets.items():
-        budget = budget_of_reader(home.lake, market, config.url_of(market))
-        with RestClient(market, config, budget=budget) as client:
-            findings.append(_reach(what, client))
-    return findings
+    markets: dict[Market, str] = {"spot": "Binance spot", "um": "Binance USD-M futures"}
+    shared = Exchange(home.lake, ExchangeConfig(timeout_s=_TIMEOUT_S, attempts=1), reads=True)
+    with shared.clients(markets) as clients:
+        return [_reach(markets[market], client) for market, client in clients.items()]
 
 
 def _reach(what: str, client: RestClient) -> CheckResult:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
 from kronos_model.evaluation.competitors import Competitor, Context, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import stretches
 from kronos_model.evaluation.scoring import CLOSE, row_generator
 from kronos_model.evaluation.volatility import HAR_LOOKBACK, Garch, HarRv
-from kronos_model.evaluation.walks import bars_along, one_bar_moves
 from kronos_model.forecaster import Forecast
 
-__all__ = ["BlockBootstrap", "Drift", "EwmaCone", "SeasonalNaive", "make_baselines"]
+__all__ = ["BlockBootstrap", "EwmaCone", "RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
 
 HOUR_MS = 3_600_000
 _SEASONS_MS = {"seasonal_24h": 24 * HOUR_MS, "seasonal_7d": 7 * 24 * HOUR_MS}
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class RandomWalkWithDrift:
     """The line through the first and the last close of the lookback, in logarithms, goes on."""
 
     name: str = "drift"
@@ -57,7 +57,7 @@ class SeasonalNaive:
 
 @dataclass(frozen=True, kw_only=True)
 class EwmaCone:
-    """A random walk without drift whose volatility is an exponentially weighted mean of squared returns."""
+    """A random walk without drift, its variance an exponentially weighted mean of squared returns (RiskMetrics)."""
 
     samples: int
     seed: int
@@ -106,7 +106,7 @@ def make_baselines(
 ) -> tuple[list[Competitor], list[str]]:
     """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
     sampled: Mapping[str, Callable[[], Competitor]] = {
-        "drift": Drift,
+        "drift": RandomWalkWithDrift,
         "ewma": lambda: EwmaCone(samples=config.samples, seed=seed),
         "bootstrap": lambda: BlockBootstrap(samples=config.samples, seed=seed),
         "har": lambda: HarRv(samples=config.samples, seed=seed),

@@ -149,9 +149,9 @@ def _widening(block: int, mean_block: int, pieces: float, confidence: float) -> 
 def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:
     """Is the mean of the loss differences (T,) zero? Forecasts overlap with `overlaps` - 1 following ones.
 
-    The variance of the mean sums the autocovariances up to that lag (Bartlett's weights where that sum is not
-    positive); the statistic is corrected for small samples and compared with Student's t of T - 1 degrees
-    (Harvey, Leybourne and Newbold 1997).
+    Diebold and Mariano 1995: the variance of the mean sums the autocovariances up to that lag (Bartlett's
+    weights, as in Newey and West 1987, where that sum is not positive). The statistic is corrected for small
+    samples and compared with Student's t of T - 1 degrees (Harvey, Leybourne and Newbold 1997).
     """
     count, lags = len(differences), min(overlaps, len(differences) - 1)
     if count < 2:

@@ -49,7 +49,7 @@ def ordered(samples: Floats) -> Floats:
 
 
 def quantiles(ordered_samples: Floats, levels: Sequence[float]) -> Floats:
-    """Linear quantiles (Q, B, H) of ordered samples (numpy's default, type 7)."""
+    """Linear quantiles (Q, B, H) of ordered samples (numpy's default, type 7 of Hyndman and Fan 1996)."""
     last = ordered_samples.shape[1] - 1
     at = np.asarray(levels) * last
     below = np.minimum(np.floor(at).astype(np.int64), max(last - 1, 0))
@@ -63,13 +63,13 @@ def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> 
     """Continuous ranked probability score, (B, H), in units of r, lower is better.
 
     E|X - y| - E|X - X'| / 2, with the second mean over the S(S-1) pairs of different paths: the fair
-    estimator, whose expectation does not depend on S. A point forecast scores its absolute error.
+    estimator (Ferro 2014), whose expectation does not depend on S. A point forecast scores its absolute error.
     """
     if samples.shape[1] < 2:
         raise ValueError(
             f"the CRPS needs at least 2 sample paths per origin, found {samples.shape[1]}; raise `samples`"
         )
-    # "pwm" is the fair estimator in O(S log S); "fair" gives the same value in O(S^2).
+    # "pwm" (Zamo and Naveau 2018) is the fair estimator in O(S log S); "fair" gives the same value in O(S^2).
     return np.asarray(
         scoringrules.crps_ensemble(
             realised, samples, m_axis=1, estimator="pwm", sorted_ensemble=sorted_samples, backend="numpy"
@@ -80,17 +80,15 @@ def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> 
 def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats:
     """Quantile loss (B, H), the mean over levels of max(a (y - q), (a - 1) (y - q)) for quantiles (Q, B, H).
 
-    In units of r, lower is better; twice the mean over all levels is the CRPS.
+    In units of r, lower is better; twice the mean over all levels is the CRPS (Koenker and Bassett 1978).
     """
     level = np.asarray(levels)[:, None, None]
-    miss = realised - values
-    return np.asarray(np.maximum(level * miss, (level - 1) * miss).mean(axis=0))
+    return np.asarray(scoringrules.quantile_score(realised, values, level, backend="numpy").mean(axis=0))
 
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:
-    """Interval score (B, H): width + 2 / (1 - share) x how far outside; units of r, lower is better."""
-    outside = np.maximum(low - realised, 0) + np.maximum(realised - high, 0)
-    return np.asarray(high - low + 2 / (1 - share) * outside)
+    """Interval score (B, H): width + 2 / (1 - share) x how far outside; of r, lower is better (Winkler 1972)."""
+    return np.asarray(scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy"))
 
 
 def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:
@@ -102,7 +100,7 @@ def pit(samples: Floats, realised: Floats, uniforms: Floats) -> Floats:
     """Probability integral transform (B, H): uniform on [0, 1] where the paths are calibrated.
 
     (paths below y + u (1 + paths equal to y)) / (S + 1) with u (B, H) uniform: the rank of y among S + 1
-    exchangeable values, its step of 1 / (S + 1) filled at random.
+    exchangeable values, its step of 1 / (S + 1) filled at random (Czado, Gneiting and Held 2009).
     """
     truth = realised[:, None, :]
     below, equal = (samples < truth).sum(axis=1), (samples == truth).sum(axis=1)
@@ -117,7 +115,8 @@ def probability_up(samples: Floats) -> Floats:
 def energy_score(samples: Floats, realised: Floats) -> Floats:
     """Energy score of whole paths, (B,): E||X - y|| - E||X - X'|| / 2 in H dimensions, fair like the CRPS.
 
-    In units of r, lower is better. Unlike the CRPS it sees whether the steps of a path belong together.
+    In units of r, lower is better. Unlike the CRPS it sees whether the steps of a path belong together
+    (Gneiting and Raftery 2007, section 4.3).
     """
     miss = np.sqrt(((samples - realised[:, None]) ** 2).sum(axis=-1)).mean(axis=1)
     return np.asarray(miss - np.array([pdist(paths).mean() for paths in samples]) / 2)
@@ -148,7 +147,7 @@ def skill(score: float, reference: float) -> float | None:
 
 
 def wilson_interval(share: float, count: float, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a proportion `share` seen in `count` independent trials.
+    """Wilson's interval (1927) for a proportion `share` seen in `count` independent trials.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). `count` may be fractional: an effective number.
     """

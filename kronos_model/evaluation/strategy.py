@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
+from kronos_model.settings import NotNegative, settings
 
 __all__ = ["FEES_BPS", "Backtest", "StrategyConfig", "annual_ratios", "backtest", "drawdown"]
 
@@ -22,27 +23,21 @@ _YEAR_MS = 365 * 24 * 3_600_000  # crypto trades on every day
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class StrategyConfig:
     """When the illustration trades and what that costs."""
 
     signal: Literal["probability", "return"] = "probability"
     """probability: long above 0.5 + threshold, short below 0.5 - threshold. return: long above a mean log return of
     threshold, short below minus that."""
-    threshold: float = 0.1
+    threshold: NotNegative = 0.1
     """Distance from "no opinion": of P(up) from 0.5, or of the mean log return from 0."""
     short: bool = True
     """Whether it may be short; spot usually may not."""
-    fee_bps: float | None = None
+    fee_bps: NotNegative | None = None
     """Taker fee per side, basis points. None: the market's (spot 10, um 5)."""
-    slippage_bps: float = 1.0
+    slippage_bps: NotNegative = 1.0
     """What every trade loses beside the fee, basis points."""
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "slippage_bps", "fee_bps"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}: expected 0 or more, found {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -111,7 +106,7 @@ def signals(scores: Scores, model: str, config: StrategyConfig) -> Floats:
 
 
 def annual_ratios(returns: Floats, periods: float) -> tuple[float | None, float | None, float | None]:
-    """Sharpe, Sortino and Calmar ratio of simple returns, of which `periods` make a year."""
+    """Sharpe (1966), Sortino (1994) and Calmar (1991) ratio of simple returns, of which `periods` make a year."""
     mean, spread = float(returns.mean()), float(returns.std(ddof=1))
     downside = float(np.sqrt((np.minimum(returns, 0) ** 2).mean()))
     equity = np.concatenate([[1.0], np.cumprod(1 + returns)])

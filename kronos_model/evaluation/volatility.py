@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
 from kronos_model.evaluation.competitors import Context
 from kronos_model.evaluation.scoring import CLOSE, row_generator
-from kronos_model.evaluation.walks import bars_along, one_bar_moves
 from kronos_model.forecaster import Forecast
 
 __all__ = ["HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]
@@ -33,9 +33,9 @@ Floats = NDArray[np.float64]
 class HarRv:
     """Corsi's heterogeneous autoregression (2009) of the log variance of bars, simulated forward.
 
-    A bar's variance is Parkinson's, from its high and low, scaled to that of the close's returns. Its logarithm is
-    regressed on its means over 1, 5 and 22 bars; residuals are redrawn, and shocks are normal. A simulated variance
-    stays within four times the range seen, since a regression on few bars may explode.
+    A bar's variance is Parkinson's (1980), from its high and low, scaled to that of the close's returns. Its
+    logarithm is regressed on its means over 1, 5 and 22 bars; residuals are redrawn, and shocks are normal. A
+    simulated variance stays within four times the range seen, since a regression on few bars may explode.
     """
 
     samples: int
@@ -81,7 +81,7 @@ class GarchFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Garch:
-    """GARCH(1,1) with Student's shocks, fitted by maximum likelihood to the history's returns.
+    """GARCH(1,1) (Bollerslev 1986) with Student's shocks (1987), fitted by maximum likelihood to the history's returns.
 
     Where there are fewer than a hundred of them, or the fit does not converge, it is the EWMA cone, which is the
     GARCH with omega 0, alpha 0.03 and beta 0.97.

@@ -18,34 +18,11 @@ import matplotlib.dates as mdates
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.scores import Scores
 from storage.atomic import atomic_path
-
-__all__ = [
-    "BLUE",
-    "COLOURS",
-    "DAY_MS",
-    "GREEN",
-    "GRID",
-    "INK",
-    "MODELS",
-    "MUTED",
-    "ORANGE",
-    "PAPER",
-    "PURPLE",
-    "RAW",
-    "VERMILION",
-    "Chart",
-    "Floats",
-    "canvas",
-    "colour_of",
-    "dashes_of",
-    "legend",
-    "name_of",
-    "time_axis",
-]
 
 Floats = NDArray[np.float64]
 DAY_MS = 86_400_000
@@ -63,9 +40,18 @@ COLOURS = {
     "purple": ("#cc79a7", "#e3a0c8"),
 }
 INK, MUTED, GRID, PAPER, BLUE, ORANGE, GREEN, VERMILION, PURPLE = (light for light, _ in COLOURS.values())
-MODELS = {"challenger": BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED}
+CHALLENGER = "challenger"
+_MODELS = {CHALLENGER: BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED}
 _OTHERS = (PURPLE, VERMILION, INK, MUTED)
-RAW = "_raw"  # a model before its spread was calibrated
+_RAW = "_raw"  # a model before its spread was calibrated
+
+STYLE: Any = {
+    "text.color": INK, "axes.titlecolor": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
+    "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
+    "font.size": 9.5, "lines.linewidth": 1.4, "figure.titlesize": 12, "figure.constrained_layout.use": True,
+}  # fmt: skip
+"""For mpl.rc_context, while a figure and its axes are made."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,11 +65,9 @@ class Chart:
 
     def png(self, folder: Path) -> Path:
         """Written to <folder>/<name>.png, on white."""
-        target = folder / f"{self.name}.png"
-        with atomic_path(target) as draft:
-            self.figure.savefig(draft, format="png", dpi=120, facecolor=PAPER)
+        path = save(self.figure, folder / f"{self.name}.png")
         self.figure.set_layout_engine("none")  # keep what was laid out: that is most of the work
-        return target
+        return path
 
     def svg(self) -> str:
         """For a page that defines --ink, --paper and the other colours; its text takes the page's font."""
@@ -94,35 +78,29 @@ class Chart:
         text = text[text.index("<svg") :]
         for name, (light, _) in COLOURS.items():
             text = text.replace(light, f"var(--{name})")
-        text = re.sub(
-            r'(<svg[^>]*?) width="[^"]*"',
-            r"\1",
-            re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-            count=1,
-        )
+        text = re.sub(r' (width|height)="[^"]*"', "", text, count=2)  # the root's: the page gives it its size
         # Ids of one picture must not be those of another on the same page.
-        text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
-        return text.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
+        return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
 
 
-def canvas(count: int, *, width: float = 9.0, height: float = 4.2) -> tuple[Figure, Sequence[Axes]]:
-    """One wide axes, or several beside each other."""
-    style: Any = {
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK, "ytick.color": INK,
-        "grid.color": GRID, "axes.titlesize": 11, "font.size": 9.5,
-    }  # fmt: skip
-    with mpl.rc_context(style):
-        figure = Figure(
-            figsize=(width if count == 1 else (4.9, 4.9, 4.1)[count - 1] * count, height),
-            layout="constrained",
-        )
-        axes = [figure.add_subplot(1, count, place) for place in range(1, count + 1)]
-        for axis in axes:
-            axis.grid(color=GRID, linewidth=0.6)
-            axis.set_axisbelow(True)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.patch.set_alpha(0)
-    return figure, axes
+def save(figure: Figure, target: Path) -> Path:
+    """Written as PNG, on white."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as draft:
+        figure.savefig(draft, format="png", dpi=120, facecolor=PAPER)
+    return target
+
+
+def canvas(
+    count: int, *, columns: int = 3, width: float = 9.0, height: float = 4.2, title: str | None = None
+) -> tuple[Figure, Sequence[Axes]]:
+    """One axes of this width, or several in rows; inches."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=((width, 9.8, 12.3)[columns - 1], height * rows))
+        figure.suptitle(title or "")
+        return figure, [figure.add_subplot(rows, columns, place) for place in range(1, count + 1)]
 
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -136,31 +114,51 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     )
 
 
-def time_axis(axis: Axes, *, ticks: int) -> None:
-    locator = mdates.AutoDateLocator(tz=UTC, minticks=2, maxticks=ticks)  # type: ignore[no-untyped-call]
+def note(
+    axis: Axes, text: str, at: Any, *, offset: tuple[float, float] = (0, 7), colour: str = INK, **more: Any
+) -> None:
+    """Small words beside a point, offset in points."""
+    settings: Any = {"fontsize": 8.5, "ha": "center", "color": colour} | more
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", **settings)
+
+
+def time_axis(axis: Axes) -> None:
+    """Of days since 1970 (DAY_MS), told in UTC."""
+    locator = mdates.AutoDateLocator(tz=UTC, minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
     formatter = mdates.ConciseDateFormatter(locator, tz=UTC)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_formatter(formatter)
+    axis.set_xlabel("time (UTC)")
 
 
-def colour_of(scores: Scores, name: str) -> str:
-    plain = name.removesuffix(RAW)
-    if plain in MODELS:
-        return MODELS[plain]
-    return _OTHERS[_others(scores).index(name) % len(_OTHERS)]
+def price_axis(axis: Axes) -> None:
+    """Of prices from a fraction of a cent to millions."""
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
 
 
-def dashes_of(scores: Scores, name: str) -> str:
+def contenders(scores: Scores) -> list[str]:
+    """The challenger and what it is to beat, of the models that were judged."""
+    return [name for name in (CHALLENGER, "champion", "base") if name in scores.models]
+
+
+def colour_of(models: Sequence[str], name: str) -> str:
+    """The colour of one of the models that were judged together."""
+    plain = name.removesuffix(_RAW)
+    return _MODELS.get(plain) or _OTHERS[_others(models).index(name) % len(_OTHERS)]
+
+
+def dashes_of(models: Sequence[str], name: str) -> str:
     """Uncalibrated models are dotted; baselines that share a colour differ by their dashes."""
-    if name.endswith(RAW):
+    if name.endswith(_RAW):
         return ":"
-    others = _others(scores)
+    others = _others(models)
     return "-" if name not in others or others.index(name) < len(_OTHERS) else "--"
 
 
-def _others(scores: Scores) -> list[str]:
-    return [one for one in scores.models if one.removesuffix(RAW) not in MODELS]
+def _others(models: Sequence[str]) -> list[str]:
+    return sorted(one for one in models if one.removesuffix(_RAW) not in _MODELS)
 
 
 def name_of(model: str) -> str:
+    """A model as people write it."""
     return model.replace("_", " ")

@@ -1,13 +1,20 @@
-"""The report of an ingest: numbers of every series as JSON in the home, and a picture."""
+"""The report of an ingest: numbers of every series as JSON in the home, and a picture. All times UTC."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from exchange.inventory import Inventory, take_inventory
 from storage.atomic import write_json
@@ -18,9 +25,9 @@ from storage.ledger import Hole, Ledger
 from storage.schema import SeriesKey, utc_text
 from storage.statistics import series_statistics
 from tasks.refs import FailureRef, IngestRef, SeriesRef
-from tasks.reports.forecast_charts import draw_ingest
+from tasks.reports import chart_style as style
 
-__all__ = ["report_ingest"]
+__all__ = ["draw_ingest", "report_ingest"]
 
 _SHOWN_CANDLES = 120
 _SHOWN_SERIES = 4
@@ -29,9 +36,8 @@ _COVERED_SERIES = 60
 
 def report_ingest(home: Home, series: Sequence[SeriesRef], failures: Sequence[FailureRef]) -> IngestRef:
     """Write `reports/ingest-<time>.json` and its picture, unless nothing was new."""
-    ingested = IngestRef(series=tuple(series), failures=tuple(failures), report=None, picture=None)
     if not any(one.added for one in series) and not failures:
-        return ingested
+        return IngestRef(series=tuple(series), failures=(), report=None, picture=None)
     lake, ledger, now_ms = Lake(home.lake), Ledger(home.lake), time.time_ns() // 1_000_000
     keys = [SeriesKey.parse(one.series, one.interval) for one in series]
     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
@@ -109,3 +115,43 @@ def _coverage(lake: Lake, key: SeriesKey) -> dict[str, float]:
         shares[datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m")] = held[at] / max(expected, 1)
         at = following
     return shares
+
+
+def draw_ingest(
+    latest: Mapping[str, pl.DataFrame], coverage: Mapping[str, Mapping[str, float]], target: Path
+) -> Path:
+    """The latest candles of some series, and of all how complete each month is, from 0 to 1."""
+    columns = min(len(latest), 2)
+    rows = -(-len(latest) // columns)
+    height = 0.6 + 0.28 * len(coverage)
+    with mpl.rc_context(style.STYLE):
+        figure = Figure(figsize=(11, 3 * rows + height + 1))
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[3.0] * rows, height])
+        for place, (name, candles) in enumerate(latest.items()):
+            _candlesticks(figure.add_subplot(grid[place // columns, place % columns]), name, candles)
+        _coverage_map(figure, figure.add_subplot(grid[rows, :]), coverage)
+    return style.save(figure, target)
+
+
+def _candlesticks(axis: Axes, name: str, candles: pl.DataFrame) -> None:
+    times = candles["open_time"].dt.epoch("ms").to_numpy() / style.DAY_MS
+    opened, high, low, close = (candles[one].to_numpy() for one in ("open", "high", "low", "close"))
+    colours = np.where(close >= opened, style.GREEN, style.VERMILION)
+    width = 0.7 * (np.diff(times).min() if len(times) > 1 else 1.0)
+    axis.vlines(times, low, high, color=colours, linewidth=0.7)
+    axis.bar(times, np.abs(close - opened), width=width, bottom=np.minimum(opened, close), color=colours)
+    axis.set(title=name, ylabel="price (quote currency)", ylim=(low.min(), high.max()))
+    style.price_axis(axis)
+    style.time_axis(axis)
+
+
+def _coverage_map(figure: Figure, axis: Axes, coverage: Mapping[str, Mapping[str, float]]) -> None:
+    months = sorted({month for shares in coverage.values() for month in shares})
+    table = [[shares.get(month, np.nan) for month in months] for shares in coverage.values()]
+    picture = axis.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    step = max(1, len(months) // 12)
+    axis.set_xticks(range(0, len(months), step), months[::step])
+    axis.set_yticks(range(len(coverage)), list(coverage))
+    axis.grid(False)
+    axis.set_title("share of each month's candles that the lake has")
+    figure.colorbar(picture, ax=axis, pad=0.01)

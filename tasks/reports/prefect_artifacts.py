@@ -16,6 +16,7 @@ from prefect.artifacts import (
 from storage.schema import utc_text
 from tasks.database import shown
 from tasks.refs import IngestRef, PublishedRef, RunRef, VerdictRef
+from tasks.reports.rendering import render
 
 __all__ = [
     "leaderboard_markdown",
@@ -25,20 +26,7 @@ __all__ = [
     "show_published",
     "show_run",
     "show_text",
-    "verdict_markdown",
 ]
-
-_COLUMNS = {
-    "model": "model",
-    "origins": "origins",
-    "mae_bps": "MAE",
-    "rmse_bps": "RMSE",
-    "crps_bps": "CRPS",
-    "skill": "skill",
-    "direction": "direction",
-    "coverage_50": "cover 50",
-    "coverage_90": "cover 90",
-}
 
 
 def show_ingest(ingested: IngestRef) -> None:
@@ -65,37 +53,25 @@ def show_ingest(ingested: IngestRef) -> None:
 
 def show_leaderboard(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> None:
     """Leaderboard and, where a challenger was judged, the gate's decision with its reasons."""
-    text = verdict_markdown(leaderboard, verdict) if verdict else leaderboard_markdown(leaderboard)
     description = f"Gate: {verdict.verdict}" if verdict else "Scores on the test range"
-    create_markdown_artifact(text, key="leaderboard", description=description)
+    show_text(leaderboard_markdown(leaderboard, verdict), "leaderboard", description)
 
 
-def verdict_markdown(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef) -> str:
-    """The gate's decision with its reasons, then the leaderboard."""
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    return f"## Verdict: {verdict.verdict}\n\n{reasons}\n\n{leaderboard_markdown(leaderboard)}"
-
-
-def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The leaderboard over all series as a markdown table; errors in basis points of log return."""
-    lines = ["| " + " | ".join(_COLUMNS.values()) + " |", "|" + "---|" * len(_COLUMNS)]
-    for row in rows:
-        if row["series"] == "all":
-            lines.append("| " + " | ".join(_cell(name, row[name]) for name in _COLUMNS) + " |")
-    return "\n".join(lines)
+def leaderboard_markdown(rows: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> str:
+    """The gate's decision with its reasons, then the leaderboard over all series; errors in bps of log return."""
+    pooled = [row for row in rows if row["series"] == "all"]
+    return render("leaderboard.md", rows=pooled, verdict=verdict)
 
 
 def show_text(text: str, key: str, description: str) -> None:
-    """A sentence."""
+    """A sentence, or more in markdown."""
     create_markdown_artifact(text, key=key, description=description)
 
 
 def show_picture(path: Path, key: str, description: str) -> None:
     """A PNG, embedded in markdown: an image artifact would print its whole data URL beside the picture."""
     data = base64.b64encode(path.read_bytes()).decode()
-    create_markdown_artifact(
-        f"![{description}](data:image/png;base64,{data})", key=key, description=description
-    )
+    show_text(f"![{description}](data:image/png;base64,{data})", key, description)
 
 
 def show_run(run: RunRef) -> None:
@@ -106,7 +82,7 @@ def show_run(run: RunRef) -> None:
         )
     else:
         text = f"Run `{run.run_id}` in `{shown(run.uri)}`; `kronos ui mlflow` shows it on this machine."
-        create_markdown_artifact(text, key="mlflow-run", description="Where the MLflow run is")
+        show_text(text, "mlflow-run", "Where the MLflow run is")
 
 
 def show_published(published: Sequence[PublishedRef]) -> None:
@@ -117,11 +93,3 @@ def show_published(published: Sequence[PublishedRef]) -> None:
             create_link_artifact(
                 one.url, key=key, link_text=one.name, description=f"Repository {one.name}, as published"
             )
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.1f}" if column.endswith("_bps") else f"{value:.3f}"

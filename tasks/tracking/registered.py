@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kronos_model.outlook import QUANTILES, quantile_label
 from storage.layout import Home
 from tasks.refs import RunRef
 from tasks.tracking.store import open_client, prepare_store
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 _DIGEST = "kronos.digest"
-_SERVING = ("mlflow", "torch", "numpy", "pandas", "scipy", "safetensors", "huggingface-hub")
+_SERVING = ("mlflow", "torch", "numpy", "pandas", "polars", "scipy", "safetensors", "huggingface-hub")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +124,7 @@ def _save_pyfunc(
     from mlflow.models import Model
 
     import kronos_model
+    import storage
 
     described = Model(artifact_path=target.name, run_id=run_id, model_id=model_id)
     pyfunc.save_model(
@@ -130,7 +132,7 @@ def _save_pyfunc(
         mlflow_model=described,
         python_model=str(Path(__file__).parents[1] / "pyfunc_model.py"),
         artifacts={part: str(folder) for part, folder in parts.items()},
-        code_paths=[str(Path(kronos_model.__file__).parent)],
+        code_paths=[str(Path(str(package.__file__)).parent) for package in (kronos_model, storage)],
         signature=_signature(sampling),
         input_example=pd.DataFrame(example),
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in _SERVING],
@@ -141,10 +143,10 @@ def _signature(sampling: Mapping[str, float]) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    quantiles = [f"q{level:02d}" for level in range(5, 100, 5)]
+    told = ("mean", "probability_up", "expected_return", "volatility", *map(quantile_label, QUANTILES))
     key = [ColSpec("string", "series"), ColSpec("datetime", "open_time")]
     prices = [ColSpec("double", name) for name in ("open", "high", "low", "close", "volume")]
-    numbers = [ColSpec("double", name) for name in ("mean", *quantiles)]
+    numbers = [ColSpec("double", name) for name in told]
     defaults = {
         name: ParamSpec(name, "double" if isinstance(value, float) else "long", value)
         for name, value in sampling.items()

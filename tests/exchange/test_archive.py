@@ -5,7 +5,7 @@ import io
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -507,21 +507,31 @@ def test_series_that_share_a_client_share_its_connections(monkeypatch: pytest.Mo
     assert most[0] == threads
 
 
-def test_a_taker_that_fails_ends_the_downloads_at_once() -> None:
+def test_a_taker_that_fails_ends_the_downloads_and_their_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, woken = threading.Event(), []
+
+    def sleep_until(stop: threading.Event) -> Callable[[float], None]:
+        def sleep(seconds: float) -> None:
+            waiting.set()
+            woken.append(stop.wait(60))
+
+        return sleep
+
+    def interrupt(part: ArchivePart, outcome: object) -> None:
+        assert waiting.wait(60), "no download waits for its next try"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exchange.archive.sleep_using_event", sleep_until)
     with archive(Fault("503", "*-2024-11-2[1-9].zip"), sleep=None) as (exchange, client):
         parts = [client.part(SPOT, "daily", f"2024-11-{day}") for day in range(20, 30)]
-        begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            client.fetch_many(parts, on_part=lambda part, outcome: interrupt())
-        assert time.monotonic() - begun < 3
+            client.fetch_many(parts, on_part=interrupt)
+        assert woken
+        assert all(woken), "a wait ends by the stop and not by its time"
         asked = len(exchange.requests)
-        time.sleep(0.2)
-        assert len(exchange.requests) == asked
         assert len(collect(client, parts[:1])) == 1  # the client itself goes on
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
+        client.close()  # once every thread of its pool is done
+        assert paths(exchange)[asked:] == [parts[0].name, f"{parts[0].name}.CHECKSUM"]
 
 
 def test_a_bad_line_gives_the_same_candles() -> None:
@@ -546,11 +556,11 @@ def test_a_bad_line_gives_the_same_candles() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"archive_url": "data.binance.vision"}, "archive.archive_url to be a URL"),
-        ({"listing_url": ""}, "archive.listing_url to be a URL"),
-        ({"threads": 0}, "archive.threads from 1 to 64, found 0"),
-        ({"timeout_s": 0.0}, "archive.timeout_s above 0"),
-        ({"attempts": 0}, "archive.attempts of at least 1"),
+        ({"archive_url": "data.binance.vision"}, "archive_url: expected a URL such as"),
+        ({"listing_url": ""}, "listing_url: expected a URL such as"),
+        ({"threads": 0}, "threads: expected from 1 to 64, found 0; raise it"),
+        ({"timeout_s": 0.0}, "timeout_s: expected above 0 seconds, found 0.0; raise it"),
+        ({"attempts": 0}, "attempts: expected at least 1, found 0; raise it"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -15,9 +15,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from exchange.budget import SHARE
 from exchange.errors import Banned, GeoBlocked, RateLimited
-from exchange.governor import Governor, governor_of
+from exchange.governor import Governor
 from exchange.replay import Fault, ReplayClock, ReplayExchange, synthetic_market
 from exchange.rest import RestClient
 from storage.errors import StorageError
@@ -294,15 +293,6 @@ def test_a_home_that_cannot_be_written_is_named(home: Home) -> None:
     home.folder /= "below"
     with pytest.raises(StorageError, match=r"expected to write .*um\.json"):
         home.governor().before(1)
-
-
-def test_a_process_has_one_governor_of_a_lake_and_host(tmp_path: Path) -> None:
-    first = governor_of(tmp_path, "um", "https://fapi.binance.com")
-    assert governor_of(tmp_path, "um", "https://fapi.binance.com") is first
-    assert governor_of(tmp_path, "spot", "https://fapi.binance.com") is not first
-    first.before(1)
-    assert (tmp_path / ".budget" / "um.json").exists()
-    assert first.share == SHARE
 
 
 def test_spot_candles_of_a_refused_location_come_from_the_mirror_which_is_said_once(

@@ -279,7 +279,7 @@ def test_a_stream_takes_one_market_only() -> None:
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(setting: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"Expected stream\.{setting} .*, found '?{value}"):
+    with pytest.raises(ValueError, match=rf"{setting}: expected .*, found '?{value}"):
         StreamConfig(**{setting: value})
 
 

@@ -1,15 +1,19 @@
 """Settings: one definition each, overridden in one way, refused in one sentence."""
 
+import ast
 import re
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter
 
-from flows.config import ConfigError, config_digest, knobs, override, parse_assignments
+from flows.config import ConfigError, Knob, config_digest, knobs, parse_assignments
 from flows.recipes import RECIPES, IntervalName, RecipeName, configure, recipe, recipe_of
 from storage.interval import INTERVALS
 
@@ -63,16 +67,33 @@ def test_a_value_that_is_not_given_stays_as_in_the_recipe() -> None:
         ({"dataset.lokback": "80"}, "did you mean dataset.lookback"),
         ({"nonsense": "1"}, "Expected a known setting, found 'nonsense'"),
         ({"recipe": "other"}, "Expected a known setting, found 'recipe'"),
-        ({"dataset.lookback": "many"}, "dataset.lookback: expected int, found 'many'"),
+        (
+            {"dataset.lookback": "many"},
+            r"dataset.lookback: expected int \(at least 2 candles\), found 'many'",
+        ),
         ({"model.preset": "huge"}, r"model.preset: expected tiny\|mini\|small\|base, found 'huge'"),
-        ({"dataset.lookback": "-3"}, "dataset.lookback"),
+        ({"dataset.lookback": "-3"}, "dataset.lookback: expected at least 2 candles, found -3; raise it"),
         ({"series": ""}, "Expected at least one series"),
         ({"series": "um:BTCUSDT um:BTCUSDT"}, "Expected each series once"),
         ({"start": "2024-02-01", "end": "2024-01-01"}, "Expected start before end"),
-        ({"seed": "-1"}, "seed: expected 0 or more, found -1"),
-        ({"model.threads": "0"}, "model.threads: expected 1 or more"),
-        ({"model.processes": "0"}, "model.processes: expected 1 or more"),
-        ({"exchange.attempts": "0"}, "^Expected exchange.attempts"),
+        ({"seed": "-1"}, "^seed: expected from 0 to 4294967295, found -1; raise it"),
+        ({"model.threads": "0"}, "model.threads: expected at least 1 or empty, found 0; raise it"),
+        ({"model.processes": "0"}, "model.processes: expected at least 1 or empty, found 0; raise it"),
+        ({"exchange.attempts": "0"}, "^exchange.attempts: expected at least 1, found 0; raise it"),
+        (
+            {"exchange.um_url": "binance"},
+            "exchange.um_url: expected a URL such as https://.*, found 'binance'",
+        ),
+        (
+            {"tokenizer.clip_norm": "nan"},
+            r"tokenizer.clip_norm: expected float \(above 0\), found nan; correct it",
+        ),
+        ({"gate.draws": "1e12"}, "gate.draws"),
+        (
+            {"dataset.train_share": "70"},
+            "dataset.train_share: expected above 0 and below 1, found 70.0; lower it",
+        ),
+        ({"start": "2024-02-01", "end": "2024-02-01"}, "Expected start before end"),
         ({"start": "yesterday"}, "start: expected date or empty, found 'yesterday'"),
     ],
 )
@@ -93,26 +114,71 @@ def test_an_assignment_without_a_value_is_refused() -> None:
         parse_assignments(("dataset.lookback",))
 
 
-def test_the_digest_follows_what_decides_a_night_and_nothing_else() -> None:
+ASIDE = ("replay", "model.processes", "exchange.", "archive.", "limits.")
+"""Where candles come from, how many processes share a batch and how long a step may take."""
+
+
+@pytest.mark.parametrize("knob", list(knobs(recipe("demo"))), ids=lambda knob: knob.path)
+def test_the_digest_follows_every_setting_that_decides_a_night_and_no_other(knob: Knob) -> None:
     config = recipe("demo")
+    changed = _with(config, knob.path.split("."), f"{knob.value} changed")
     assert config_digest(config) == config_digest(recipe("demo"))
-    assert config_digest(config) == config_digest(
-        override(config, {"exchange.timeout_s": "3", "replay": "elsewhere", "model.processes": "2"})
-    )
-    assert config_digest(config) != config_digest(override(config, {"predictor.learning_rate": "1e-4"}))
+    assert (config_digest(changed) == config_digest(config)) == knob.path.startswith(ASIDE)
+
+
+def _with(config: Any, path: list[str], value: object) -> Any:
+    """A copy in which one setting has that value, whether or not it may."""
+    config, (name, *rest) = copy(config), path
+    object.__setattr__(config, name, _with(getattr(config, name), rest, value) if rest else value)
+    return config
 
 
 def test_every_setting_reaches_the_code_that_reads_it() -> None:
-    """A field that no code reads would be a dead knob."""
-    sources = "\n".join(
-        path.read_text()
+    """A field that nobody loads from an object, nor names in a text, is a dead knob."""
+    read = {
+        name
         for package in ("flows", "tasks", "exchange", "storage", "kronos_model")
         for path in (ROOT / package).rglob("*.py")
-    )
-    for name in RECIPES:
-        for knob in knobs(recipe(name)):
-            field = knob.path.rpartition(".")[2]
-            assert f".{field}" in sources or f'"{field}"' in sources, f"{knob.path} is read nowhere"
+        for name in _read(ast.parse(path.read_text()))
+    }
+    owners = {type(owner) for owner in _sections(recipe("demo"))}
+    for owner in owners:
+        for field in fields(owner):
+            assert (owner.__name__, field.name) in read or field.name in read, f"{field.name} is read nowhere"
+
+
+def _sections(config: Any) -> Iterator[Any]:
+    yield config
+    for field in fields(config):
+        if is_dataclass(getattr(config, field.name)):
+            yield from _sections(getattr(config, field.name))
+
+
+def _read(tree: ast.AST) -> Iterator[str]:
+    """Every attribute that is loaded and every text, outside the checks of the settings themselves."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        yield from _read(node)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Pacific/Apia"])
+def test_a_day_begins_at_midnight_utc_wherever_the_machine_is(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            config = configure("demo", start=date(2024, 2, 29), end=date(2024, 3, 1))
+            assert (config.start_ms(), config.end_ms()) == (1_709_164_800_000, 1_709_251_200_000)
+        finally:
+            patch.undo()
+            time.tzset()
 
 
 def test_a_form_offers_the_intervals_that_the_lake_knows() -> None:

@@ -285,7 +285,7 @@ def test_both_training_stages_showed_their_progress_to_the_end(triggered: Trigge
 
 def test_the_runs_log_in_the_ui_has_the_lines_of_our_packages(triggered: Triggered) -> None:
     expected = {
-        "tasks.download": "Candles come from a replay exchange",
+        "exchange.connect": "Candles come from a replay exchange",
         "kronos_model.evaluation.walk_forward": "models at",
         "kronos_model.publish": "nothing was uploaded",
     }

@@ -27,7 +27,7 @@ from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.download import IncompleteIngest
-from tasks.fan_out import Ended, Order, _own_facts, _problem
+from tasks.fan_out import Ended, NightOrder, _own_facts, _problem
 from tasks.refs import FailureRef, ForecastsRef, IngestRef
 from tests.support.nights import SERIES, quick_settings, write_klines
 from tests.support.prefect_site import prefect_site, wait_for
@@ -96,17 +96,18 @@ def test_a_failed_night_stops_no_other_and_is_told_in_one_sentence(fanned: Fanne
     assert "\n" not in sentence
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nights_one_after_another_end_with_the_same_models_scores_and_champions(
-    fanned: Fanned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fanned: Fanned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setenv("KRONOS_HOME", str(tmp_path / "home"))
-    nights = each("demo", settings=settings_of(tmp_path))
+    nights = each("demo", series=[*SERIES[-count:]], settings=settings_of(tmp_path))
     for name in ("recipe", "night", "leaderboard", "verdict", "reasons"):
-        assert [one[name] for one in nights] == [one[name] for one in fanned.nights]
+        assert [one[name] for one in nights] == [one[name] for one in fanned.nights[-count:]]
     for home in (Home(tmp_path / "home"), fanned.home):
-        digests = [champion and champion.digest for champion in (read_champion(home, name) for name in OWN)]
-        models = [one["challenger"] for one in fanned.nights]
+        champions = [read_champion(home, name) for name in OWN[-count:]]
+        digests = [champion and champion.digest for champion in champions]
+        models = [one["challenger"] for one in fanned.nights[-count:]]
         assert digests == [f"{one['tokenizer_digest']}-{one['predictor_digest']}" for one in models]
 
 
@@ -120,6 +121,10 @@ def test_every_night_has_a_run_of_its_own_in_prefect_and_in_mlflow(fanned: Fanne
             night = prefect.read_flow_run(run.data.tags["prefect.flow_run_id"])
             assert night.state_name == "Completed"
             assert night.parent_task_run_id is not None
+            place = prefect.read_task_run(night.parent_task_run_id)
+            assert (place.state_name, place.state.state_details.child_flow_run_id) == ("Completed", night.id)
+            assert place.flow_run_id is not None
+            assert prefect.read_flow_run(place.flow_run_id).name.startswith("each demo ")
             assert night.name.startswith(f"night {one['recipe']} ")
             shown = {artifact.key for artifact in artifacts if artifact.flow_run_id == night.id}
             assert {"leaderboard", "losses", "train-predictor"} <= shown
@@ -171,7 +176,7 @@ def test_without_the_extra_nights_run_one_after_another_and_a_series_without_can
     def half(*_: Any) -> None:
         raise IncompleteIngest("1 of 3 failed", ingested)
 
-    def here(order: Order) -> Ended:
+    def here(order: NightOrder) -> Ended:
         ran.append(order.recipe)
         summary = {"recipe": order.recipe, "verdict": "keep", "reasons": ["-"]}
         return Ended(order=order, summary={**summary, "nothing_new": False, "candles": []})

@@ -27,6 +27,11 @@ def night(root: str) -> str | State:
     return with_home(Home.at(root), "nightly demo", lambda: "worked")
 
 
+@flow
+def ingest(root: str) -> str | State:
+    return with_home(Home.at(root), "ingest demo", lambda: "worked", alone=False)
+
+
 @task(name="slow", **IDEMPOTENT)
 def slow(ended: list[str]) -> None:
     try:
@@ -56,6 +61,11 @@ def test_a_night_that_overlaps_another_is_skipped_and_says_whose_it_is(tmp_path:
     assert "found process" in state.message
     assert "(nightly btc_1h) at work since" in state.message
     assert night(str(tmp_path)) == "worked"
+
+
+def test_an_ingest_runs_beside_a_night_of_the_same_machine(tmp_path: Path) -> None:
+    with Home.at(tmp_path).exclusive("nightly btc_1h"):
+        assert ingest(str(tmp_path)) == "worked"
 
 
 def test_the_run_of_a_process_that_was_killed_is_marked_as_crashed_by_the_next(
@@ -105,7 +115,7 @@ def test_a_task_that_takes_too_long_is_cut_off_in_order_and_told_in_one_sentence
 
 def test_a_limit_of_no_time_is_refused(terminal: Terminal) -> None:
     complaint = terminal.refused("run", "--set", "limits.train_h=0")
-    assert "limits.train_h: expected hours above 0, found 0.0; try 20.0" in complaint
+    assert "limits.train_h: expected above 0 hours, found 0.0; raise it" in complaint
 
 
 def test_gc_shows_what_would_go_and_deletes_when_told_to(terminal: Terminal) -> None:

@@ -16,6 +16,8 @@ from prefect import task
 
 from flows import nightly as nightly_module
 from flows.nightly import nightly
+from kronos_model.evaluation.gate import GatePolicy, judge
+from kronos_model.evaluation.scores import Scores
 from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
@@ -213,7 +215,8 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
 ) -> None:
     first = run_night(tmp_path, monkeypatch)
     write_klines(first.klines, count=CANDLES + 48)
-    second = first.again(**{"evaluation.calibrate": True, "gate.min_origins": 100_000})
+    before = read_champion(first.home, "demo")
+    second = first.again(**{"evaluation.calibrate": True})
     assert [one["added"] for one in second["candles"]] == [48, 48]
     assert second["night"] != first.summary["night"]
     models = {row["model"] for row in second["leaderboard"]}
@@ -222,13 +225,21 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
     (evaluation,) = (
         path for path in first.home.jobs.glob("evaluate-*") if "_raw" in (path / "scores.json").read_text()
     )
+    told = judge(Scores.load(evaluation), GatePolicy(coverage_low=0.0), champion="champion")
+    assert second["verdict"] == told.verdict
+    assert second["reasons"][: len(told.reasons)] == list(told.reasons)
+    assert any("champion" in reason and "CRPS" in reason for reason in told.reasons)
+    serving = read_champion(first.home, "demo")
+    assert before is not None
+    assert serving is not None
+    assert (serving.night == second["night"]) == (told.verdict == "promote")
     table = pl.read_parquet(evaluation / "forecasts.parquet")
     rows = [row for row in second["leaderboard"] if row["series"] == "all"]
     assert len(table) == sum(row["origins"] for row in rows) * 4
     assert set(table["model"]) == models
     errors = table.group_by("model").agg((pl.col("q0.5") - pl.col("realised")).abs().mean())
     assert np.isfinite(errors["q0.5"].to_numpy()).all()
-    assert not list(first.home.jobs.glob("*.part"))
+    assert not list(first.home.jobs.glob("*.work"))
     calibrated = list(first.home.jobs.glob("calibrated-*/predictor/calibration.json"))
     assert len(calibrated) == 2  # challenger and base
 

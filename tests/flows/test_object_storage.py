@@ -15,44 +15,49 @@ import pytest
 
 from flows.nightly import nightly
 from storage.lake import Lake
+from storage.object_store import ObjectStore
 from storage.registry import read_champion
-from storage.remote_bucket import Bucket
 from tests.support.candles import ROOT
-from tests.support.nights import quick_settings, write_klines
-from tests.support.object_store import ObjectStore
+from tests.support.nights import SERIES, quick_settings, write_klines
+from tests.support.s3_server import S3Server
 from tests.support.terminal import Terminal, closed_url, holdings
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore().running() as store:
+def store() -> Iterator[S3Server]:
+    with S3Server().running() as store:
         yield store
 
 
-def night(cache: Path, klines: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def night(
+    cache: Path, klines: Path, series: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """A night as a machine would run it whose working copies are in `cache`."""
     monkeypatch.setenv("KRONOS_CACHE", str(cache))
-    monkeypatch.setenv("KRONOS_HOME", ObjectStore.url)
-    summary: dict[str, Any] = nightly("demo", settings=quick_settings(klines))
+    monkeypatch.setenv("KRONOS_HOME", S3Server.url)
+    summary: dict[str, Any] = nightly(
+        "demo", series=[*series], settings=quick_settings(klines, **{"gate.min_origins": 10})
+    )
     return summary
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("series", [SERIES[1:], pytest.param(SERIES, marks=pytest.mark.slow)])
 def test_a_night_goes_on_where_another_machine_ended_it(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, series: tuple[str, ...]
 ) -> None:
+    store.empty()
     klines = tmp_path / "klines"
-    expected = write_klines(klines)
-    first = night(tmp_path / "a", klines, monkeypatch)
+    expected = {key: frame for key, frame in write_klines(klines).items() if key.name in series}
+    first = night(tmp_path / "a", klines, series, monkeypatch)
     assert (first["nothing_new"], first["verdict"]) == (False, "promote")
     before = holdings(store.machine(tmp_path / "a").root)
     assert {name.split("/")[0] for name in before if "/" in name} == {
         "lake", "datasets", "models", "forecasts", "hub"
     }  # fmt: skip
     shutil.rmtree(tmp_path / "a")
-    again = night(tmp_path / "b", klines, monkeypatch)
+    again = night(tmp_path / "b", klines, series, monkeypatch)
     assert again["nothing_new"]
     assert again["night"] == first["night"]
     home = store.machine(tmp_path / "b")
@@ -63,12 +68,13 @@ def test_a_night_goes_on_where_another_machine_ended_it(
     champion = read_champion(home, "demo")
     assert champion is not None
     assert champion.night == first["night"]
+    assert [key.name for key in expected] == [*series]
     for key, candles in expected.items():
         assert Lake(home.lake).read(key).equals(candles)
 
 
 def test_commands_read_and_write_a_home_on_object_storage_from_any_machine(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.empty()
     key, candles = next(iter(write_klines(tmp_path / "klines").items()))
@@ -95,7 +101,7 @@ def test_commands_read_and_write_a_home_on_object_storage_from_any_machine(
 
 @pytest.mark.slow
 def test_a_machine_that_is_killed_while_it_trains_is_followed_by_another_from_its_checkpoint(
-    store: ObjectStore, tmp_path: Path
+    store: S3Server, tmp_path: Path
 ) -> None:
     store.empty()
     klines = tmp_path / "klines"
@@ -128,15 +134,15 @@ def test_a_machine_that_is_killed_while_it_trains_is_followed_by_another_from_it
 def _run(cache: Path, klines: Path) -> "subprocess.Popen[str]":
     """`kronos run` as a process of its own that saves every second and is given up after five."""
     code = (
-        "from storage import remote, remote_lease; remote._SAVE_S, remote_lease.TTL_S = 1.0, 5.0;"
-        "remote.BEAT_S = 1.0; from flows.cli.program import main; main()"
+        "from storage import lease, object_home; object_home._SAVE_S, lease.TTL_S = 1.0, 5.0;"
+        "object_home.BEAT_S = 1.0; from flows.cli.program import main; main()"
     )
     wanted = quick_settings(
         klines, **{"predictor.epochs": 4, "predictor.steps_per_epoch": 50, "predictor.checkpoint_steps": 10}
     )
     del wanted["replay"]
     settings = [part for name, value in wanted.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-c", code, "--home", ObjectStore.url, "run", "--klines", str(klines)]
+    command = [sys.executable, "-c", code, "--home", S3Server.url, "run", "--klines", str(klines)]
     foreign = ("PREFECT_", "MLFLOW_", "KRONOS_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return subprocess.Popen(
@@ -150,9 +156,9 @@ def _run(cache: Path, klines: Path) -> "subprocess.Popen[str]":
     )
 
 
-def _checkpointed(store: ObjectStore) -> list[str]:
+def _checkpointed(store: S3Server) -> list[str]:
     """The metrics that belong to the checkpoint of stage 2 as the store has it; none before there is one."""
-    bucket = Bucket(store.url)
+    bucket = ObjectStore(store.url)
     found = bucket.get("manifest.json")
     told = json.loads(found.content)["files"] if found else {}
     names = {

@@ -309,3 +309,16 @@ def test_the_token_is_in_no_parameter_log_or_artifact_of_prefect(
     assert "publish.namespace" in kept
     said = kept + caplog.text + "".join(one.out + one.err for one in outcomes)
     assert [secret for secret in (hub.token, WRONG) if secret in said] == []
+
+
+@pytest.mark.parametrize(
+    "setting", ["dataset.horizon=2", "dataset.lookback=12", "dataset.horizon=48", "interval=4h"]
+)
+def test_what_the_champion_was_not_made_for_is_refused_before_anything_is_fetched(
+    published: PublishedNight, terminal: Terminal, setting: str
+) -> None:
+    terminal.home = published.home.root
+    complaint = terminal.refused("forecast", *published.options(), "--set", setting)
+    made = "interval 1h, dataset.lookback 24 and dataset.horizon 4, which the champion of demo was made for"
+    assert f"Expected {made}, found " in complaint
+    assert "train a champion for it with `kronos run --recipe demo`" in complaint

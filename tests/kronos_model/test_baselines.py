@@ -6,7 +6,13 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.baselines import BlockBootstrap, Drift, EwmaCone, SeasonalNaive, make_baselines
+from kronos_model.evaluation.baselines import (
+    BlockBootstrap,
+    EwmaCone,
+    RandomWalkWithDrift,
+    SeasonalNaive,
+    make_baselines,
+)
 from kronos_model.evaluation.competitors import Context, LastValue, history_bars
 from kronos_model.evaluation.config import EvaluationConfig
 
@@ -33,7 +39,7 @@ def make_context(rows: slice = slice(None), *, young: int = 0) -> Context:
 
 
 SAMPLED = (EwmaCone(samples=40, seed=3), BlockBootstrap(samples=40, seed=3))
-ALL = (*SAMPLED, LastValue(), Drift(), SeasonalNaive(name="seasonal", bars=5))
+ALL = (*SAMPLED, LastValue(), RandomWalkWithDrift(), SeasonalNaive(name="seasonal", bars=5))
 
 
 def closes(competitor, context: Context) -> np.ndarray:
@@ -42,7 +48,7 @@ def closes(competitor, context: Context) -> np.ndarray:
 
 def test_drift_goes_on_along_the_line_from_the_first_to_the_last_close():
     context = make_context()
-    found = closes(Drift(), context)
+    found = closes(RandomWalkWithDrift(), context)
     for b in range(B):
         first, last = (float(context.features[b, at, 3]) for at in (0, -1))
         for h in range(H):
@@ -171,7 +177,13 @@ def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
     assert [one.name for one in made] == ["last_value"]
 
 
-@pytest.mark.parametrize("wrong", [("crystal_ball",), ("ewma", "ewma")])
-def test_unknown_and_repeated_baselines_are_refused(wrong):
-    with pytest.raises(ValueError, match="baselines must"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (("crystal_ball",), r"baselines: expected any of drift\|.*, found \('crystal_ball',\)"),
+        (("ewma", "ewma"), "baselines must differ, found ewma, ewma"),
+    ],
+)
+def test_unknown_and_repeated_baselines_are_refused(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
         EvaluationConfig(baselines=wrong)

@@ -16,7 +16,7 @@ from kronos_model.forecaster import Forecaster
 from kronos_model.normalise import Normaliser
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.projection import projection
-from kronos_model.sampling import Sampler, SamplingConfig, draw, sample_paths
+from kronos_model.sampling import PathSampler, SamplingConfig, draw
 from kronos_model.tokenizer import KronosTokenizer
 
 MODES: tuple[S2Decode, ...] = ("trained", "upstream")
@@ -92,11 +92,10 @@ def test_cached_paths_are_the_uncached_ones(tiny: Pair, max_context: int, s2_dec
     arguments = {
         "config": SamplingConfig(samples=3, temperature=1.3, top_k=50, top_p=0.95),
         "max_context": max_context,
-        "s2_decode": s2_decode,
     }
     data = market(2, 24, 12)
-    cached = sample_paths(*tiny, *data, generator=seeded(5, 6), **arguments)
-    uncached = uncached_paths(tiny, *data, generator=seeded(5, 6), **arguments)
+    cached = PathSampler(*tiny, s2_decode=s2_decode).paths(*data, generator=seeded(5, 6), **arguments)
+    uncached = uncached_paths(tiny, *data, generator=seeded(5, 6), s2_decode=s2_decode, **arguments)
     torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=0)
 
 
@@ -168,7 +167,7 @@ def test_only_the_horizon_is_decoded_and_is_what_the_whole_would_give() -> None:
 @pytest.mark.parametrize("max_context", [512, 26], ids=["growing", "some slide"])
 def test_series_of_different_length_get_the_paths_that_they_get_alone(tiny: Pair, max_context: int) -> None:
     context, stamps, future = market(4, 24, 6)
-    lengths, sampler = [24, 9, 1, 24], Sampler(*tiny)
+    lengths, sampler = [24, 9, 1, 24], PathSampler(*tiny)
     arguments = {"config": SamplingConfig(samples=3, rows=7), "max_context": max_context}
     together = sampler.paths(
         context.where(torch.arange(24)[:, None] < torch.tensor(lengths)[:, None, None], 9.0),
@@ -212,7 +211,7 @@ def test_samples_that_share_a_prompt_are_distributed_as_separate_runs(
     tiny: Pair, s2_decode: S2Decode
 ) -> None:
     """Chi-square over tenths of the second new close, where samples already have pasts of their own."""
-    count, sampler = 3000, Sampler(*tiny, s2_decode=s2_decode)
+    count, sampler = 3000, PathSampler(*tiny, s2_decode=s2_decode)
     data = market(1, 12, 2)
     config = SamplingConfig(temperature=0.7, top_k=12, rows=count)
     together = sampler.paths(*data, config=config, samples=count, generator=seeded(1), max_context=512)[0]
@@ -273,7 +272,7 @@ def test_a_program_with_fixed_shapes_draws_the_same_paths(
         "lengths": lengths,
         "max_context": max_context,
     }
-    plain = Sampler(*tiny).paths(*data, generator=seeded(1, 2, 3), **arguments)
+    plain = PathSampler(*tiny).paths(*data, generator=seeded(1, 2, 3), **arguments)
 
     def stepwise(step: Callable[[], object], *, rewind: Callable[[], object]) -> Callable[[], object]:
         step()
@@ -281,7 +280,7 @@ def test_a_program_with_fixed_shapes_draws_the_same_paths(
 
     monkeypatch.setattr(graphs, "captured", stepwise)
     monkeypatch.setattr(sampling, "accelerates", lambda device, how: how == "graph")
-    sampler = Sampler(*tiny)
+    sampler = PathSampler(*tiny)
     counted: list[int] = []
     for seeds in ((4, 5, 6), (1, 2, 3)):
         found = sampler.paths(
@@ -297,14 +296,14 @@ def test_a_program_with_fixed_shapes_draws_the_same_paths(
 def test_a_gpu_draws_what_a_cpu_draws(tiny: Pair, acceleration: str, precision: str) -> None:
     data, lengths = market(3, 24, 6), [24, 24, 13]
     config = SamplingConfig(samples=3, top_p=0.9, acceleration=acceleration, precision=precision)
-    here = Sampler(*tiny).paths(
+    here = PathSampler(*tiny).paths(
         *data,
         lengths=lengths,
         generator=seeded(1, 2, 3),
         config=SamplingConfig(samples=3, top_p=0.9),
         max_context=512,
     )
-    sampler = Sampler(*(model.cuda() for model in build("tiny")), precision=config.precision)
+    sampler = PathSampler(*(model.cuda() for model in build("tiny")), precision=config.precision)
     for _ in range(2):
         there = sampler.paths(
             *(part.cuda() for part in data),

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kronos_model.errors import ModelError
+from kronos_model.hub_repository import Remote
 from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import CHAMPION, ChampionTags, champion_tags, publish_local, tag_champion
-from kronos_model.remote import Remote
 from tests.support.loopback_hub import Fault, LoopbackHub
 
 NONE = ChampionTags(tokenizer=None, predictor=None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kronos_model.checkpoint import TrainState
 from kronos_model.errors import NonFiniteLoss
-from kronos_model.fit import Interrupted, Sampler, StageConfig, fit, learning_rate, make_optimizer
+from kronos_model.fit import Interrupted, StageConfig, WindowSampler, fit, learning_rate, make_optimizer
 
 
 class ToyDataset:
@@ -66,15 +66,18 @@ class ToyKeeper:
     told: list[dict[str, Any]] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    written: list[tuple[str, int]] = field(default_factory=list)
 
     def log(self, phase: str, values: Mapping[str, float]) -> None:
         self.told.append({"phase": phase, **values})
 
     def save(self, state: TrainState) -> None:
         self.saved.append(state.progress.step)
+        self.written.append(("checkpoint", state.progress.step))
 
     def keep(self, state: TrainState) -> None:
         self.kept.append(state.progress.step)
+        self.written.append(("best", state.progress.step))
 
     def stopping(self) -> bool:
         return sum(line["phase"] == "train" for line in self.told) == self.stop_at
@@ -94,7 +97,7 @@ def make_state(config: StageConfig) -> TrainState:
 def run(config: StageConfig, *, train: int = 20, keeper: ToyKeeper | None = None, **toy: Any) -> Any:
     state, keeper = make_state(config), keeper or ToyKeeper()
     objective = ToyObjective(ToyDataset(train), **toy)
-    sampler = Sampler.of(train, config, seed=3)
+    sampler = WindowSampler.of(train, config, seed=3)
     fit(state, objective, sampler, config, keeper=keeper)  # type: ignore[arg-type]
     return SimpleNamespace(state=state, keeper=keeper, objective=objective, sampler=sampler)
 
@@ -103,7 +106,7 @@ def make_config(**settings: Any) -> StageConfig:
     return StageConfig(**{"epochs": 2, "batch_size": 4, "learning_rate": 0.05} | settings)
 
 
-def draw_all(sampler: Sampler, epochs: int) -> list[list[int]]:
+def draw_all(sampler: WindowSampler, epochs: int) -> list[list[int]]:
     """What each epoch draws."""
     cursor, epochs_drawn = 0, []
     for _ in range(epochs):
@@ -118,19 +121,19 @@ def draw_all(sampler: Sampler, epochs: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(("windows", "batch"), [(20, 4), (21, 4), (3, 8), (1, 1)])
 def test_an_epoch_draws_every_window_exactly_once(windows: int, batch: int) -> None:
-    epochs = draw_all(Sampler.of(windows, make_config(batch_size=batch), seed=1), 3)
+    epochs = draw_all(WindowSampler.of(windows, make_config(batch_size=batch), seed=1), 3)
     assert all(sorted(drawn) == list(range(windows)) for drawn in epochs)
     assert windows < 20 or epochs[0] != epochs[1]
 
 
 def test_a_cap_beyond_a_full_pass_changes_nothing() -> None:
-    full = Sampler.of(21, make_config(), seed=1)
-    assert Sampler.of(21, make_config(steps_per_epoch=100), seed=1) == full
-    assert Sampler.of(21, make_config(steps_per_epoch=6), seed=1) == full
+    full = WindowSampler.of(21, make_config(), seed=1)
+    assert WindowSampler.of(21, make_config(steps_per_epoch=100), seed=1) == full
+    assert WindowSampler.of(21, make_config(steps_per_epoch=6), seed=1) == full
 
 
 def test_capped_epochs_continue_through_the_permutation_until_all_windows_are_seen() -> None:
-    sampler = Sampler.of(23, make_config(steps_per_epoch=2, accumulation=2), seed=1)
+    sampler = WindowSampler.of(23, make_config(steps_per_epoch=2, accumulation=2), seed=1)
     epochs = draw_all(sampler, 23)
     assert {len(drawn) for drawn in epochs} == {16}
     row = [index for drawn in epochs for index in drawn]  # 16 permutations of 23 windows
@@ -141,7 +144,7 @@ def test_capped_epochs_continue_through_the_permutation_until_all_windows_are_se
 
 def test_what_is_drawn_depends_on_seed_and_cursor_alone() -> None:
     config = make_config(steps_per_epoch=3)
-    first, again, other = (Sampler.of(50, config, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (WindowSampler.of(50, config, seed=seed) for seed in (1, 1, 2))
     assert first.draw(48).tolist() == again.draw(48).tolist()
     assert first.draw(0).tolist() != other.draw(0).tolist()
 
@@ -214,7 +217,7 @@ def test_a_capped_validation_is_spread_over_the_split() -> None:
     state, toy = make_state(config), ToyObjective(ToyDataset(4))
     before = state.model(torch.tensor(toy.dataset.x["validation"][[0, 2]], dtype=torch.float32)[:, None])
     x = torch.tensor(toy.dataset.x["validation"][[0, 2]])[:, None]
-    fit(state, toy, Sampler.of(4, config, seed=0), config, keeper=keeper)  # type: ignore[arg-type]
+    fit(state, toy, WindowSampler.of(4, config, seed=0), config, keeper=keeper)  # type: ignore[arg-type]
     assert keeper.lines("validation")[0]["loss"] == pytest.approx((before - 2 * x - 1).square().mean().item())
 
 
@@ -235,13 +238,14 @@ def test_better_weights_are_kept_after_their_checkpoint() -> None:
     losses = [line["loss"] for line in done.keeper.lines("validation")]
     assert losses == sorted(losses, reverse=True)
     assert done.keeper.kept == [0, 5, 10, 15]
+    assert done.keeper.written == [(what, step) for step in (0, 5, 10, 15) for what in ("checkpoint", "best")]
     assert done.state.progress.best_loss == losses[-1]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_window() -> None:
     config = make_config()
     state, keeper = make_state(config), ToyKeeper()
-    sampler = Sampler.of(20, config, seed=3)
+    sampler = WindowSampler.of(20, config, seed=3)
     culprit = int(sampler.draw(4)[2])  # in the second step
     objective = ToyObjective(ToyDataset(20), poisoned=frozenset({culprit}))
     with pytest.raises(NonFiniteLoss, match=rf"step 2.*windows {culprit} \(um:TOY, 1970-01-0\d \d\d:00"):

@@ -13,7 +13,7 @@ from kronos_model.forecaster import Forecaster, consistent
 from kronos_model.hub import scratch_pair, write_metadata
 from kronos_model.normalise import Normaliser
 from kronos_model.predictor import Kronos
-from kronos_model.sampling import SamplingConfig, sample_paths
+from kronos_model.sampling import PathSampler, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.windows import calendar_stamps
 
@@ -99,9 +99,7 @@ def test_the_violation_rate_is_that_of_the_raw_paths(forecaster: Forecaster) -> 
         torch.from_numpy(calendar_stamps(t.ravel()).reshape(3, -1, 5)) for t in (hours(0, 40), hours(40, 7))
     ]
     greedy = SamplingConfig(temperature=0)
-    normalised = sample_paths(
-        forecaster.tokenizer,
-        forecaster.predictor,
+    normalised = PathSampler(forecaster.tokenizer, forecaster.predictor).paths(
         forecaster.normaliser.forward(context, scale),
         *stamps,
         config=greedy,

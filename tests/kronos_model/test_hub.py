@@ -28,7 +28,7 @@ from kronos_model.hub import (
     write_metadata,
 )
 from kronos_model.predictor import Kronos
-from kronos_model.pretrained import download
+from kronos_model.pretrained import fetch_repository
 from kronos_model.tokenizer import KronosTokenizer
 from tests.support.loopback_hub import Fault, LoopbackHub
 
@@ -303,7 +303,7 @@ def test_a_download_that_breaks_off_is_not_taken_for_whole(
     with pytest.raises(UnreachableModel, match=f"maker/predictor at revision {revision}"):
         Kronos.from_pretrained("maker/predictor", revision=revision)
     hub.faults.clear()
-    folder = download("maker/predictor", revision)
+    folder = fetch_repository("maker/predictor", revision)
     assert model_digest(folder) == model_digest(pair.predictor)
     assert read_metadata(folder) == {"version": 1, "part": "predictor", "max_context": 64}
 

@@ -106,6 +106,39 @@ def test_the_interval_of_a_mean_equals_a_loop_over_the_draws():
     assert high == pytest.approx(centre + (np.quantile(means, 0.95) - centre) * found.factor, abs=1e-9)
 
 
+def test_the_interval_of_overlapping_forecasts_is_that_of_a_naive_bootstrap_widened_as_described():
+    """Stretches of six in the mean, twice a horizon, drawn step by step with other random numbers."""
+    block, length, draws = 3, 6, 4_000
+    scores = planted_scores(
+        {"a": np.convolve(losses(1, 200), np.ones(block), "valid")}, stride_hours=1, horizon=block
+    )
+    values, rng, means = scores.crps[0, :, 0], np.random.default_rng(11), []
+    for _ in range(draws):
+        at, total = 0, 0.0
+        for jump, place in zip(
+            rng.random(len(values)) < 1 / length, rng.integers(len(values), size=len(values)), strict=True
+        ):
+            at = int(place) if jump or total == 0.0 else (at + 1) % len(values)
+            total += values[at]
+        means.append(total / len(values))
+    # Of the variance of a mean of three overlapping forecasts, stretches show less the farther two lie apart.
+    parts = {lag: 1 - abs(lag) / block for lag in range(1 - block, block)}
+    shown = sum(part * (1 - 1 / length) ** abs(lag) for lag, part in parts.items()) / sum(parts.values())
+    pieces, z = len(values) / length, 1.6448536269514722
+    factor = np.sqrt(pieces / (pieces - 1) / shown) * (1 + (z**2 + 1) / (4 * (pieces - 1)))
+    found = Resampler.of(scores, np.ones(len(values), bool), confidence=0.9, draws=draws, seed=3)
+    low, high = found.mean(values, 0.9)
+    centre, width = values.mean(), (np.quantile(means, 0.95) - np.quantile(means, 0.05)) * factor
+    assert high - low == pytest.approx(width, rel=0.05)
+    assert (low, high) == pytest.approx(
+        (
+            centre + (np.quantile(means, 0.05) - centre) * factor,
+            centre + (np.quantile(means, 0.95) - centre) * factor,
+        ),
+        abs=0.04 * width,
+    )
+
+
 def test_stretches_of_overlapping_forecasts_are_twice_a_horizon_long():
     apart = resampled(planted_scores({"a": losses(1, 600)}, stride_hours=24, horizon=4))
     overlapping = resampled(planted_scores({"a": losses(1, 600)}, stride_hours=1, horizon=12))

@@ -222,9 +222,9 @@ def test_global_robust_without_training_rows_of_a_series_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "minmax"}, r"expected one of window_zscore.*found 'minmax'"),
-        ({"clip": 0.0}, r"clip: expected a number above 0"),
-        ({"clip": float("nan")}, r"clip: expected a number above 0"),
+        ({"kind": "minmax"}, r"kind: expected window_zscore\|window_robust\|global_robust, found 'minmax'"),
+        ({"clip": 0.0}, r"clip: expected above 0, found 0.0; raise it"),
+        ({"clip": float("nan")}, r"clip: expected float \(above 0\), found nan"),
         ({"kind": "global_robust"}, r"global_robust: expected a state of \['series'\], found \[\]"),
         ({"state": {"kind": "window_zscore"}}, r"window_zscore: expected a state of \[\], found \['kind'\]"),
     ],

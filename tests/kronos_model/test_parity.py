@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kronos_model.config import PRESETS
 from kronos_model.predictor import Kronos
-from kronos_model.sampling import SamplingConfig, sample_paths
+from kronos_model.sampling import PathSampler, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
 from tests.support.gradients import named_gradients
 
@@ -180,16 +180,13 @@ def test_greedy_paths_are_upstream_s(sides: Sides, max_context: int) -> None:
         top_p=1.0,
         sample_count=1,
     )[:, -horizon:]
-    ours = sample_paths(
-        sides.tokenizer,
-        sides.predictor,
+    ours = PathSampler(sides.tokenizer, sides.predictor, s2_decode="upstream").paths(
         x,
         calendar[:, :length],
         calendar[:, length:],
         config=SamplingConfig(top_k=1, samples=2),
         generator=torch.Generator(),
         max_context=max_context,
-        s2_decode="upstream",
     )
     assert ours.shape == (2, 2, horizon, 6)
     for sample in ours.unbind(dim=1):

@@ -10,8 +10,8 @@ import huggingface_hub.utils._http as hub_http
 import pytest
 
 from kronos_model.errors import ModelError
+from kronos_model.hub_repository import Remote
 from kronos_model.publish import ChampionTags, assemble_repository, publish_to_hub, tag_champion
-from kronos_model.remote import Remote
 from tests.support.loopback_hub import Fault, LoopbackHub
 
 NAMES = ("tester/demo-kronos-tokenizer", "tester/demo-kronos-predictor")

@@ -7,7 +7,7 @@ from torch import Tensor
 from kronos_model.config import PRESETS
 from kronos_model.errors import MismatchedPair
 from kronos_model.predictor import Kronos
-from kronos_model.sampling import SamplingConfig, draw, filter_logits, sample_paths
+from kronos_model.sampling import PathSampler, SamplingConfig, draw, filter_logits
 from kronos_model.tokenizer import KronosTokenizer
 
 TINY = PRESETS["tiny"]
@@ -88,10 +88,10 @@ def test_greedy_is_the_likeliest_token(config: SamplingConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be at least 0, found -1.0"),
-        ({"top_k": -1}, "top_k must be at least 0"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"temperature": -1.0}, "temperature: expected at least 0, found -1.0; raise it"),
+        ({"top_k": -1}, "top_k: expected at least 0 or empty, found -1; raise it"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1 or empty, found 0.0; raise it"),
+        ({"samples": 0}, "samples: expected at least 1, found 0; raise it"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:
@@ -115,12 +115,12 @@ def paths(
     stamps = stamps.expand(3, -1, -1).to(torch.int8)
     max_context = settings.pop("max_context", 512)
     generator = settings.pop("generator", None) or torch.Generator().manual_seed(seed)
-    return sample_paths(
-        *models,
+    config = SamplingConfig(samples=4, **settings)
+    return PathSampler(*models, precision=config.precision).paths(
         context[series],
         stamps[series, :20],
         stamps[series, 20:],
-        config=SamplingConfig(samples=4, **settings),
+        config=config,
         generator=generator,
         max_context=max_context,
     )
@@ -169,9 +169,7 @@ def test_tokens_are_the_model_s_own_distribution(models) -> None:
     tokenizer, predictor = models
     context = torch.randn(1, 10, 6, generator=torch.Generator().manual_seed(4))
     stamps = torch.ones(1, 11, 5, dtype=torch.int8)
-    found = sample_paths(
-        tokenizer,
-        predictor,
+    found = PathSampler(tokenizer, predictor).paths(
         context,
         stamps[:, :10],
         stamps[:, 10:],
@@ -212,8 +210,7 @@ def test_tokens_of_another_size_are_refused(models) -> None:
 def test_progress_counts_every_bar(models) -> None:
     seen: list[tuple[int, int]] = []
     context, stamps = torch.zeros(2, 5, 6), torch.ones(2, 8, 5)
-    sample_paths(
-        *models,
+    PathSampler(*models).paths(
         context,
         stamps[:, :5],
         stamps[:, 5:],

@@ -77,5 +77,5 @@ def test_ratios_equal_empyricals():
 def test_too_few_origins_are_refused():
     with pytest.raises(ValueError, match="at least 3 origins, found 2"):
         backtest(planted_scores({"model": np.full(2, 0.01)}), "model", SERIES, StrategyConfig())
-    with pytest.raises(ValueError, match="threshold: expected 0 or more, found -1"):
+    with pytest.raises(ValueError, match="threshold: expected at least 0, found -1; raise it"):
         StrategyConfig(threshold=-1)

@@ -317,7 +317,7 @@ def test_a_job_is_read_as_it_was_written_and_unknown_keys_are_refused(tmp_path: 
     for change, sentence in (
         ({"speed": 1}, "Job knows no speed; it knows"),
         ({"config": {"epoch": 1}}, "StageConfig knows no epoch"),
-        ({"config": {"epochs": 0}}, "epochs: expected 1 or more, found 0"),
+        ({"config": {"epochs": 0}}, "epochs: expected at least 1, found 0; raise it"),
         ({"predictor": None}, "found null in the predictor stage"),
         ({"version": 9}, "expected a training job of version 1"),
     ):
@@ -432,7 +432,7 @@ def test_recomputed_activations_train_the_same_weights(noisy: Ground, settings: 
 
 def test_training_imports_nothing_but_what_a_bare_machine_has() -> None:
     """Whatever else is loaded, those packages themselves bring."""
-    theirs = "torch, numpy, scipy, safetensors.torch, huggingface_hub, huggingface_hub.hf_api, httpx2, torch._dynamo"
+    theirs = "torch, numpy, scipy, safetensors.torch, huggingface_hub, huggingface_hub.hf_api, torch._dynamo"
 
     def loaded(modules: str) -> set[str]:
         program = f"import {modules}, sys; print(*sys.modules)"

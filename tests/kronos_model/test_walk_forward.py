@@ -257,7 +257,7 @@ def test_nan_in_a_models_paths_names_the_model_and_the_origin(dataset):
 def test_one_path_is_too_few_for_the_crps(dataset):
     with pytest.raises(ValueError, match="CRPS needs at least 2"):
         walk_forward(dataset, [Noise("noise", paths=1)], SMALL)
-    with pytest.raises(ValueError, match="at least 2 for the CRPS"):
+    with pytest.raises(ValueError, match="samples: expected at least 2, found 1; raise it"):
         EvaluationConfig(samples=1)
 
 

@@ -33,6 +33,7 @@ from tests.support.serving import (
     make_home,
     serving,
 )
+from tests.support.snapshots import snapshot
 
 TOKEN = "0123456789abcdef-not-a-secret"
 
@@ -165,6 +166,24 @@ def test_scores_count_the_forecasts_whose_candles_have_come(tmp_path: Path) -> N
     assert (live["symbol"], live["scored"], live["waiting"]) == (BTC.name, 2, 1)
     assert live["coverage_90"] == np.mean((came >= 5) & (came <= 95))
     assert live["last_value_bps"] == pytest.approx(10_000 * np.mean(np.abs(np.log(came / 99))))
+
+
+def test_reading_leaves_a_home_byte_for_byte_as_it_was(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    champion = crown(home, seed=1)
+    (home.models / "demo" / "history.jsonl").unlink()  # as a crash after champion.json leaves it
+    for hours in (9, 10, 1):  # two are due and not scored yet, one waits
+        keep_forecast(home, BTC, origin_ms=LAST_MS - hours * HOUR_MS, digest=champion.predictor_digest)
+    with serving(home) as site:
+        before = snapshot(home.root)
+        routes = site.get("/openapi.json").json()["paths"]
+        asked = [path for path, methods in routes.items() if "get" in methods]
+        for path in (*asked, "/", "/openapi.json", "/assets/app.js"):
+            answer = site.get(path, symbol=BTC.name)
+            assert answer.status_code in (200, 422), (path, answer.text)  # some take no symbol
+        (live,) = site.get("/scores").json()["live"]
+        assert (live["scored"], live["waiting"]) == (2, 1)
+        assert snapshot(home.root) == before
 
 
 REFUSED = [

@@ -1,7 +1,8 @@
 """Many requests at once: bounded, timed, drawn together, and undisturbed by a new champion."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return make_home(tmp_path_factory.mktemp("service"))
 
 
+def until(reached: Callable[[], bool], what: str) -> None:
+    """Return once it is so; a failure after a minute."""
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline, f"{what}: not within a minute"
+        time.sleep(0.002)
+
+
 def waiting(site: Site, count: int) -> None:
     """Return once so many forecasts wait."""
-    while site.get("/health").json()["waiting"] != count:
-        pass
+    until(lambda: site.get("/health").json()["waiting"] == count, f"{count} forecasts wait")
 
 
 def test_what_waits_is_drawn_in_one_batch_with_the_result_of_drawing_alone(home: Home, valve: Valve) -> None:
     asked = [{"symbol": key.name, "seed": seed, "samples": 6} for seed in range(4) for key in (BTC, DOGE)]
     with serving(home) as site, ThreadPoolExecutor(9) as pool:
         first = pool.submit(site.forecast, samples=5)
-        valve.entered.wait(30)
+        assert valve.entered.wait(30)
         others = [pool.submit(site.forecast, **one) for one in asked]
         waiting(site, 9)
         valve.open.set()
@@ -74,7 +82,7 @@ def test_what_waits_is_drawn_in_one_batch_with_the_result_of_drawing_alone(home:
 def test_the_same_question_is_drawn_once(home: Home, valve: Valve) -> None:
     with serving(home) as site, ThreadPoolExecutor(5) as pool:
         first = pool.submit(site.forecast)
-        valve.entered.wait(30)
+        assert valve.entered.wait(30)
         others = [pool.submit(site.forecast) for _ in range(4)]
         valve.open.set()
         answers = [one.result() for one in (first, *others)] + [site.forecast()]
@@ -123,7 +131,11 @@ def test_a_defect_is_one_500_and_the_next_request_is_answered(
 def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Path) -> None:
     home = make_home(tmp_path)
     with serving(home, ServiceConfig(watch_s=0.02, cache=0)) as site:
-        old = site.service.champion_models.models[0].champion.predictor_digest
+
+        def serves() -> str:
+            return site.service.champion_models.models[0].champion.predictor_digest
+
+        old = serves()
         swapped = threading.Event()
         answers: list[tuple[int, dict[str, Any]]] = []
 
@@ -135,11 +147,9 @@ def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Pa
 
         with ThreadPoolExecutor(8) as pool:
             clients = [pool.submit(client, 100 * number) for number in range(8)]
-            while len(answers) < 40:
-                pass
+            until(lambda: len(answers) >= 40, "forty answers")
             new = crown(home, seed=1).predictor_digest
-            while site.service.champion_models.models[0].champion.predictor_digest == old:
-                pass
+            until(lambda: serves() != old, "the new champion serves")
             swapped.set()
             for one in clients:
                 one.result()
@@ -147,8 +157,7 @@ def test_a_champion_swap_under_load_drops_nothing_and_mixes_nothing(tmp_path: Pa
         for seed in range(5):
             expected[new, seed] = site.forecast(seed=seed, samples=4)["fan"]
         crown(home, seed=0)
-        while site.service.champion_models.models[0].champion.predictor_digest == new:
-            pass
+        until(lambda: serves() != new, "the old champion serves again")
         for seed in range(5):
             expected[old, seed] = site.forecast(seed=seed, samples=4)["fan"]
     assert {answer["predictor"] for _, answer in answers} == {old, new}
@@ -163,16 +172,13 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_and_says_so(tmp_pat
     with serving(home, ServiceConfig(watch_s=0.02)) as site:
         before = site.forecast()
         record.write_text("{")
-        while not site.service.champion_models.problems:
-            pass
+        until(lambda: bool(site.service.champion_models.problems), "the damage is seen")
         assert site.get("/health").json()["status"] == "degraded"
         assert "champion record" in site.get("/models").json()["problems"]["demo"]
         assert site.forecast() == before
         record.write_text(good)
-        while site.service.champion_models.problems:
-            pass
+        until(lambda: not site.service.champion_models.problems, "the repair is seen")
         assert site.get("/health").json()["status"] == "ok"
         record.unlink()
-        while site.service.champion_models.models:
-            pass
+        until(lambda: not site.service.champion_models.models, "nobody serves")
         assert site.get("/forecast", symbol="BTCUSDT").status_code == 404

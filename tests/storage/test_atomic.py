@@ -34,6 +34,34 @@ def test_a_file_is_written_with_its_folder_and_nothing_is_left(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_directory_is_on_the_disk_with_all_it_holds_before_it_has_its_name(tmp_path, monkeypatch):
+    """A power cut after the rename must not leave empty files under a name that says they are whole."""
+    synced: list[str] = []
+    renamed: list[int] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note(descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        root = next(iter(tmp_path.iterdir()))
+        names = {path.stat().st_ino: str(path.relative_to(root)) for path in root.rglob("*")}
+        synced.append({root.stat().st_ino: ".", tmp_path.stat().st_ino: ".."}.get(inode) or names[inode])
+        fsync(descriptor)
+
+    def move(*arguments: object) -> None:
+        renamed.append(len(synced))
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", move)
+    with atomic_directory(tmp_path / "model") as folder:
+        (folder / "deep" / "er").mkdir(parents=True)
+        for name in ("config.json", "deep/model.safetensors", "deep/er/weights"):
+            (folder / name).write_text(name)
+    whole = {".", "config.json", "deep", "deep/er", "deep/er/weights", "deep/model.safetensors"}
+    assert (set(synced[: renamed[0]]), len(renamed)) == (whole, 1)
+    assert synced[renamed[0] :] == [".."], "and then its name"
+
+
 def test_a_failing_block_leaves_the_old_file_and_no_temp(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")

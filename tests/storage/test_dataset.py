@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from kronos_model.features import calendar_stamps, fit_state
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig, build_dataset, load_manifest
 from storage.errors import DatasetError, StorageError
@@ -184,6 +185,22 @@ def test_a_missing_amount_is_estimated_counted_and_said(tmp_path):
             assert bar["quote_volume"] != expected
             expected = bar["quote_volume"]
         np.testing.assert_allclose(features[row, 5], expected, rtol=1e-6)
+
+
+def test_a_series_that_has_ceased_to_trade_is_named_in_a_warning(tmp_path):
+    key = SeriesKey.parse("um:AAAUSDT", "1h")
+    built = build_dataset(
+        {key: make_candles(400)},
+        SMALL,
+        tmp_path,
+        stamp=calendar_stamps,
+        fit=lambda rows: fit_state(SMALL.normaliser, rows),
+        stale=[key],
+    )
+    (warning,) = built.warnings
+    assert warning.startswith("um:AAAUSDT: the exchange has no candle after 20")
+    assert warning.endswith("it is halted or delisted.")
+    assert build({"um:AAAUSDT": make_candles(400)}, SMALL, tmp_path).warnings == ()
 
 
 def test_features_are_the_candles_in_the_documented_order(tmp_path):

@@ -54,15 +54,16 @@ def test_parts_become_one_file_in_order_and_a_part_written_twice_counts_once(tmp
     first, second = frame(1)[0], frame(2)[0]
     for part, rows in ((1, second), (0, second), (0, first)):
         table.write(part, rows)
-    assert table.finish() == tmp_path / "forecasts.parquet"
-    assert table.read().equals(pl.concat([first, second]))
-    assert [path.name for path in tmp_path.iterdir()] == ["forecasts.parquet"]
-    assert table.finish() == tmp_path / "forecasts.parquet"
+    for _ in range(2):
+        table.join(tmp_path / "whole")
+        assert ForecastTable(tmp_path / "whole", "forecasts").read().equals(pl.concat([first, second]))
+        assert [path.name for path in (tmp_path / "whole").iterdir()] == ["forecasts.parquet"]
 
 
 def test_a_table_that_was_never_written_has_no_file_and_reading_it_ends_in_a_sentence(tmp_path):
     table = ForecastTable(tmp_path, "paths")
-    assert table.finish() is None
+    table.join(tmp_path)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(StorageError, match="delete that evaluation's folder and evaluate again"):
         table.read()
     table.path.write_bytes(b"not parquet")

@@ -139,8 +139,10 @@ def test_a_job_that_somebody_runs_and_the_dataset_of_one_that_waits_stay(tmp_pat
 
 def test_what_starts_nights_is_no_former_champion(tmp_path: Path) -> None:
     home = Home.at(tmp_path)
-    write(home.models / "scratch" / "tiny-0" / "predictor" / "model.safetensors", OLD)
-    assert found(home) == set()
+    start = write(home.models / "scratch" / "tiny-0" / "predictor" / "model.safetensors", OLD)
+    os.utime(start.parents[1], (NOW - OLD * 86_400,) * 2)
+    model(home, "served", OLD)
+    assert found(home) == {("model", "models/demo/served")}
 
 
 def test_nothing_goes_where_a_champion_cannot_be_read(tmp_path: Path) -> None:
@@ -167,5 +169,5 @@ def test_a_checkpoint_and_tokens_go_before_what_holds_them(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", [one.name for one in fields(RetentionPolicy)])
 def test_a_negative_age_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected days from 0, found -1"):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 0 days, found -1.0; raise it"):
         RetentionPolicy(**{name: -1.0})

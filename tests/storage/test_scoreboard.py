@@ -13,9 +13,11 @@ from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
+from storage.parquet import read_parquet
 from storage.schema import SeriesKey
-from storage.scoreboard import Scoreboard, by_period, tally
-from tests.support.candles import BTC, HOUR_MS, JUNE_MS, full_candles
+from storage.scoreboard import Scoreboard, by_period, score_due, tally
+from tests.support.candles import BTC, HOUR_MS, JUNE_MS, asked, full_candles
+from tests.support.snapshots import snapshot
 
 MODEL, OTHER = "ab" * 8, "cd" * 8
 SOURCE = Source(kind="import", detail="test")
@@ -68,16 +70,16 @@ def forecast(home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC) ->
     frame = pl.DataFrame(
         {"open_time": times.cast(pl.Datetime("ms", "UTC")), "step": range(1, HORIZON + 1), **columns}
     )
-    return ForecastStore(home.forecasts).save(key, origin, model, frame, {"last_close": 100.0}).name
+    return ForecastStore(home.forecasts).save(asked(key, origin, model), frame, {"last_close": 100.0}).name
 
 
 def test_a_forecast_waits_until_its_whole_horizon_is_in_the_lake(home: Home) -> None:
     board, name = Scoreboard(home, echo), forecast(home, 9)
     ingest(home, 0, 13)
-    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+    assert (board.update(BTC), board.standing(BTC).waiting) == (0, 1)
     ingest(home, 13, 1)
-    assert (board.update(BTC), board.waiting(BTC)) == (1, 0)
-    (row,) = board.rows(BTC).iter_rows(named=True)
+    assert (board.update(BTC), board.standing(BTC).waiting) == (1, 0)
+    (row,) = board.standing(BTC).rows.iter_rows(named=True)
     assert (row["forecast"], row["model_digest"]) == (name, MODEL)
     assert row["origin"].isoformat() == "2024-06-01T09:00:00+00:00"
     assert row["crps"] == [close(hour) for hour in (10, 11, 12, 13)]
@@ -92,15 +94,45 @@ def test_the_same_again_writes_nothing_and_what_comes_later_is_added(home: Home)
     before = (path.read_bytes(), path.stat().st_mtime_ns)
     assert board.update(BTC) == 0
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
-    first = board.rows(BTC)
+    first = board.standing(BTC).rows
     changed = candles(0, 30).with_columns(pl.col("close", "high") * 1.5)
     Lake(home.lake).upsert(BTC, changed, source=SOURCE)
     forecast(home, 11)
     forecast(home, 3)
     assert Scoreboard(home, echo).update(BTC) == 2
-    rows = board.rows(BTC)
+    rows = board.standing(BTC).rows
     assert rows["origin"].dt.hour().to_list() == [3, 9, 11]
     assert rows.filter(pl.col("forecast").is_in(first["forecast"].to_list())).equals(first), "a score stays"
+
+
+def test_who_reads_gets_what_is_due_as_it_will_be_kept_and_writes_nothing(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    for hour, model in ((9, MODEL), (10, OTHER)):
+        forecast(home, hour, model)
+    ingest(home, 0, 20)
+    board.update(BTC)
+    for hour, model in ((11, MODEL), (3, OTHER), (40, MODEL)):
+        forecast(home, hour, model)
+    before = snapshot(home.root)
+    due, mine = board.standing(BTC), board.standing(BTC, {MODEL})
+    assert snapshot(home.root) == before
+    assert due.rows["origin"].dt.hour().to_list() == [3, 9, 10, 11]
+    assert (due.waiting, mine.waiting, board.standing(BTC, {OTHER}).waiting) == (1, 1, 0)
+    assert mine.rows.equals(due.rows.filter(pl.col("model_digest") == MODEL))
+    seen: list[float] = []
+
+    def counted(levels: np.ndarray, quantiles: np.ndarray, came: np.ndarray, last_close: float) -> Truth:
+        seen.append(last_close)
+        return echo(levels, quantiles, came, last_close)
+
+    patient = Scoreboard(home, counted)
+    for models in ({MODEL}, None, {OTHER}, None):
+        patient.standing(BTC, models)
+    assert patient.standing(BTC).rows.equals(due.rows)
+    assert len(seen) == 2, "each that is due is scored once while the board lives"
+    assert score_due(board) == 2
+    assert board.standing(BTC).rows.equals(due.rows)
+    assert read_parquet(home.forecasts / "scores" / f"{BTC.slug}.parquet").equals(due.rows)
 
 
 def test_a_hole_is_waited_for_a_day_and_then_the_other_steps_count(home: Home) -> None:
@@ -108,12 +140,12 @@ def test_a_hole_is_waited_for_a_day_and_then_the_other_steps_count(home: Home) -
     forecast(home, 9)
     for first, count in ((0, 12), (13, 24)):  # the candle of 12:00 is missing
         ingest(home, first, count)
-    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+    assert (board.update(BTC), board.standing(BTC).waiting) == (0, 1)
     ingest(home, 37, 1)
     assert board.update(BTC) == 1
-    (row,) = board.rows(BTC).iter_rows(named=True)
+    (row,) = board.standing(BTC).rows.iter_rows(named=True)
     assert row["crps"] == [close(10), close(11), None, close(13)]
-    assert tally(board.rows(BTC)).coverage_90 == 1.0
+    assert tally(board.standing(BTC).rows).coverage_90 == 1.0
 
 
 def test_a_forecast_whose_truth_never_came_is_done_with_and_counts_for_nothing(home: Home) -> None:
@@ -122,8 +154,8 @@ def test_a_forecast_whose_truth_never_came_is_done_with_and_counts_for_nothing(h
     ingest(home, 0, 10)
     ingest(home, 40, 10)
     assert board.update(BTC) == 1
-    assert board.waiting(BTC) == 0
-    found = tally(board.rows(BTC))
+    assert board.standing(BTC).waiting == 0
+    found = tally(board.standing(BTC).rows)
     assert (found.scored, found.crps_bps, found.skill) == (1, None, None)
 
 
@@ -134,21 +166,23 @@ def test_models_are_told_apart(home: Home) -> None:
     forecast(home, 28, OTHER)
     ingest(home, 0, 30)
     assert board.update(BTC) == 2
-    assert [len(board.rows(BTC, models)) for models in (None, {MODEL}, {OTHER}, {MODEL, OTHER}, set())] == [
+    assert [
+        len(board.standing(BTC, models).rows) for models in (None, {MODEL}, {OTHER}, {MODEL, OTHER}, set())
+    ] == [
         2,
         1,
         1,
         2,
         0,
     ]
-    assert [board.waiting(BTC, models) for models in (None, {MODEL}, {OTHER})] == [1, 0, 1]
+    assert [board.standing(BTC, models).waiting for models in (None, {MODEL}, {OTHER})] == [1, 0, 1]
 
 
 def test_a_series_without_candles_or_forecasts_has_nothing_to_score(home: Home) -> None:
     board = Scoreboard(home, echo)
-    assert (board.update(BTC), board.waiting(BTC), len(board.rows(BTC))) == (0, 0, 0)
+    assert (board.update(BTC), board.standing(BTC).waiting, len(board.standing(BTC).rows)) == (0, 0, 0)
     forecast(home, 9)
-    assert (board.update(BTC), board.waiting(BTC)) == (0, 1)
+    assert (board.update(BTC), board.standing(BTC).waiting) == (0, 1)
 
 
 def test_a_damaged_file_of_scores_is_named_with_its_remedy(home: Home) -> None:
@@ -165,7 +199,7 @@ def test_a_tally_pools_all_steps_and_periods_add_up_to_it(home: Home) -> None:
         forecast(home, hour)
     ingest(home, 0, 2_300)
     assert board.update(BTC) == 20
-    rows = board.rows(BTC)
+    rows = board.standing(BTC).rows
     found = tally(rows, waiting=3)
     closes = [close(hour + step) for hour in range(0, 2_000, 100) for step in range(1, 5)]
     assert found.crps_bps == pytest.approx(10_000 * np.mean(closes), rel=1e-12)
@@ -180,6 +214,6 @@ def test_a_tally_pools_all_steps_and_periods_add_up_to_it(home: Home) -> None:
 
 
 def test_nothing_scored_has_no_numbers(home: Home) -> None:
-    rows = Scoreboard(home, echo).rows(BTC)
+    rows = Scoreboard(home, echo).standing(BTC).rows
     assert (tally(rows).crps_bps, tally(rows).scored) == (None, 0)
     assert by_period(rows).is_empty()

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from storage.forecasts import ForecastQuestion
 from storage.interval import Interval
 from storage.schema import SeriesKey, validate_candles
 
@@ -60,3 +62,17 @@ def second_process(code: str, *arguments: object) -> Iterator["subprocess.Popen[
             yield process
         finally:
             process.kill()
+
+
+def asked(key: SeriesKey, origin_ms: int, model: str, **changed: Any) -> ForecastQuestion:
+    """A question to a model; what is left out is the same in all."""
+    told = {
+        "tokenizer_digest": "cd" * 8,
+        "seen": "ef" * 8,
+        "lookback": 32,
+        "horizon": 12,
+        "sampling": {"samples": 20, "temperature": 1.0},
+        "seed": 0,
+        **changed,
+    }
+    return ForecastQuestion(key=key, origin_ms=origin_ms, model_digest=model, **told)

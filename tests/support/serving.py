@@ -24,7 +24,7 @@ from storage.layout import Home
 from storage.ledger import Source
 from storage.registry import Champion, read_champion, write_champion, write_night
 from storage.schema import SeriesKey
-from tests.support.candles import HOUR_MS, JUNE_MS, full_candles
+from tests.support.candles import HOUR_MS, JUNE_MS, asked, full_candles
 
 __all__ = [
     "BTC",
@@ -155,4 +155,4 @@ def keep_forecast(home: Home, key: SeriesKey, *, origin_ms: int, digest: str = "
         }
     )
     facts = {"last_close": 99.0, "probability_up": 0.6}
-    ForecastStore(home.forecasts).save(key, origin_ms, digest, frame, facts)
+    ForecastStore(home.forecasts).save(asked(key, origin_ms, digest), frame, facts)

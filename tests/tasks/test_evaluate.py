@@ -1,9 +1,15 @@
 """An evaluation as a task: calibrated models in, scores and every forecast on disk, and what is refused or marked."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,10 +18,16 @@ from kronos_model.calibration import Calibration
 from kronos_model.errors import DataError
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
+from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import write_metadata
+from kronos_model.normalise import Normaliser
+from kronos_model.windows import WindowDataset
+from storage.dataset import DatasetConfig
 from storage.layout import Home
 from tasks.refs import PairRef, ScoresRef, TrainedRef
+from tests.support.datasets import build, make_candles
+from tests.support.scores import planted_scores
 from tests.support.training import Ground, make_ground
 
 CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=10, batch_origins=3, keep_paths=True)
@@ -97,7 +109,7 @@ def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(s
         assert share == pytest.approx(rows[model]["coverage_90"], abs=0.02)  # rounding at the ends
     paths = pl.read_parquet(Path(scored.path) / "paths.parquet")
     assert len(paths.filter(pl.col("model") == "challenger")) == scored.origins * 4
-    assert [path.name for path in Path(scored.path).parent.glob("*.part")] == []
+    assert [path.name for path in Path(scored.path).parent.iterdir() if path.suffix] == []
 
 
 def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(ground, home, base, monkeypatch):
@@ -123,6 +135,71 @@ def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(grou
     )
 
 
+class Killed(BaseException):
+    """A process that is killed: nothing of it changes a file any more."""
+
+
+CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink", "link")
+
+
+def killed_at(patch: pytest.MonkeyPatch, dies_at: int) -> None:
+    """Once every batch is forecast, let the process die before it changes a name for the `dies_at`-th time."""
+    left, walk_forward = count(1), module.walk_forward
+
+    def mortal(change: Callable[..., object]) -> Callable[..., object]:
+        def changed(*arguments: Any, **named: Any) -> object:
+            if next(left) >= dies_at:
+                raise Killed
+            return change(*arguments, **named)
+
+        return changed
+
+    def walked(*arguments: Any, **named: Any) -> Scores:
+        scores = walk_forward(*arguments, **named)
+        for name in CHANGES:
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        return scores
+
+    patch.setattr(module, "walk_forward", walked)
+
+
+def test_an_evaluation_that_is_killed_while_it_finishes_is_finished_as_if_it_had_not_been(
+    ground, base, tmp_path, monkeypatch
+):
+    def finish(home: Home, dies_at: int) -> Path:
+        with monkeypatch.context() as patch:
+            killed_at(patch, dies_at)
+            return Path(walk(home, ground, {"base": base}).path)
+
+    begun = Home.at(tmp_path / "begun")
+    with pytest.raises(Killed):
+        finish(begun, 1)  # with all batches and nothing else
+    undisturbed = _tables(finish(_copy(begun, tmp_path / "undisturbed"), 1_000_000))
+    deaths = 0
+    for dies_at in count(1):
+        home = _copy(begun, tmp_path / str(dies_at))
+        try:
+            found = finish(home, dies_at)
+        except Killed:
+            deaths += 1
+            found = finish(home, 1_000_000)
+        for name, rows in _tables(found).items():
+            assert rows.equals(undisturbed[name]), f"killed before change {dies_at}: other {name}"
+        assert [path.name for path in home.jobs.glob("evaluate-*")] == [found.name]
+        if deaths < dies_at:
+            break
+    assert deaths > 10
+
+
+def _copy(home: Home, root: Path) -> Home:
+    shutil.copytree(home.root, root)
+    return Home(root)
+
+
+def _tables(folder: Path) -> dict[str, pl.DataFrame]:
+    return {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("forecasts", "paths")}
+
+
 def test_a_range_before_the_end_of_the_pre_training_is_marked_for_weights_that_saw_it(
     ground, home, base, scored
 ):
@@ -140,6 +217,49 @@ def test_the_verdict_tells_what_the_calibration_did_and_every_note(scored):
     assert verdict.verdict == "keep"  # eight origins decide nothing
     assert any("calibration moved the coverage of the 90 % band from" in reason for reason in verdict.reasons)
     assert "note: the spread of base is not calibrated for these sampling settings" in verdict.reasons
+
+
+@pytest.mark.parametrize(("champion", "verdict"), [(False, "promote"), (True, "reject")])
+def test_a_challenger_that_beats_the_base_and_not_the_champion_is_promoted_only_where_there_is_none(
+    tmp_path, champion, verdict
+):
+    losses = np.random.default_rng(1).normal(0.01, 0.001, 120)
+    scores = planted_scores(
+        {"challenger": losses, "base": losses * 1.3, "champion": losses * 0.7, "last_value": losses * 2}
+    )
+    told = ScoresRef(
+        path=str(scores.save(tmp_path / "scores")), origins=120, leaderboard=tuple(leaderboard(scores))
+    )
+    assert module.gate.fn(told, GatePolicy(), champion=champion).verdict == verdict
+
+
+def test_another_seed_is_another_evaluation_and_another_calibration(ground, home, base, challenger):
+    one, other = (
+        module.evaluate.fn(home, ground.dataset, {"base": base}, CONFIG, seed=seed) for seed in (1, 2)
+    )
+    assert one.path != other.path
+    crps = [Scores.load(Path(ref.path)).crps[0] for ref in (one, other)]
+    assert not np.array_equal(*crps)
+    again = module.calibrate.fn(home, ground.dataset, base, CONFIG, role="base", seed=2)
+    assert again.predictor != challenger.predictor
+
+
+def test_a_base_without_settings_of_its_own_is_judged_with_the_normaliser_of_the_dataset(
+    tmp_path, base, challenger
+):
+    candles = {"um:DOGEUSDT": make_candles(300, seed=1)}
+    dataset = build(
+        candles, DatasetConfig(lookback=16, horizon=4, normaliser="global_robust"), tmp_path / "datasets"
+    )
+    expected = WindowDataset.open(dataset.path).normaliser
+    assert expected != Normaliser()
+    assert module.forecaster(base, dataset).normaliser == expected
+    recorded = Path(base.predictor).with_name("recorded")
+    shutil.copytree(base.predictor, recorded)
+    write_metadata(recorded, {"normaliser": Normaliser(clip=3.0).to_dict(), "max_context": 20})
+    assert module.forecaster(replace(base, predictor=str(recorded)), dataset).normaliser == Normaliser(
+        clip=3.0
+    )
 
 
 def test_a_tokenizer_that_loses_codes_is_refused_unless_it_was_trained_from_scratch(tmp_path):

@@ -58,7 +58,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairRef:
 
 def run(home: Home, pair: PairRef, **changed: Any) -> ForecastsRef:
     options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "dataset": None, "seed": 3}
-    return forecast.fn(home, KEYS, pair, SamplingConfig(samples=SAMPLES), **{**options, **changed})
+    options |= {"config": SamplingConfig(samples=SAMPLES), **changed}
+    return forecast.fn(home, KEYS, pair, **options)
 
 
 def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef) -> None:
@@ -90,17 +91,15 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
         assert stored.origin_ms == one.origin_ms == opened[-1]
         assert stored.model_digest == one.model_digest == model_digest(Path(pair.predictor))
         assert summary["tokenizer_digest"] == model_digest(Path(pair.tokenizer))
-        last, volatilities = float(np.float32(features[-1, 3])), []
-        for path in paths[:, :, 3]:
-            total, before = 0.0, last
-            for close in path:
-                total += math.log(close / before) ** 2
-                before = close
-            volatilities.append(math.sqrt(total))
-        assert summary["expected_volatility"] == pytest.approx(sum(volatilities) / SAMPLES, rel=1e-9)
+        last = float(np.float32(features[-1, 3]))
+        ends = [math.log(path[-1, 3] / last) for path in paths]
+        middle = sum(ends) / SAMPLES
+        assert summary["volatility"] == pytest.approx(
+            math.sqrt(sum((end - middle) ** 2 for end in ends) / SAMPLES), rel=1e-9
+        )
         assert summary["probability_up"] == sum(path[-1, 3] > last for path in paths) / SAMPLES
-        mean_return = sum(math.log(path[-1, 3] / last) for path in paths) / SAMPLES
-        assert summary["expected_log_return"] == pytest.approx(mean_return, rel=1e-9, abs=1e-15)
+        mean_return = sum(path[-1, 3] / last - 1 for path in paths) / SAMPLES
+        assert summary["expected_return"] == pytest.approx(mean_return, rel=1e-9, abs=1e-15)
         for step in range(HORIZON):
             closes = paths[:, step, 3]
             assert frame["close_q05"][step] == pytest.approx(np.quantile(closes, 0.05), rel=1e-9)
@@ -149,7 +148,7 @@ def test_all_series_are_sampled_in_one_call(
 def test_a_stored_forecast_is_not_made_again_and_a_new_candle_adds_one(home: Home, pair: PairRef) -> None:
     first = run(home, pair)
     files = {path: path.read_bytes() for path in home.forecasts.rglob("*.parquet")}
-    again = run(home, pair, seed=4)
+    again = run(home, pair)
     assert [one.made for one in first.forecasts + again.forecasts] == [True] * 3 + [False] * 3
     assert again.seconds == 0
     longer = synthetic_market(KEYS, start_ms=START_MS, count=61, seed=7)
@@ -157,6 +156,42 @@ def test_a_stored_forecast_is_not_made_again_and_a_new_candle_adds_one(home: Hom
     assert [one.made for one in run(home, pair).forecasts] == [True, False, False]
     assert len(ForecastStore(home.forecasts).list(KEYS[0])) == 2
     assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 4},
+        {"horizon": 3},
+        {"lookback": 31},
+        {"config": SamplingConfig(samples=SAMPLES + 1)},
+        {"config": SamplingConfig(samples=SAMPLES, temperature=0.5)},
+        {"config": SamplingConfig(samples=SAMPLES, top_p=0.9)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_question_gets_another_forecast_and_another_file(
+    home: Home, pair: PairRef, other: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = run(home, pair), run(home, pair, **other)
+    assert all(one.made for one in (*first.forecasts, *second.forecasts))
+    for number, done in enumerate((first, second)):
+        export_forecasts(home, done.forecasts, tmp_path / f"{number}.csv")
+    assert (tmp_path / "0.csv").read_bytes() != (tmp_path / "1.csv").read_bytes()
+    assert run(home, pair).forecasts == tuple(replace(one, made=False) for one in first.forecasts)
+
+
+def test_how_fast_paths_are_drawn_is_no_other_question(home: Home, pair: PairRef) -> None:
+    run(home, pair)
+    again = run(home, pair, config=SamplingConfig(samples=SAMPLES, rows=7, acceleration="compile"))
+    assert not any(one.made for one in again.forecasts)
+
+
+def test_a_repaired_candle_makes_another_forecast(home: Home, pair: PairRef) -> None:
+    run(home, pair)
+    changed = CANDLES[KEYS[0]].with_columns(pl.col("volume") * 2)
+    Lake(home.lake).upsert(KEYS[0], changed, source=SOURCE)
+    assert [one.made for one in run(home, pair).forecasts] == [True, False, False]
 
 
 def test_a_series_with_a_hole_in_its_lookback_is_left_out_with_the_reason(

@@ -194,7 +194,7 @@ def test_a_crash_before_the_history_was_written_is_noted_by_the_next_mending(
     real, calls = registry.settle_history, iter(range(9))
 
     def crash(*arguments: object) -> None:
-        if next(calls) == 2:  # after champion.json
+        if next(calls) == 1:  # after champion.json
             raise KeyboardInterrupt
         real(*arguments)
 
@@ -240,6 +240,29 @@ def test_a_night_does_not_promote_over_a_rollback_that_came_in_between(nights: N
             config=PublishConfig(policy="never"),
         )
     assert nights.champion().night == night_id(1)
+
+
+def test_a_night_that_promotes_again_after_it_was_cut_off_keeps_since_when_by_whom_and_why(
+    nights: Nights,
+) -> None:
+    promote_run(nights.home, RECIPE, night_id(3), reason="a desk's decision")
+    before, history = nights.champion(), read_history(nights.home, RECIPE)
+    again = promotion.promote.fn(
+        nights.home,
+        RECIPE,
+        nights.train(3),
+        night=night_id(3),
+        mlflow_run=nights.run(3).run_id,
+        verdict=VerdictRef(verdict="promote", reasons=("better than the champion",)),
+        published=(),
+        judged_against=before.previous,
+        serving=before,
+        config=PublishConfig(policy="never"),
+    )
+    told = (before.since, "kronos promote", ("a desk's decision",))
+    assert (again.since, again.by, again.reasons) == told
+    assert (nights.champion().since, nights.champion().by, nights.champion().reasons) == told
+    assert read_history(nights.home, RECIPE) == history
 
 
 def test_a_home_from_before_there_was_a_history_gets_one_with_the_champion_before(nights: Nights) -> None:

@@ -19,6 +19,7 @@ from kronos_model.sampling import SamplingConfig
 from tests.support.champions import RECIPE, Nights
 from tests.support.datasets import HOUR_MS, START_MS, make_candles
 
+TOLD = ["probability_up", "expected_return", "volatility"]
 QUANTILES = [f"q{level:02d}" for level in range(5, 100, 5)]
 
 
@@ -58,22 +59,29 @@ def test_the_served_model_gives_the_forecasters_quantiles_per_series_and_step(
     nights: Nights, served: pyfunc.PyFuncModel
 ) -> None:
     table = _candles("um:DOGEUSDT", "spot:BTCUSDT")
-    found = served.predict(table, params={"samples": 6, "seed": 3, "horizon": 5})
-    assert list(found.columns) == ["series", "open_time", "step", "mean", *QUANTILES]
+    found = served.predict(table, params={"samples": 6, "seed": 3, "horizon": 3})
+    assert list(found.columns) == ["series", "open_time", "step", "mean", *TOLD, *QUANTILES]
     champion = nights.champion()
     ours = Forecaster.load(nights.home.root / champion.tokenizer, nights.home.root / champion.predictor)
     for name, rows in table.groupby("series", sort=False):
-        times = START_MS + HOUR_MS * np.arange(24 + 5)
+        times = START_MS + HOUR_MS * np.arange(24 + 3)
         features = rows[["open", "high", "low", "close", "volume", "amount"]].to_numpy(np.float32)
         paths = ours.paths(
             features[None], times[None, :24], times[None, 24:], [name], config=SamplingConfig(samples=6), seed=3
         ).paths[0, :, :, 3]  # fmt: skip
         mine = found[found["series"] == name]
-        assert mine["step"].tolist() == [1, 2, 3, 4, 5]
+        assert mine["step"].tolist() == [1, 2, 3]
         assert mine["open_time"].to_numpy("datetime64[ms]").astype(int).tolist() == times[24:].tolist()
         expected = np.quantile(paths.astype(np.float64), np.arange(1, 20) / 20, axis=0).T
         np.testing.assert_allclose(mine[QUANTILES].to_numpy(), expected, rtol=1e-12)
         np.testing.assert_allclose(mine["mean"], paths.mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+def test_a_longer_horizon_than_the_model_was_made_for_is_refused(served: pyfunc.PyFuncModel) -> None:
+    with pytest.raises(
+        DataError, match=r"horizon of at most the 4 candles that the model was made for, found 5"
+    ):
+        served.predict(_candles("um:DOGEUSDT"), params={"horizon": 5})
 
 
 def test_signature_input_example_and_defaults_are_those_of_the_night(

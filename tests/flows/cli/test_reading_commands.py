@@ -79,6 +79,8 @@ class Answer:
     def __init__(self, home: Path, typed: str, *, read_only: bool = False) -> None:
         words = typed.format(out=home.parent / "out.csv").split()
         away = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), closed_url())
+        away |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
+        away |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
         inherited = {
             name: value
             for name, value in os.environ.items()

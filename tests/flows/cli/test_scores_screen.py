@@ -1,6 +1,8 @@
 """The live record of a recipe's champions: who is counted, what a night logs, and the warning of drift."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,18 +10,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kronos_model.evaluation.live import score_quantiles
+from kronos_model.evaluation.stored_scores import score_quantiles
 from storage.dataset import DatasetConfig
-from storage.errors import StorageError
+from storage.errors import LockedError, StorageError
 from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
 from storage.registry import Champion, write_champion, write_night
 from storage.schema import SeriesKey
-from tasks.live_scores import live_board, score_live
+from tasks.live_record import live_board
+from tasks.live_scores import score_live
+from tests.support.candles import asked
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
-from tests.support.terminal import Terminal
+from tests.support.snapshots import snapshot
+from tests.support.terminal import Terminal, finish, start
 
 DOGE = SeriesKey.parse("um:DOGEUSDT", "1h")
 ROWS, HORIZON = 3_000, 4
@@ -48,7 +53,7 @@ class Record:
         frame = pl.DataFrame({"open_time": times, "step": np.arange(1, HORIZON + 1), **columns})
         frame = frame.with_columns(pl.col("open_time").cast(pl.Datetime("ms", "UTC")))
         origin = START_MS + HOUR_MS * row
-        ForecastStore(self.home.forecasts).save(DOGE, origin, model, frame, {"last_close": last})
+        ForecastStore(self.home.forecasts).save(asked(DOGE, origin, model), frame, {"last_close": last})
 
 
 @pytest.fixture
@@ -158,6 +163,42 @@ def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, 
     ):
         assert shown in outcome.out
     assert terminal("scores").out == outcome.out
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in this process", "in a process of its own"])
+def test_kronos_scores_that_does_not_update_shows_the_same_and_leaves_the_home_as_it_was(
+    record: Record, terminal: Terminal, alone: bool
+) -> None:
+    terminal.home = record.home.root
+    for row in range(2_000, 2_600, 20):
+        record.forecast(row)
+    before = snapshot(record.home.root)
+    arguments = ("scores", "--recipe", "demo", "--no-update")
+    outcome = finish(start(terminal.home, *arguments)) if alone else terminal(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert snapshot(record.home.root) == before
+    assert "um:DOGEUSDT:1h" in outcome.out
+    updated = terminal("scores", "--recipe", "demo")
+    assert updated.out == terminal("scores", "--recipe", "demo", "--no-update").out
+    assert alone or updated.out == outcome.out
+    assert snapshot(record.home.root).keys() - before.keys() >= {f"forecasts/scores/{DOGE.slug}.parquet"}
+
+
+def test_kronos_scores_writes_in_its_turn(
+    record: Record, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On object storage nobody writes outside a turn."""
+    terminal.home = record.home.root
+    record.forecast(2_000)
+
+    @contextmanager
+    def taken(home: Home, purpose: str, *, run: str = "") -> Iterator[str]:
+        raise LockedError(f"expected the home to be free, found another machine at work while {purpose}")
+        yield ""
+
+    monkeypatch.setattr(Home, "writing", taken)
+    assert "while scoring forecasts" in terminal.refused("scores", "--recipe", "demo")
+    assert terminal("scores", "--recipe", "demo", "--no-update").code == 0
 
 
 def test_kronos_scores_says_what_is_missing(tmp_path: Path, terminal: Terminal, record: Record) -> None:

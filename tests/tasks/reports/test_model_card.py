@@ -145,6 +145,13 @@ def test_the_card_says_what_it_was_trained_and_judged_on():
         assert said in card
 
 
+def test_a_setting_stays_in_its_cell_and_no_control_character_reaches_the_card():
+    card = model_card(facts(settings={"weights": "a|b\n| c\x1b[31m"}, reasons=("worse\x1b[2J",)))
+    assert "| weights | a\\|b \\| c\\x1b[31m |\n" in card
+    assert "- worse\\x1b[2J\n" in card
+    assert "\x1b" not in card
+
+
 def test_the_leaderboard_of_the_card_is_that_of_the_evaluation():
     given = facts()
     card = model_card(given)

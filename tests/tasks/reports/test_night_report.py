@@ -13,17 +13,18 @@ from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.scores import Scores
 from kronos_model.evaluation.strategy import StrategyConfig, backtest
 from storage.evaluations import forecast_frame
-from tasks.reports.backtest_charts import equity_chart, fan_chart
 from tasks.reports.chart_style import COLOURS, Chart
-from tasks.reports.html_page import RunReport, write_html
+from tasks.reports.equity_chart import equity_chart
+from tasks.reports.fan_charts import fan_chart
 from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
-    loss_chart,
     pit_chart,
     reliability_chart,
     skill_chart,
 )
+from tasks.reports.loss_chart import loss_chart
+from tasks.reports.night_report import NightPage, write_page
 from tests.support.scores import HOUR_MS, planted_scores
 
 
@@ -62,7 +63,7 @@ def charts(scores: Scores, job: Path) -> list[Chart]:
 
 @pytest.fixture(scope="module")
 def page(scores: Scores, charts: list[Chart], tmp_path_factory: pytest.TempPathFactory) -> str:
-    report = RunReport(
+    report = NightPage(
         title="demo, night <1>",
         subtitle="judged 2024-09-07 00:31 UTC",
         verdict="reject",
@@ -73,7 +74,7 @@ def page(scores: Scores, charts: list[Chart], tmp_path_factory: pytest.TempPathF
         charts=charts,
         settings={"predictor.epochs": 3, "series": ("um:A", "um:B"), "start": None},
     )
-    return write_html(report, tmp_path_factory.mktemp("page") / "report.html").read_text()
+    return write_page(report, tmp_path_factory.mktemp("page") / "report.html").read_text()
 
 
 def _equity(scores: Scores) -> Chart:
@@ -148,9 +149,38 @@ def test_what_was_given_is_on_the_page_and_is_text_there(page: str, scores: Scor
     assert "predictor.epochs" in text
 
 
+def test_hostile_text_is_shown_and_neither_runs_nor_reaches_a_terminal(
+    scores: Scores, tmp_path: Path
+) -> None:
+    hostile = "<script>alert(1)</script>\x1b[31m\" onload='x' \u202e"
+    report = NightPage(
+        title=hostile,
+        subtitle=hostile,
+        verdict=hostile,
+        reasons=[hostile],
+        notes=[hostile],
+        facts={hostile: hostile},
+        leaderboard=[{**row, "series": hostile, "model": hostile} for row in leaderboard(scores)[:2]]
+        + leaderboard(scores),
+        charts=[Chart("pit", hostile, hostile, pit_chart(scores).figure)],
+        settings={hostile: hostile, "series": (hostile,)},
+    )
+    page = write_page(report, tmp_path / "report.html").read_text()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", page)
+    reader = _Reader(page)
+    assert [tag for tag, _ in reader.tags].count("script") == 1, "that of the button"
+    assert {name for _, attributes in reader.tags for name in attributes if name.startswith("on")} == {
+        "onclick"
+    }
+    shown = hostile.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+    assert reader.text.count(shown) == 16
+
+
 def test_every_picture_is_on_the_page_with_its_words_as_text(page: str, charts: list[Chart]) -> None:
     reader = _Reader(page)
-    assert [a["aria-label"] for tag, a in reader.tags if tag == "svg"] == [chart.title for chart in charts]
+    named = [attributes["aria-label"] for _, attributes in reader.tags if attributes.get("role") == "img"]
+    assert named == [chart.title for chart in charts]
+    assert [tag for tag, _ in reader.tags].count("svg") == len(charts)
     for words in ("optimizer step", "CRPS skill against the last value", "stated P(up)", "what happened"):
         assert words in reader.text
 
@@ -176,6 +206,38 @@ def test_the_best_of_a_column_is_marked(page: str) -> None:
     rows = re.findall(r"<tr>(.*?)</tr>", first, flags=re.S)
     marked = [name for row in rows if "<td class=best>" in row for name in re.findall(r"row\">([^<]+)<", row)]
     assert "challenger" in marked
+
+
+def test_a_model_far_below_all_others_is_an_arrow_at_the_edge_and_squeezes_no_other() -> None:
+    skills = {"challenger": 0.02, "last_value": 0.0, "base": -0.04, "drift": -0.01, "base_raw": -3.2}
+    rows = [
+        {
+            "series": "all",
+            "model": name,
+            "skill": skill,
+            "skill_low": skill - 0.005,
+            "skill_high": skill + 0.005,
+        }
+        for name, skill in skills.items()
+    ]
+    (axis,) = leaderboard_chart(rows).figure.axes
+    left, right = axis.get_xlim()
+    assert -0.06 < left < -0.045
+    assert 0.025 < right < 0.04
+    marks = {line.get_marker(): line for line in axis.lines if len(line.get_xdata()) == 1}
+    assert marks["<"].get_xdata() == [left]
+    assert sum(line.get_marker() == "<" for line in axis.lines) == 1
+    assert "-3.200" in [text.get_text() for text in axis.texts]
+
+
+def test_two_models_are_shown_whole_however_far_apart() -> None:
+    rows = [
+        {"series": "all", "model": name, "skill": skill}
+        for name, skill in (("last_value", 0.0), ("base", -3.2))
+    ]
+    (axis,) = leaderboard_chart(rows).figure.axes
+    assert axis.get_xlim()[0] < -3.2
+    assert "<" not in [line.get_marker() for line in axis.lines]
 
 
 def test_the_extremes_are_the_origins_with_the_lowest_the_middle_and_the_highest_crps(scores: Scores) -> None:

@@ -1,7 +1,6 @@
 """Homes on object storage: what one machine writes another reads, one writes at a time, nothing is half there."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from typing import Any
 import pytest
 
 from flows.environment import open_home
-from storage import remote, remote_lease
+from storage import lease, object_home
 from storage.dataset import DatasetConfig, load_manifest
 from storage.errors import LockedError, StorageError
 from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
+from storage.lease import Lease, LostLeaseError
 from storage.ledger import Source
+from storage.object_home import describe, kept_fresh, refresh
+from storage.object_store import ObjectStore, s3_url
 from storage.registry import (
     Champion,
     changing_champion,
@@ -33,13 +36,11 @@ from storage.registry import (
     write_champion,
     write_night,
 )
-from storage.remote import describe, kept_fresh, refresh
-from storage.remote_bucket import Bucket, s3_url
-from storage.remote_lease import Lease, LostLeaseError
 from storage.retention import RetentionPolicy, discard, expired
-from tests.support.candles import BTC, JUNE_MS, ROOT, full_candles, second_process
+from storage.working_copy import WorkingCopy
+from tests.support.candles import BTC, JUNE_MS, ROOT, asked, full_candles, second_process
 from tests.support.datasets import build, make_candles
-from tests.support.object_store import ObjectStore
+from tests.support.s3_server import S3Server
 from tests.support.terminal import closed_url, holdings
 
 HELD = """
@@ -53,14 +54,14 @@ DIES_WHILE_PUSHING = """
 import os, signal, sys
 from pathlib import Path
 from flows.environment import open_home
-from storage.remote_bucket import Bucket
-upload, done = Bucket.upload, []
+from storage.object_store import ObjectStore
+upload, done = ObjectStore.upload, []
 def dying(self, *arguments):
     if len(done) > 2:
         os.kill(os.getpid(), signal.SIGKILL)
     upload(self, *arguments)
     done.append(arguments)
-Bucket.upload = dying
+ObjectStore.upload = dying
 home = open_home(sys.argv[1])
 with home.writing("ingest"):
     for number in range(20):
@@ -72,13 +73,13 @@ with home.writing("ingest"):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with ObjectStore().running() as server:
+def server() -> Iterator[S3Server]:
+    with S3Server().running() as server:
         yield server
 
 
 @pytest.fixture
-def store(server: ObjectStore) -> ObjectStore:
+def store(server: S3Server) -> S3Server:
     server.empty()
     return server
 
@@ -116,8 +117,8 @@ def files(home: Home) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def objects(store: ObjectStore) -> set[str]:
-    return set(Bucket(store.url).keys("files"))
+def objects(store: S3Server) -> set[str]:
+    return set(ObjectStore(store.url).keys("files"))
 
 
 def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_the_next(store, tmp_path):
@@ -129,7 +130,7 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
         dataset = build({"um:DOGEUSDT": make_candles(300)}, dataset_config, mine.datasets)
         champion = crown(mine, "first")
         forecast = frame.with_columns(step=frame["mean"].cum_count())
-        ForecastStore(mine.forecasts).save(BTC, JUNE_MS, "ab" * 32, forecast, {"samples": 8})
+        ForecastStore(mine.forecasts).save(asked(BTC, JUNE_MS, "ab" * 32), forecast, {"samples": 8})
     theirs = store.machine(tmp_path / "b")
     assert theirs.root != mine.root
     assert holdings(theirs.root) == holdings(mine.root)
@@ -209,11 +210,11 @@ def test_processes_of_one_machine_share_its_turn_until_the_last_one_ends(store, 
 
 
 def test_a_machine_that_died_is_followed_by_the_next_once_its_time_is_over(store, tmp_path, monkeypatch):
-    Lease(Bucket(store.url), "another machine", purpose="nightly", run="its flow run").take()
+    Lease(ObjectStore(store.url), "another machine", purpose="nightly", run="its flow run").take()
     home = store.machine(tmp_path / "a")
     with pytest.raises(LockedError, match="at work since"), home.exclusive("too early"):
         pass
-    monkeypatch.setattr(remote_lease, "TTL_S", 1.0)
+    monkeypatch.setattr(lease, "TTL_S", 1.0)
     time.sleep(2.1)  # the store tells times to the second
     with home.exclusive("in time") as dead:
         assert dead == "its flow run"
@@ -234,18 +235,51 @@ def test_the_summary_of_a_night_names_the_folders_of_the_machine_that_reads_it(s
         }
 
 
+def test_two_threads_share_the_turn_of_their_process_whichever_ends_first(store, tmp_path):
+    home, other = store.machine(tmp_path / "a"), store.machine(tmp_path / "b")
+    joined, left = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with home.writing("second"):
+            joined.set()
+            assert left.wait(60)
+            with pytest.raises(LockedError, match="at work since"), other.writing("ingest"):
+                pass
+            write(home.reports / "second.json", "2")
+            with changing_champion(home, "demo"):  # asks the store
+                pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with home.writing("first"):
+            ends = pool.submit(second)
+            assert joined.wait(60)
+            write(home.reports / "first.json", "1")
+        assert set(files(store.machine(tmp_path / "b"))) == {"reports/first.json"}
+        left.set()
+        ends.result(60)
+    assert set(files(store.machine(tmp_path / "b"))) == {"reports/first.json", "reports/second.json"}
+    with other.writing("ingest"):
+        pass
+
+
 def test_a_killed_process_is_followed_at_once_on_the_same_machine(store, tmp_path):
     home = store.machine(tmp_path / "a")
     with second_process(HELD, home.root) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with home.exclusive("after the kill"):
+        other = store.machine(tmp_path / "b")
+        with (
+            pytest.raises(LockedError, match=f"found process {process.pid} on"),
+            other.exclusive("too early"),
+        ):
             pass
+        with home.exclusive("after the kill"):
+            assert f"process {os.getpid()} on" in describe(home.root)
 
 
 def test_the_lease_is_renewed_while_a_machine_is_at_work(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "BEAT_S", 0.1)
-    bucket, seen = Bucket(store.url), set()
+    monkeypatch.setattr(object_home, "BEAT_S", 0.1)
+    bucket, seen = ObjectStore(store.url), set()
     with store.machine(tmp_path / "a").writing("nightly"):
         deadline = time.monotonic() + 20
         while len(seen) < 3:
@@ -264,7 +298,7 @@ def test_a_machine_that_lost_its_turn_moves_no_champion(store, tmp_path, monkeyp
     def sleep_and_go_on() -> None:
         with asleep.exclusive("nightly of a"):
             crown(asleep, "before")
-            monkeypatch.setattr(remote_lease, "TTL_S", -1.0)  # its time is over
+            monkeypatch.setattr(lease, "TTL_S", -1.0)  # its time is over
             with awake.exclusive("nightly of b"):
                 crown(awake, "of b")
                 with pytest.raises(
@@ -277,6 +311,10 @@ def test_a_machine_that_lost_its_turn_moves_no_champion(store, tmp_path, monkeyp
 
     with pytest.raises(LostLeaseError, match="it given back"):
         sleep_and_go_on()
+    with pytest.raises(StorageError, match=r"found 2 changes such as jobs/of a/.* and that another machine"):
+        store.machine(tmp_path / "a")
+    for area in ("models", "jobs"):
+        (asleep.root / area).rename(tmp_path / area)
     for cache in ("a", "b", "c"):
         champion = read_champion(store.machine(tmp_path / cache), "demo")
         assert champion is not None
@@ -286,7 +324,7 @@ def test_a_machine_that_lost_its_turn_moves_no_champion(store, tmp_path, monkeyp
 def test_a_machine_that_sleeps_between_its_last_question_and_its_last_word_is_fenced_off(store, tmp_path):
     home = store.machine(tmp_path / "a")
     other = store.machine(tmp_path / "b")
-    copy, another = remote.WorkingCopy.of(home.root), remote.WorkingCopy.of(other.root)
+    copy, another = WorkingCopy.of(home.root), WorkingCopy.of(other.root)
     assert copy is not None
     assert another is not None
     write(home.reports / "one.json", "1")
@@ -318,14 +356,14 @@ def test_what_a_dead_machine_put_and_never_named_is_swept_up(store, tmp_path, mo
     (home.models / "demo").mkdir(parents=True)
     subprocess.run([sys.executable, "-c", DIES_WHILE_PUSHING, home.root], cwd=ROOT, check=False)
     assert objects(store)
-    monkeypatch.setattr(remote_lease, "TTL_S", -1.0)
+    monkeypatch.setattr(lease, "TTL_S", -1.0)
     with store.machine(tmp_path / "b").writing("ingest"):
         pass
     assert objects(store) == set()
 
 
 def test_a_training_that_was_interrupted_is_resumed_on_another_machine(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_SAVE_S", 0.1)
+    monkeypatch.setattr(object_home, "_SAVE_S", 0.1)
     home = store.machine(tmp_path / "a")
     with home.writing("nightly"):
         write(home.jobs / "predictor-1" / "checkpoint" / "state.safetensors", "step 200")
@@ -339,28 +377,28 @@ def test_a_checkpoint_that_is_replaced_while_it_is_pushed_is_pushed_whole_or_not
     store, tmp_path, monkeypatch
 ):
     home = store.machine(tmp_path / "a")
-    job, upload = home.jobs / "predictor-1", Bucket.upload
+    job, upload = home.jobs / "predictor-1", ObjectStore.upload
 
     def checkpoint(step: str) -> None:
         for name in ("progress.json", "tensors.safetensors"):
             write(job / "checkpoint" / name, step)
         write(job / "metrics.jsonl", "line\n" * int(step))
 
-    def slow_upload(self: Bucket, key: str, *arguments: Any) -> None:
+    def slow_upload(self: ObjectStore, key: str, *arguments: Any) -> None:
         upload(self, key, *arguments)
         if "tensors" in key:
             checkpoint("30")
 
     with home.writing("nightly"):
         checkpoint("10")
-    monkeypatch.setattr(Bucket, "upload", slow_upload)
+    monkeypatch.setattr(ObjectStore, "upload", slow_upload)
     with home.writing("nightly"):
         checkpoint("20")
     other = store.machine(tmp_path / "b").jobs / "predictor-1"
     told = {(other / "checkpoint" / name).read_text() for name in ("progress.json", "tensors.safetensors")}
     assert told == {"10"}
     assert (other / "metrics.jsonl").read_text().count("line") == 30
-    monkeypatch.setattr(Bucket, "upload", upload)
+    monkeypatch.setattr(ObjectStore, "upload", upload)
     with home.writing("nightly"):
         pass
     assert files(store.machine(tmp_path / "b")) == files(home)
@@ -368,7 +406,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_pushed_is_pushed_whole_or_not
 
 
 def test_a_service_sees_a_new_champion_of_another_machine(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_FRESH_S", 0.1)
+    monkeypatch.setattr(object_home, "_FRESH_S", 0.1)
     serving, home = store.machine(tmp_path / "b"), store.machine(tmp_path / "a")
     with kept_fresh(serving.root):
         with home.writing("nightly"):
@@ -405,49 +443,119 @@ def test_what_gc_deletes_goes_everywhere_and_what_was_lost_elsewhere_comes_back(
     assert {name.split("/")[2] for name in objects(store)} == {"young"}
 
 
-def test_what_was_changed_on_two_machines_is_the_stores_and_the_other_is_set_aside(store, tmp_path, caplog):
+def test_what_was_changed_on_two_machines_is_refused_until_one_of_them_gives_way(store, tmp_path):
     home, other = store.machine(tmp_path / "a"), store.machine(tmp_path / "b")
     series = "lake/market=um/symbol=DOGEUSDT/interval=1h"
     for machine in (home, other):
         with machine.writing("ingest"):
             write(machine.root / series / "ledger.json", "first")
     write(home.root / series / "ledger.json", "unpushed")  # by a run that died
-    write(home.root / series / "month=2024-07" / "candles.parquet", "unpushed")
     write(home.datasets / "d" / "manifest.json", "unpushed, and nobody else's")
     with other.writing("ingest"):
         write(other.root / series / "ledger.json", "second, elsewhere")
-    with caplog.at_level(logging.WARNING), home.writing("again"):
-        assert (home.root / series / "ledger.json").read_text() == "second, elsewhere"
-        assert not (home.root / series / "month=2024-07" / "candles.parquet").exists()
-    assert "2 files had been changed on another machine as well" in caplog.text
-    assert (home.root / ".remote/aside" / series / "ledger.json").read_text() == "unpushed"
-    refresh(other.root)
-    assert (other.datasets / "d" / "manifest.json").exists()
-    assert files(other) == files(home)
+    theirs, ours = files(other), files(home)
+    for enter in (home.writing, home.exclusive):
+        with pytest.raises(StorageError) as caught, enter("again"):
+            pass
+        assert str(caught.value) == (
+            f"expected the copy {home.root} as it was last pushed, found 2 changes such as datasets/d/manifest.json "
+            f"and that another machine has written to {store.url} since; two writers are not merged: move datasets, "
+            "lake out of the copy and run the same again, which pulls what the store has"
+        )
+    with pytest.raises(StorageError, match="two writers are not merged"):
+        refresh(home.root)
+    assert files(home) == ours, "a refusal changes nothing here"
+    assert "nobody writes" in describe(other.root)
+    assert files(store.machine(tmp_path / "c")) == theirs, "nor there"
+    for area in ("datasets", "lake"):
+        (home.root / area).rename(tmp_path / area)
+    with home.writing("again"):
+        pass
+    assert files(home) == theirs == files(store.machine(tmp_path / "d"))
+
+
+def test_a_reader_says_what_was_changed_in_its_copy_and_keeps_it_for_the_next_turn(store, tmp_path, caplog):
+    home = store.machine(tmp_path / "a")
+    with home.writing("ingest"):
+        write(home.reports / "one.json", "1")
+    write(home.reports / "two.json", "2")
+    store.machine(tmp_path / "a")
+    assert f"1 of the files in {home.root} are not in {store.url} yet; the next run here that" in caplog.text
+    assert set(files(store.machine(tmp_path / "b"))) == {"reports/one.json"}
+    with home.writing("again"):
+        pass
+    assert files(store.machine(tmp_path / "b")) == files(home)
+
+
+def test_a_pull_that_was_cut_off_is_no_change_of_this_machine(store, tmp_path, monkeypatch):
+    home = store.machine(tmp_path / "a")
+    download, done = ObjectStore.download, []
+
+    def failing(self: ObjectStore, key: str, path: Path) -> None:
+        if done:
+            fail(self)
+        done.append(key)
+        download(self, key, path)
+
+    for text in ("first", "second"):
+        with home.writing("ingest"):
+            for number in range(9):
+                write(home.reports / f"{number}.json", f"{text} {number}")
+            write(home.reports / f"{text}.json", text)
+        monkeypatch.setattr(ObjectStore, "download", failing)
+        with pytest.raises(StorageError, match="no answer"):
+            store.machine(tmp_path / "b")
+        done.clear()
+        monkeypatch.setattr(ObjectStore, "download", download)
+    with home.writing("ingest"):
+        for path in home.reports.glob("*.json"):
+            path.unlink()
+        write(home.reports / "third.json", "third")
+    assert files(store.machine(tmp_path / "b")) == files(home)
+
+
+def test_a_machine_that_dies_between_its_push_and_its_note_of_it_goes_on(store, tmp_path, monkeypatch):
+    home = store.machine(tmp_path / "a")
+    log = write(home.jobs / "predictor-1" / "metrics.jsonl", "line\n")
+    with home.writing("nightly"):
+        write(home.jobs / "predictor-1" / "spec.json", "{}")
+    with monkeypatch.context() as patch:
+
+        def die_after_the_push() -> None:
+            with home.writing("nightly"):
+                log.write_text("line\n" * 2)
+                patch.setattr(WorkingCopy, "_remember", lambda self, manifest: fail(self.store))
+
+        with pytest.raises(StorageError, match="no answer"):
+            die_after_the_push()
+    log.write_text("line\n" * 3)  # by its training, which lived a moment longer
+    with home.writing("nightly"):
+        pass
+    assert (store.machine(tmp_path / "b").root / log.relative_to(home.root)).read_text() == "line\n" * 3
 
 
 def test_a_store_that_goes_away_in_the_middle_costs_nothing_but_a_warning_until_the_end(
     store, tmp_path, caplog, monkeypatch
 ):
     home = store.machine(tmp_path / "a")
-    put = Bucket.put
+    put = ObjectStore.put
 
     def lose_the_store() -> None:
         with home.writing("nightly"):
-            monkeypatch.setattr(Bucket, "put", lambda self, *_args, **_options: fail(self))
+            monkeypatch.setattr(ObjectStore, "put", lambda self, *_args, **_options: fail(self))
             with home.writing("dataset"):
                 write(home.datasets / "d" / "manifest.json", "made")
             assert "no answer" in caplog.text
 
     with pytest.raises(StorageError, match="no answer"):
         lose_the_store()
-    monkeypatch.setattr(Bucket, "put", put)
+    monkeypatch.setattr(ObjectStore, "put", put)
     with home.writing("the same again"):
         pass
     assert (store.machine(tmp_path / "b").datasets / "d" / "manifest.json").read_text() == "made"
 
 
-def fail(bucket: Bucket) -> None:
+def fail(bucket: ObjectStore) -> None:
     raise StorageError("expected the store, found no answer; try again")
 
 
@@ -481,7 +589,7 @@ def test_a_bucket_that_is_not_there_is_one_sentence(store, tmp_path):
 def test_a_store_that_does_not_answer_is_one_sentence_and_leaves_no_copy_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", closed_url().replace("//", "//user:secret@"))
     with pytest.raises(StorageError, match=r"expected http://127.*found no answer; check AWS_") as caught:
-        ObjectStore.machine(ObjectStore(), tmp_path)
+        S3Server.machine(S3Server(), tmp_path)
     assert "secret" not in str(caught.value)
 
 
@@ -510,7 +618,7 @@ def test_a_refusal_is_one_sentence_without_any_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-log")
     try:
         with pytest.raises(StorageError, match=r"refuses \(403 AccessDenied\); check the AWS_\*") as caught:
-            ObjectStore.machine(ObjectStore(), tmp_path)
+            S3Server.machine(S3Server(), tmp_path)
     finally:
         server.shutdown()
         server.server_close()
@@ -521,18 +629,18 @@ def test_a_refusal_is_one_sentence_without_any_secret(tmp_path, monkeypatch):
 def test_a_missing_library_is_one_sentence_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(StorageError, match=r"found it missing; `pip install 'kronos-nightly\[s3\]'`"):
-        ObjectStore.machine(ObjectStore(), tmp_path)
+        S3Server.machine(S3Server(), tmp_path)
 
 
 def test_a_store_that_ignores_conditions_is_refused_before_anything_is_written(store, tmp_path, monkeypatch):
-    put = Bucket.put
-    monkeypatch.setattr(Bucket, "put", lambda self, key, content, expect: "etag")
+    put = ObjectStore.put
+    monkeypatch.setattr(ObjectStore, "put", lambda self, key, content, expect: "etag")
     with (
         pytest.raises(StorageError, match=r"obeys If-Match and If-None-Match for s3://.*ignores them"),
         store.machine(tmp_path / "a").writing("ingest"),
     ):
         pass
-    monkeypatch.setattr(Bucket, "put", put)
+    monkeypatch.setattr(ObjectStore, "put", put)
 
 
 def test_a_damaged_object_and_an_emptied_bucket_are_one_sentence_each(store, tmp_path):
@@ -540,7 +648,7 @@ def test_a_damaged_object_and_an_emptied_bucket_are_one_sentence_each(store, tmp
     with home.writing("nightly"):
         write(home.models / "demo" / "champion.json", "{}")
     (key,) = objects(store)
-    bucket = Bucket(store.url)
+    bucket = ObjectStore(store.url)
     found = bucket.get(key)
     assert found is not None
     bucket.put(key, b"[]", expect=found.etag)

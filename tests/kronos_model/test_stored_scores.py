@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.live import score_quantiles, skill_interval
+from kronos_model.evaluation.stored_scores import score_quantiles, skill_interval
 
 LEVELS = np.arange(1, 20) / 20
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
-from kronos_model.evaluation.live import score_quantiles, skill_interval
+from kronos_model.evaluation.stored_scores import score_quantiles, skill_interval
 from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
-from storage.scoreboard import Record, live_record
+from storage.scoreboard import Record, Scoreboard, live_record
 
 __all__ = ["DriftOf", "Live", "live_board"]
 
@@ -50,12 +50,12 @@ class Live:
 
 
 def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
-    """Score what has become due, then the record of everyone who ever served the recipe.
+    """The record of everyone who ever served the recipe, as of now; writes nothing.
 
     `under_way` gives the datasets of nights that have no summary yet.
     """
     drifts, warnings = _drifts(home, recipe, under_way or {})
-    record = live_record(home, recipe, score_quantiles)
+    record = live_record(Scoreboard(home, score_quantiles), recipe)
     return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exchange.inventory import Inventory
+from kronos_model.features import FEATURES
+from kronos_model.outlook import outlook_of
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels, Served
 from service.follow import Follower
@@ -17,8 +19,8 @@ from service.schemas import (
     ForecastAnswer,
     Forming,
     HoleFacts,
+    HorizonEnd,
     ModelFacts,
-    Outlook,
     Price,
     Pulse,
     SeriesFacts,
@@ -27,7 +29,7 @@ from storage.schema import SeriesKey
 
 __all__ = ["facts_of", "forecast_answer", "pulse_of", "series_facts"]
 
-_CLOSE = 3
+_CLOSE = FEATURES.index("close")
 _SHOWN_HOLES = 20
 _DAY_MS = 86_400_000
 
@@ -64,9 +66,7 @@ def forecast_answer(
 ) -> ForecastAnswer:
     """A forecast out of its paths (S, H, 6)."""
     past, key = order.past, order.past.key
-    close = paths[:, :, _CLOSE].astype(np.float64)  # (S, H)
-    returns = np.log(close[:, -1] / past.last_close)  # (S,)
-    quantiles = np.quantile(close, levels, axis=0)  # (Q, H)
+    outlook = outlook_of(paths, past.last_close, levels=levels)
     return ForecastAnswer(
         symbol=key.name,
         interval=key.interval.name,
@@ -78,23 +78,25 @@ def forecast_answer(
         origin_ms=past.origin_ms,
         last_close=past.last_close,
         horizon=len(past.future),
-        samples=len(close),
+        samples=outlook.samples,
         seed=order.seed,
         behind=behind,
-        outlook=Outlook(
+        outlook=HorizonEnd(
             end_ms=key.interval.close(int(past.future[-1])),
-            median=float(np.median(close[:, -1])),
-            mean=float(close[:, -1].mean()),
-            expected_return=float(np.expm1(returns.mean())),
-            volatility=float(returns.std()),
-            probability_up=float((returns > 0).mean()),
+            median=float(outlook.median[-1]),
+            mean=float(outlook.mean[-1]),
+            expected_return=float(outlook.expected_return[-1]),
+            volatility=float(outlook.volatility[-1]),
+            probability_up=float(outlook.probability_up[-1]),
         ),
         fan=Fan(
             open_ms=past.future.tolist(),
-            mean=close.mean(axis=0).tolist(),
-            quantiles={f"{level:g}": row.tolist() for level, row in zip(levels, quantiles, strict=True)},
+            mean=outlook.mean.tolist(),
+            quantiles={
+                f"{level:g}": row.tolist() for level, row in zip(levels, outlook.quantiles, strict=True)
+            },
         ),
-        paths=close[:shown].tolist(),
+        paths=paths[:shown, :, _CLOSE].astype(np.float64).tolist(),
     )
 
 

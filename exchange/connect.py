@@ -1,21 +1,21 @@
-"""The exchange as a command or an ingest talks to it: Binance, or a replay of it. Without Prefect."""
-
-from __future__ import annotations
+"""The one way to the exchange: its clients, one request budget per market and lake, and the bulk archive."""
 
 import logging
+import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from exchange.archive import ArchiveClient
-from exchange.budget import WeightBudget
+from exchange.budget import LIMITS_PER_MINUTE, WeightBudget
 from exchange.config import ArchiveConfig, ExchangeConfig
-from exchange.governor import budget_of_reader, governor_of
+from exchange.governor import FOLDER, Governor
 from exchange.replay.source import replay_exchange
 from exchange.rest import RestClient
 from storage.interval import Interval
-from storage.layout import Home
 from storage.schema import Market, SeriesKey
 
 __all__ = ["Exchange", "connected"]
@@ -24,18 +24,25 @@ logger = logging.getLogger(__name__)
 
 
 class Exchange:
-    """What the downloads of one ingest share: where to ask, one budget and one archive client per market.
+    """What all who ask share: where to ask, one budget and one archive client per market. Safe for many threads.
 
-    Who only `reads` the home shares its budget where there is one that can be written, and counts alone elsewhere.
+    Who only `reads` leaves the lake as it is: where no download has made a budget there, or it cannot be written, it
+    counts alone. Without `archive` there is none. Waits for the budget and between tries are slept by `sleep`.
     """
 
     def __init__(
-        self, home: Home, config: ExchangeConfig, archive: ArchiveConfig, *, reads: bool = False
+        self,
+        lake: Path,
+        config: ExchangeConfig,
+        archive: ArchiveConfig | None = None,
+        *,
+        reads: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.home, self.config = home, config
+        self.config = config
         self.budgets: dict[Market, WeightBudget] = {}
-        self._budget_of = budget_of_reader if reads else governor_of
-        self._archive = archive
+        self._lake, self._sleep, self._archive = lake, sleep, archive
+        self._alone = reads and not os.access(lake / FOLDER, os.W_OK)
         self._archives: dict[Market, ArchiveClient] = {}
         self._lock = threading.Lock()
 
@@ -43,13 +50,24 @@ class Exchange:
         """A REST client of its own for a thread; close it after use."""
         with self._lock:
             if market not in self.budgets:
-                self.budgets[market] = self._budget_of(self.home.lake, market, self.config.url_of(market))
-        return RestClient(market, self.config, budget=self.budgets[market])
+                self.budgets[market] = self._budget(market)
+        return RestClient(market, self.config, budget=self.budgets[market], sleep=self._sleep)
+
+    def _budget(self, market: Market) -> WeightBudget:
+        if self._alone:
+            return WeightBudget(LIMITS_PER_MINUTE[market], sleep=self._sleep)
+        return Governor(self._lake / FOLDER, market, self.config.url_of(market), sleep=self._sleep)
+
+    @contextmanager
+    def clients(self, markets: Iterable[Market]) -> Iterator[dict[Market, RestClient]]:
+        """A REST client for each of these markets, closed when the block ends."""
+        with ExitStack() as stack:
+            yield {market: stack.enter_context(self.client(market)) for market in dict.fromkeys(markets)}
 
     def archive(self, market: Market) -> ArchiveClient | None:
         """The archive, unless it is not to be used."""
         with self._lock:
-            if self._archive.enabled and market not in self._archives:
+            if self._archive and self._archive.enabled and market not in self._archives:
                 self._archives[market] = ArchiveClient(market, self._archive)
         return self._archives.get(market)
 
@@ -74,7 +92,7 @@ class Exchange:
 
 @contextmanager
 def connected(
-    home: Home,
+    lake: Path,
     replay: str,
     keys: Sequence[SeriesKey],
     exchange: ExchangeConfig,
@@ -94,6 +112,6 @@ def connected(
             stack.enter_context(server)
             logger.info("Candles come from a replay exchange (%s), not from Binance.", replay)
             exchange, archive = server.config, replace(server.archive_config, enabled=archive.enabled)
-        shared = Exchange(home, exchange, archive, reads=reads)
+        shared = Exchange(lake, exchange, archive, reads=reads)
         stack.callback(shared.close)
         yield shared

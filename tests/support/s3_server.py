@@ -1,4 +1,4 @@
-"""An object store on loopback: moto's S3 server, which we did not write, and machines that share a home on it."""
+"""S3 on loopback: moto's server, which we did not write, and machines that share a home on it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from moto.server import ThreadedMotoServer
 from flows.environment import open_home
 from storage.layout import Home
 
-__all__ = ["ObjectStore"]
+__all__ = ["S3Server"]
 
 _BUCKET = "quants"
 
 
-class ObjectStore(logging.Handler):
+class S3Server(logging.Handler):
     """A server with one empty bucket; it counts the requests that it answers."""
 
     url = f"s3://{_BUCKET}/kronos/btc"
@@ -31,7 +31,7 @@ class ObjectStore(logging.Handler):
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 
     @contextmanager
-    def running(self) -> Iterator[ObjectStore]:
+    def running(self) -> Iterator[S3Server]:
         """Answer, with this process's AWS_* variables pointing here."""
         log = logging.getLogger("werkzeug")
         handlers, propagates = log.handlers[:], log.propagate
