@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from exchange.archive import ArchiveClient, ArchiveConfig
+from exchange.archive import ArchiveClient
 from exchange.budget import LIMITS_PER_MINUTE, WeightBudget
-from exchange.config import ExchangeConfig
+from exchange.config import ArchiveConfig, ExchangeConfig
 from exchange.governor import FOLDER, Governor
 from exchange.replay.source import replay_exchange
 from exchange.rest import RestClient
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Exchange:
     """What all who ask share: where to ask, one budget and one archive client per market. Safe for many threads.
 
-    Without `archive` there is none. Who only `reads` a lake makes no budget in it: where no download has made one, or
-    it cannot be written, theirs is their own. Waits for the budget and between tries are slept by `sleep`.
+    Who only `reads` leaves the lake as it is: where no download has made a budget there, or it cannot be written, it
+    counts alone. Without `archive` there is none. Waits for the budget and between tries are slept by `sleep`.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class Exchange:
     ) -> None:
         self.config = config
         self.budgets: dict[Market, WeightBudget] = {}
-        self._lake, self._reads, self._sleep, self._archive = lake, reads, sleep, archive
+        self._lake, self._sleep, self._archive = lake, sleep, archive
+        self._alone = reads and not os.access(lake / FOLDER, os.W_OK)
         self._archives: dict[Market, ArchiveClient] = {}
         self._lock = threading.Lock()
 
@@ -53,10 +54,9 @@ class Exchange:
         return RestClient(market, self.config, budget=self.budgets[market], sleep=self._sleep)
 
     def _budget(self, market: Market) -> WeightBudget:
-        folder = self._lake / FOLDER
-        if self._reads and not os.access(folder, os.W_OK):
+        if self._alone:
             return WeightBudget(LIMITS_PER_MINUTE[market], sleep=self._sleep)
-        return Governor(folder, market, self.config.url_of(market), sleep=self._sleep)
+        return Governor(self._lake / FOLDER, market, self.config.url_of(market), sleep=self._sleep)
 
     @contextmanager
     def clients(self, markets: Iterable[Market]) -> Iterator[dict[Market, RestClient]]:

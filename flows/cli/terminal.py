@@ -1,4 +1,4 @@
-"""What every command needs first: the home, the environment, the terminal."""
+"""What every command needs first: the home, the environment, log lines on the terminal."""
 
 from __future__ import annotations
 

@@ -9,9 +9,10 @@ from typing import Literal
 
 import requests
 
+from exchange.config import ExchangeConfig
 from exchange.connect import Exchange
 from exchange.errors import ExchangeError
-from exchange.rest import ExchangeConfig, RestClient
+from exchange.rest import RestClient
 from kronos_model.errors import ModelError
 from storage.errors import StorageError
 from storage.lake import Lake
