@@ -5,7 +5,7 @@ One zip per series and month or day, `data/spot/monthly/klines/BTCUSDT/1m/BTCUSD
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Self, get_args
@@ -23,6 +23,7 @@ __all__ = [
     "parse_listing",
     "parts_among",
     "period_ms",
+    "periods",
     "stem_of",
 ]
 
@@ -51,26 +52,14 @@ class ArchivePart:
 
     @classmethod
     def of(
-        cls,
-        key: SeriesKey,
-        kind: PartKind,
-        period: str,
-        *,
-        archive_url: str,
-        etag: str | None = None,
+        cls, key: SeriesKey, kind: PartKind, period: str, *, archive_url: str, etag: str | None = None
     ) -> Self:
         """The part of that period, whether or not the archive has it."""
-        first_ms, last_ms = _extent(kind, period, key.interval)
+        begin_ms, end_ms = period_ms(kind, period)
+        first_ms = key.interval.next(key.interval.floor(begin_ms - 1))
+        last_ms = key.interval.floor(key.interval.floor(end_ms) - 1)
         url = f"{archive_url.rstrip('/')}/{stem_of(key, kind)}{period}.zip"
-        return cls(
-            key=key,
-            kind=kind,
-            period=period,
-            url=url,
-            first_ms=first_ms,
-            last_ms=last_ms,
-            etag=etag,
-        )
+        return cls(key=key, kind=kind, period=period, url=url, first_ms=first_ms, last_ms=last_ms, etag=etag)
 
     @property
     def name(self) -> str:
@@ -97,9 +86,7 @@ def folder_of(key: SeriesKey, kind: PartKind) -> str:
 def stem_of(key: SeriesKey, kind: PartKind, start_ms: int | None = None) -> str:
     """What the bucket's keys of a series begin with; or what sorts right before the period of `start_ms`."""
     stem = f"{folder_of(key, kind)}{key.symbol}-{key.interval.slug}-"
-    if start_ms is None:
-        return stem
-    return stem + datetime.fromtimestamp(start_ms // 1000, UTC).strftime(PERIOD_FORMATS[kind])
+    return stem if start_ms is None else stem + _text(kind, start_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +151,13 @@ def period_ms(kind: PartKind, period: str) -> tuple[int, int]:
     return int(begin.timestamp()) * 1000, int(end.timestamp()) * 1000
 
 
-def _extent(kind: PartKind, period: str, interval: Interval) -> tuple[int, int]:
-    begin_ms, end_ms = period_ms(kind, period)
-    first_ms = interval.floor(begin_ms)
-    if first_ms < begin_ms:
-        first_ms = interval.next(first_ms)
-    last_ms = interval.floor(end_ms - 1)
-    if interval.next(last_ms) > end_ms:
-        last_ms = interval.floor(last_ms - 1)
-    return first_ms, last_ms
+def periods(kind: PartKind, start_ms: int, end_ms: int) -> Iterator[str]:
+    """The months or days that hold an instant of [start, end), such as `2024-06`."""
+    while start_ms < end_ms:
+        period = _text(kind, start_ms)
+        yield period
+        start_ms = period_ms(kind, period)[1]
+
+
+def _text(kind: PartKind, ms: int) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime(PERIOD_FORMATS[kind])

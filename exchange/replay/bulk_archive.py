@@ -12,7 +12,6 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -22,49 +21,27 @@ import polars as pl
 
 from exchange.archive_parts import (
     MARKET_FOLDERS,
-    PERIOD_FORMATS,
     ArchivePart,
     PartKind,
     folder_of,
     kinds_of,
     period_ms,
+    periods,
 )
 from exchange.replay.archive_style import ArchiveStyle, PartFault, PartFaultKind
 from exchange.replay.bucket_listing import Stored
 from exchange.replay.clock import ReplayClock
-from exchange.replay.encoding import DECIMAL_COLUMNS, decimal_texts
+from exchange.replay.encoding import wire_columns
 from exchange.replay.listed_symbols import ReplayMarket
 from exchange.replay.series import ReplaySeries
 from storage.atomic import atomic_path
 from storage.errors import CandleError
 from storage.interval import Interval
+from storage.parse import BINANCE_COLUMNS
 from storage.schema import Market, SeriesKey
 
 __all__ = ["ReplayArchive"]
 
-HEADER = (
-    "open_time",
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "close_time",
-    "quote_volume",
-    "count",
-    "taker_buy_volume",
-    "taker_buy_quote_volume",
-    "ignore",
-)
-CSV_COLUMNS = (
-    "open_time",
-    *DECIMAL_COLUMNS[:5],
-    "close_time",
-    "quote_volume",
-    "trades",
-    *DECIMAL_COLUMNS[6:],
-    "ignore",
-)
 CACHE_BYTES = 256 << 20
 BYTES_PER_ROW = 42  # of a zip, for the sizes of what is not yet built
 ALTERED = 2750  # by how much public-data #474 saw volumes drop
@@ -170,15 +147,9 @@ class ReplayArchive:
         series = self._markets[key.market].series(key.symbol, key.interval)
         if series is None or not len(series.open_ms):
             return
-        moment = datetime.fromtimestamp(int(series.open_ms[0]) // 1000, UTC)
-        last = datetime.fromtimestamp(int(series.open_ms[-1]) // 1000, UTC)
-        moment = moment.replace(hour=0, minute=0, second=0, day=1 if kind == "monthly" else moment.day)
-        while moment <= last:
-            place = self._place(key, kind, moment.strftime(PERIOD_FORMATS[kind]), series)
-            if place is not None:
+        for period in periods(kind, int(series.open_ms[0]), int(series.open_ms[-1]) + 1):
+            if (place := self._place(key, kind, period, series)) is not None:
                 yield place
-            step = timedelta(days=1 if kind == "daily" else 31)
-            moment = moment + step if kind == "daily" else (moment + step).replace(day=1)
 
     def _place_of(self, match: re.Match[str]) -> _Place | None:
         market = next(name for name, folder in MARKET_FOLDERS.items() if folder == match["market"])
@@ -267,15 +238,12 @@ def _csv(
     us_from_ms: int | None,
     columns: int,
 ) -> bytes:
-    texts = [decimal_texts(candles[name], decimals[name]).alias(name) for name in DECIMAL_COLUMNS]
-    opened, closed = (pl.col(name).dt.epoch("ms") for name in ("open_time", "close_time"))
-    times = [opened, closed]
+    rows = wire_columns(candles, decimals).with_columns(pl.lit("0").alias("ignore"))
     if us_from_ms is not None:
-        late = opened >= us_from_ms
-        times = [
-            pl.when(late).then(opened * 1000).otherwise(opened),
-            pl.when(late).then(closed * 1000 + 999).otherwise(closed),
-        ]
-    rows = candles.with_columns(*times, *texts, pl.lit("0").alias("ignore")).select(CSV_COLUMNS[:columns])
-    head = ",".join(HEADER[:columns]) + "\n" if header else ""
-    return (head + rows.write_csv(include_header=False)).encode()
+        opened, closed = pl.col("open_time"), pl.col("close_time")
+        late = pl.when(opened >= us_from_ms)
+        rows = rows.with_columns(
+            late.then(opened * 1000).otherwise(opened), late.then(closed * 1000 + 999).otherwise(closed)
+        )
+    named = rows.select(BINANCE_COLUMNS[:columns]).rename({"trades": "count"})  # its name there
+    return named.write_csv(include_header=header).encode()
