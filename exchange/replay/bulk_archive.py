@@ -79,29 +79,19 @@ class ReplayArchive:
     def __init__(
         self, markets: Mapping[Market, ReplayMarket], *, clock: ReplayClock, style: ArchiveStyle
     ) -> None:
-        self._style = style
+        self.style = style
+        """How it is written and published; may be replaced at any time, but for its folder."""
         self._markets = markets
         self._clock = clock
         self._lock = threading.Lock()
-        self._zips: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-
-    @property
-    def style(self) -> ArchiveStyle:
-        """How it is written and published; may be replaced at any time, but for its folder."""
-        return self._style
-
-    @style.setter
-    def style(self, style: ArchiveStyle) -> None:
-        with self._lock:
-            self._style = style
-            self._zips.clear()
+        self._zips: OrderedDict[tuple[str, str, ArchiveStyle], bytes] = OrderedDict()
 
     def listed(self, prefix: str) -> Sequence[Stored]:
         """The published files whose keys begin with `prefix`."""
         stored: list[Stored] = []
         for key, kind in self._folders(prefix):
             for place in self._places(key, kind):
-                built = self._zips.get((place.key, place.etag))
+                built = self._zips.get((place.key, place.etag, self.style))
                 size = len(built) if built else 200 + BYTES_PER_ROW * len(place.rows)
                 stored.append(Stored(place.key, size, place.etag, place.published_ms))
                 if not place.has("no-checksum"):
@@ -166,7 +156,7 @@ class ReplayArchive:
 
     def _place(self, key: SeriesKey, kind: PartKind, period: str, series: ReplaySeries) -> _Place | None:
         begin_ms, end_ms = period_ms(kind, period)
-        now_ms, published_ms = self._clock.now_ms, self._style.published_ms(kind, end_ms)
+        now_ms, published_ms = self._clock.now_ms, self.style.published_ms(kind, end_ms)
         first = int(np.searchsorted(series.open_ms, begin_ms))
         last = int(np.searchsorted(series.open_ms, end_ms))
         last = min(last, int(np.searchsorted(series.close_ms, published_ms)))
@@ -175,17 +165,17 @@ class ReplayArchive:
         part = ArchivePart.of(key, kind, period, archive_url="")
         faults = tuple(
             fault
-            for fault in self._style.faults
+            for fault in self.style.faults
             if (fault.until_ms is None or now_ms < fault.until_ms) and fnmatchcase(part.url, fault.part)
         )
         place = _Place(part, series, range(first, last), published_ms, faults)
         return None if place.has("absent") else place
 
     def _zip(self, place: _Place) -> bytes:
-        known = (place.key, place.etag)
+        known = (place.key, place.etag, style := self.style)
         with self._lock:
             if known not in self._zips:
-                self._zips[known] = _zipped(place, self._style)
+                self._zips[known] = _zipped(place, style)
                 while len(self._zips) > 1 and sum(map(len, self._zips.values())) > CACHE_BYTES:
                     self._zips.popitem(last=False)
             self._zips.move_to_end(known)
@@ -193,19 +183,10 @@ class ReplayArchive:
 
 
 def _zipped(place: _Place, style: ArchiveStyle) -> bytes:
-    market, begin_ms = place.part.key.market, period_ms(place.part.kind, place.part.period)[0]
-    header_from_ms = style.header_from_ms(market)
-    text = _csv(
-        _with_faults(place),
-        place.series.padding,
-        header=header_from_ms is not None and begin_ms >= header_from_ms,
-        us_from_ms=style.us_from_ms(market),
-        columns=style.columns,
-    )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         member = zipfile.ZipInfo(place.part.name.replace(".zip", ".csv"))  # its date is fixed: equal bytes
-        archive.writestr(member, text, compress_type=zipfile.ZIP_DEFLATED)
+        archive.writestr(member, _csv(place, style), compress_type=zipfile.ZIP_DEFLATED)
     content = buffer.getvalue()
     return content[: len(content) // 2] if place.has("broken-zip") else content
 
@@ -213,11 +194,9 @@ def _zipped(place: _Place, style: ArchiveStyle) -> bytes:
 def _with_faults(place: _Place) -> pl.DataFrame:
     candles = place.series.candles[place.rows.start : place.rows.stop]
     for fault in place.faults:
-        hit = (
-            pl.lit(value=True)
-            if fault.day is None
-            else pl.col("open_time").dt.strftime("%Y-%m-%d") == fault.day
-        )
+        hit = pl.lit(value=True)
+        if fault.day is not None:
+            hit = pl.col("open_time").dt.strftime("%Y-%m-%d") == fault.day
         if fault.kind == "lacks-day":
             candles = candles.filter(~hit)
         elif fault.kind == "unordered":
@@ -230,20 +209,16 @@ def _with_faults(place: _Place) -> pl.DataFrame:
     return candles
 
 
-def _csv(
-    candles: pl.DataFrame,
-    decimals: Mapping[str, int],
-    *,
-    header: bool,
-    us_from_ms: int | None,
-    columns: int,
-) -> bytes:
-    rows = wire_columns(candles, decimals).with_columns(pl.lit("0").alias("ignore"))
+def _csv(place: _Place, style: ArchiveStyle) -> bytes:
+    market, begin_ms = place.part.key.market, period_ms(place.part.kind, place.part.period)[0]
+    header_from_ms, us_from_ms = style.header_from_ms(market), style.us_from_ms(market)
+    rows = wire_columns(_with_faults(place), place.series.padding).with_columns(pl.lit("0").alias("ignore"))
     if us_from_ms is not None:
         opened, closed = pl.col("open_time"), pl.col("close_time")
         late = pl.when(opened >= us_from_ms)
         rows = rows.with_columns(
             late.then(opened * 1000).otherwise(opened), late.then(closed * 1000 + 999).otherwise(closed)
         )
-    named = rows.select(BINANCE_COLUMNS[:columns]).rename({"trades": "count"})  # its name there
+    named = rows.select(BINANCE_COLUMNS[: style.columns]).rename({"trades": "count"})  # its name there
+    header = header_from_ms is not None and begin_ms >= header_from_ms
     return named.write_csv(include_header=header).encode()

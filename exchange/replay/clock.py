@@ -34,7 +34,6 @@ class ReplayClock:
 
     @property
     def now_ms(self) -> int:
-        """Market time now."""
         with self._lock:
             return self._now()
 

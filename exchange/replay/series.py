@@ -30,7 +30,6 @@ class KlineRows:
 
     @property
     def body(self) -> bytes:
-        """The answer as it is sent."""
         return b"[" + self.joined + b"]"
 
     @property

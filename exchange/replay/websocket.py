@@ -19,6 +19,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection
 
+from exchange.replay.answers import Answer
 from exchange.replay.clock import ReplayClock
 from exchange.replay.faults import Fault, FaultKind, FaultPlan
 from exchange.replay.series import ReplaySeries
@@ -35,7 +36,6 @@ LONGEST_PAUSE_S = 0.1  # the clock may be stepped by hand
 METHODS = "`SUBSCRIBE`, `UNSUBSCRIBE`, `LIST_SUBSCRIPTIONS`"
 PING_S: dict[Market, tuple[float, float]] = {"spot": (20.0, 60.0), "um": (180.0, 600.0)}  # every, patience
 
-FindSeries = Callable[[Market, str, Interval], ReplaySeries | None]
 logger = logging.getLogger(__name__)
 
 
@@ -70,21 +70,14 @@ class _Subscription:
     close_at_ms: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StreamServer:
     """Streams of one replay; `serve` handles one connection until it ends."""
 
-    def __init__(
-        self,
-        find: FindSeries,
-        *,
-        clock: ReplayClock,
-        faults: Callable[[], StreamFaults],
-        note: Callable[[str, dict[str, str], int, Fault | None], object],
-    ) -> None:
-        self.find = find
-        self.clock = clock
-        self.faults = faults
-        self.note = note
+    find: Callable[[Market, str, Interval], ReplaySeries | None]
+    clock: ReplayClock
+    faults: Callable[[], StreamFaults]
+    note: Callable[..., Answer]
 
     def serve(self, connection: socket.socket) -> None:
         """Shake hands, then send what is due and answer what is asked."""
@@ -127,7 +120,7 @@ class _Session:
         refused = fault is not None and fault.kind == "ws-refuse"
         status = 101 if known and not refused else 503 if refused else 404
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self._server.note(parts.path, query, status, fault)
+        self._server.note(parts.path, query, Answer(status, b""), fault=fault)
         if status != 101:
             return websocket.respond(status, "")
         self.accepted = True
@@ -138,7 +131,6 @@ class _Session:
         return None
 
     def run(self) -> None:
-        """Until the connection or the server ends."""
         while True:
             self._push()
             try:
@@ -161,11 +153,10 @@ class _Session:
         except (ValueError, KeyError, TypeError, AttributeError):
             self._send({"code": 3, "msg": "Invalid JSON: expected value at line 1 column 1"})
             return
-        number = asked.get("id")
+        result: list[str] | None = None
         if method == "LIST_SUBSCRIPTIONS":
-            self._send({"result": list(self._subscribed), "id": number})
-            return
-        if method == "SUBSCRIBE":
+            result = list(self._subscribed)
+        elif method == "SUBSCRIBE":
             self._subscribe(params)
         elif method == "UNSUBSCRIBE":
             for name in params:
@@ -174,7 +165,7 @@ class _Session:
             text = f"Invalid request: unknown variant `{method}`, expected one of {METHODS}"
             self._send({"code": 2, "msg": text})
             return
-        self._send({"result": None, "id": number})
+        self._send({"result": result, "id": asked.get("id")})
 
     def _subscribe(self, names: Sequence[str]) -> None:
         for name in names:
@@ -238,25 +229,12 @@ def _market(connection: socket.socket) -> Market:
 def _event(
     one: _Subscription, row: list[Any], *, closed: bool, now_ms: int, market: Market
 ) -> dict[str, Any]:
-    """A kline event out of a row of the REST answer."""
-    candle = {
-        "t": row[0],
-        "T": row[6],
+    candle = dict(zip("tohlcvTqnVQB", row, strict=True)) | {
         "s": one.symbol,
         "i": one.series.interval.name,
         "f": 0,
         "L": max(0, row[8] - 1),
-        "o": row[1],
-        "c": row[4],
-        "h": row[2],
-        "l": row[3],
-        "v": row[5],
-        "n": row[8],
         "x": closed,
-        "q": row[7],
-        "V": row[9],
-        "Q": row[10],
-        "B": "0",
     }
     event = {"e": "kline", "E": now_ms, "s": one.symbol, "k": candle}
     return event | {"st": 1} if market == "um" else event  # 1: USD-M, 2: COIN-M

@@ -57,7 +57,6 @@ def dumps(value: object) -> bytes:
 
 
 def exchange_info(market: ReplayMarket, symbols: Iterable[str], *, now_ms: int) -> bytes:
-    """The body of exchangeInfo for these symbols."""
     describe, um = (_spot_symbol, False) if market.name == "spot" else (_um_symbol, True)
     described = [describe(symbol, market.finest(symbol), now_ms) for symbol in symbols]
     head = {"timezone": "UTC", "serverTime": now_ms} | ({"futuresType": "U_MARGINED"} if um else {})
