@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, TypeVar
 
@@ -35,6 +34,7 @@ from exchange.archive_parts import (
     kinds_of,
     parse_listing,
     parts_among,
+    periods,
     stem_of,
 )
 from exchange.config import Url
@@ -98,8 +98,7 @@ class FetchedPart:
         length = self.part.key.interval.milliseconds
         if length is None or length > DAY_MS:
             return ()
-        opens = range(self.part.first_ms, self.part.last_ms + 1, DAY_MS)
-        days = (datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in opens)
+        days = periods("daily", self.part.first_ms, self.part.last_ms + 1)
         return tuple(day for day in days if self.day_counts.get(day, 0) < DAY_MS // length)
 
 
@@ -114,9 +113,8 @@ class ArchiveClient(PooledClient):
         *,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        self.market: Market = market
         self.config = config or ArchiveConfig()
-        super().__init__(self.config.threads, f"{market}-archive")
+        super().__init__(market, self.config.threads, f"{market}-archive")
         self.requests = 0
         self.bytes = 0
         self._sleep = sleep
@@ -224,17 +222,16 @@ class ArchiveClient(PooledClient):
         parts: list[ArchivePart] = []
         while True:
             asked = params if marker is None else {**params, "marker": marker}
-            page = self._patiently(partial(self._page, asked))
-            parts += parts_among(page.listed, key, kind, archive_url=self.config.archive_url)
-            if page.marker is None:
+            etags, marker = self._patiently(partial(self._page, asked))
+            parts += parts_among(etags, key, kind, archive_url=self.config.archive_url)
+            if marker is None:
                 return parts
-            marker = page.marker
 
     def _page(self, params: Mapping[str, str], stop: threading.Event) -> ListingPage:
         url = self.config.listing_url
         try:
-            page = parse_listing(self._get(url, params, stop=stop))
-            if page.marker is not None and page.marker <= params.get("marker", ""):
+            etags, marker = parse_listing(self._get(url, params, stop=stop))
+            if marker is not None and marker <= params.get("marker", ""):
                 raise ValueError("a listing that does not go on")
         except ValueError as error:
             raise Malformed(
@@ -245,7 +242,7 @@ class ArchiveClient(PooledClient):
             raise BadRequest(
                 f"Expected a listing of the archive from {url}, found HTTP 404; check archive.listing_url."
             ) from error
-        return page
+        return etags, marker
 
     def _get(self, url: str, params: Mapping[str, str] | None = None, *, stop: threading.Event) -> bytes:
         try:
@@ -290,13 +287,6 @@ class ArchiveClient(PooledClient):
         return state.attempt_number >= (
             min(most, DAMAGED_ATTEMPTS) if isinstance(error, ArchiveError) else most
         )
-
-    def _check_market(self, key: SeriesKey) -> None:
-        if key.market != self.market:
-            raise ValueError(
-                f"Expected a series of market {self.market}, found {key}; "
-                f"make an ArchiveClient({key.market!r}) for it."
-            )
 
 
 class _Stopped(Exception):  # noqa: N818  # nobody sees it: the pool that ran the download is gone

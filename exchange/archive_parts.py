@@ -5,7 +5,7 @@ One zip per series and month or day, `data/spot/monthly/klines/BTCUSDT/1m/BTCUSD
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Self, get_args
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 PartKind = Literal["monthly", "daily"]
+ListingPage = tuple[Mapping[str, str], str | None]
 
 DAY_MS = 86_400_000
 MARKET_FOLDERS: dict[Market, str] = {"spot": "spot", "um": "futures/um"}
@@ -89,24 +90,9 @@ def stem_of(key: SeriesKey, kind: PartKind, start_ms: int | None = None) -> str:
     return stem if start_ms is None else stem + _text(kind, start_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One key of the bucket."""
-
-    key: str
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class ListingPage:
-    """One answer of the bucket's listing; `marker` asks for the next one, None if this was the last."""
-
-    listed: tuple[Listed, ...]
-    marker: str | None
-
-
 def parse_listing(body: bytes) -> ListingPage:
-    """The keys of a ListBucketResult; ValueError if it is none."""
+    """The keys of a ListBucketResult with their etags, and the marker that asks for the next page, None if this
+    was the last; ValueError if it is none."""
     try:
         root = ElementTree.fromstring(body)
     except ElementTree.ParseError as error:
@@ -118,28 +104,25 @@ def parse_listing(body: bytes) -> ListingPage:
     def text(element: ElementTree.Element, name: str) -> str:
         return element.findtext(space + name) or ""
 
-    listed = tuple(
-        Listed(text(one, "Key"), text(one, "ETag").strip('"')) for one in root.iterfind(f"{space}Contents")
-    )
+    etags = {text(one, "Key"): text(one, "ETag").strip('"') for one in root.iterfind(f"{space}Contents")}
     if text(root, "IsTruncated") != "true":
-        return ListingPage(listed, None)
-    marker = text(root, "NextMarker") or (listed[-1].key if listed else "")
+        return etags, None
+    marker = text(root, "NextMarker") or next(reversed(etags), "")
     if not marker:
         raise ValueError("a truncated listing that does not say where it goes on")
-    return ListingPage(listed, marker)
+    return etags, marker
 
 
 def parts_among(
-    listed: Iterable[Listed], key: SeriesKey, kind: PartKind, *, archive_url: str
+    etags: Mapping[str, str], key: SeriesKey, kind: PartKind, *, archive_url: str
 ) -> list[ArchivePart]:
     """The zips of a series among listed keys; checksums and whatever else lies there are passed over."""
     digits = r"\d{4}-\d\d" + (r"-\d\d" if kind == "daily" else "")
     pattern = re.compile(rf"{re.escape(stem_of(key, kind))}({digits})\.zip")
-    found = ((pattern.fullmatch(one.key), one) for one in listed)
     parts = [
-        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=one.etag or None)
-        for match, one in found
-        if match
+        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=etag or None)
+        for name, etag in etags.items()
+        if (match := pattern.fullmatch(name))
     ]
     return [part for part in parts if part.first_ms <= part.last_ms]
 

@@ -30,6 +30,7 @@ from exchange.errors import (
     error_of,
 )
 from exchange.klines import PAGE_LIMITS, KlinesPage, klines_weight, parse_first, parse_page
+from exchange.stretches import Stretch
 from exchange.transport import PooledClient, cause_of, first_line, log_retry
 from exchange.weights import WeightClaim
 from storage.errors import CandleError
@@ -43,7 +44,6 @@ INFO_WEIGHTS = {"spot": 20, "um": 1}
 PREFIXES = {"spot": "/api/v3", "um": "/fapi/v1"}
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError, CandleError)
 
-Stretch = tuple[int, int]  # candles that open in [start, end), ms
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class RestClient(PooledClient):
         budget: WeightBudget | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.market: Market = market
         self.config = config or ExchangeConfig()
-        super().__init__(self.config.workers, f"{market}-pages")
+        super().__init__(market, self.config.workers, f"{market}-pages")
         self.budget = budget or WeightBudget(LIMITS_PER_MINUTE[market], sleep=sleep)
         self.requests = 0
         self._counting = threading.Lock()
@@ -151,7 +150,7 @@ class RestClient(PooledClient):
             yield from self._backward(key, start_ms, end_ms)
             return
         while start_ms < end_ms:  # a page of whatever comes next, then those that follow by time
-            page = self._page(key, (start_ms, end_ms))
+            page = self._page(key, self._asked(key, (start_ms, end_ms)))
             if not page.rows:
                 return
             yield from page.filled()
@@ -166,15 +165,13 @@ class RestClient(PooledClient):
 
     def _rest_of(self, key: SeriesKey, stretch: Stretch) -> Iterator[pl.DataFrame]:
         """What a page left out at its end, if anything: it may be short for other reasons than a hole."""
-        start_ms, end_ms = stretch
-        while start_ms < end_ms and (page := self._page(key, (start_ms, end_ms))).rows:
+        while stretch[0] < stretch[1] and (page := self._page(key, self._asked(key, stretch))).rows:
             yield from page.filled()
-            start_ms = _after(page, key)
+            stretch = (_after(page, key), stretch[1])
 
     def _backward(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[pl.DataFrame]:
         while start_ms < end_ms:
-            asked = {"endTime": end_ms - 1, "limit": self._limit(key, (start_ms, end_ms))}
-            page = self._klines(key, asked, partial(parse_page, key, asked))
+            page = self._page(key, {"endTime": end_ms - 1, "limit": self._limit(key, (start_ms, end_ms))})
             yield from page.filled(start_ms)
             if not page.rows:
                 return
@@ -183,7 +180,9 @@ class RestClient(PooledClient):
     def _ahead(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[tuple[Stretch, KlinesPage]]:
         """The pages of a range in order, several under way at once. Only the first try of each is made
         ahead of its turn, so that trouble meets one patient client and not many."""
-        waiting = self._plan(key, start_ms, end_ms)
+        # A stretch for each full page; a month has no length, but all months fit in a page.
+        step = (key.interval.milliseconds or end_ms) * PAGE_LIMITS[self.market]
+        waiting = deque((at, min(at + step, end_ms)) for at in range(start_ms, end_ms, step))
         under_way: deque[tuple[Stretch, WeightClaim, Future[KlinesPage]]] = deque()
         try:
             while waiting or under_way:
@@ -203,17 +202,10 @@ class RestClient(PooledClient):
                 if future.cancel():
                     self.budget.after(claim, {})
 
-    def _plan(self, key: SeriesKey, start_ms: int, end_ms: int) -> deque[Stretch]:
-        """A range in stretches of a full page each; a month has no length, but all months fit in a page."""
-        step = (key.interval.milliseconds or end_ms) * PAGE_LIMITS[self.market]
-        return deque((at, min(at + step, end_ms)) for at in range(start_ms, end_ms, step))
-
     def _limit(self, key: SeriesKey, stretch: Stretch) -> int:
         return min(PAGE_LIMITS[self.market], key.interval.count(stretch[0], stretch[1] - 1))
 
-    def _page(self, key: SeriesKey, stretch: Stretch) -> KlinesPage:
-        """The first candles of a stretch, as many as a page holds."""
-        asked = self._asked(key, stretch)
+    def _page(self, key: SeriesKey, asked: Mapping[str, int]) -> KlinesPage:
         return self._klines(key, asked, partial(parse_page, key, asked))
 
     def _try_page(self, key: SeriesKey, stretch: Stretch, claim: WeightClaim | None = None) -> KlinesPage:
@@ -223,6 +215,7 @@ class RestClient(PooledClient):
         return self._ask("/klines", params, weight, partial(parse_page, key, asked), claim)
 
     def _asked(self, key: SeriesKey, stretch: Stretch) -> dict[str, int]:
+        """For the first candles of a stretch, as many as a page holds."""
         return {"startTime": stretch[0], "endTime": stretch[1] - 1, "limit": self._limit(key, stretch)}
 
     def _klines(self, key: SeriesKey, params: Mapping[str, int], parse: Callable[[Any], T]) -> T:
@@ -340,26 +333,13 @@ class RestClient(PooledClient):
         return True
 
     def _refusal(self, response: requests.Response, params: Mapping[str, Any], host: str) -> ExchangeError:
-        error = error_of(
-            response.status_code,
-            response.content,
-            response.headers,
-            url=host,
-            market=self.market,
-            params=params,
-        )
+        told = response.status_code, response.content, response.headers
+        error = error_of(*told, url=host, market=self.market, params=params)
         if isinstance(error, RateLimited):
             self.budget.pause(error.retry_after_s)
         elif isinstance(error, Banned):
             self.budget.forbid(error)
         return error
-
-    def _check_market(self, key: SeriesKey) -> None:
-        if key.market != self.market:
-            raise ValueError(
-                f"Expected a series of market {self.market}, found {key}; "
-                f"make a RestClient({key.market!r}) for it."
-            )
 
 
 def _after(page: KlinesPage, key: SeriesKey) -> int:
