@@ -159,7 +159,6 @@ class Monitor:
         return self.state()
 
     def state(self) -> MonitorState:
-        """Everything now."""
         series = tuple(
             SeriesState(
                 key=one.key,
@@ -185,14 +184,10 @@ class Monitor:
             keys = [key for key in self._watched if key.market == market]
             for first in range(0, len(keys), STREAMS_PER_CONNECTION):
                 part = keys[first : first + STREAMS_PER_CONNECTION]
-                stream = KlineStream(market, part, self.stream, stop=self._stop)
+                events = KlineStream(market, part, self.stream, stop=self._stop).events
+                name = f"stream-{market}-{first}"
                 threads.append(
-                    threading.Thread(
-                        target=self._inbox.fill,
-                        args=[stream.events],
-                        name=f"stream-{market}-{first}",
-                        daemon=True,
-                    )
+                    threading.Thread(target=self._inbox.fill, args=[events], name=name, daemon=True)
                 )
         for thread in threads:
             thread.start()
@@ -229,12 +224,12 @@ class Monitor:
             one.pending.append(update.candle)
             one.next_ms = max(one.next_ms, update.close_ms + 1)
             if one.last is None or update.open_ms >= one.last.open_ms:
-                one.last, one.forming = Candle.of_update(update), None
+                one.last, one.forming = update, None
             if not one.incomplete:
                 one.safe_ms = one.last.open_ms
             next_close_ms = one.key.interval.close(one.next_ms)
         elif one.last is None or update.open_ms > one.last.open_ms:
-            one.forming = Candle.of_update(update)
+            one.forming = update
         if not one.incomplete:
             left_s = max(0.0, (next_close_ms + 1 - update.event_ms) / 1000)
             one.check_at = time.monotonic() + left_s + self.config.grace_s
