@@ -58,7 +58,6 @@ def plan(
 
 
 def requests_of(fetches: Iterable[Fetch]) -> int:
-    """What steps cost together."""
     return sum(fetch.requests for fetch in fetches)
 
 

@@ -11,7 +11,6 @@ What is missing comes out of the bulk archive where that is cheaper (see exchang
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import polars as pl
 
@@ -52,20 +51,17 @@ class SyncReport:
     added: int
     """Candles that the lake did not have before."""
     first_ms: int
-    """Open time of the first candle of the series."""
     last_ms: int
-    """Open time of the last candle of the series."""
+    """Open times of the first and the last candle of the series."""
     rows: int
-    """Candles in the series."""
-    up_to_date: bool
-    """Nothing was missing or new."""
+
+    @property
+    def up_to_date(self) -> bool:
+        """Nothing was missing or new."""
+        return self.added == 0
 
 
 def _no_progress(done: int, total: int) -> None:
-    pass
-
-
-def _nobody(ahead: int) -> None:
     pass
 
 
@@ -118,7 +114,6 @@ def sync_series(
         first_ms=span.first_ms,
         last_ms=span.last_ms,
         rows=span.rows,
-        up_to_date=sync.added == 0,
     )
 
 
@@ -162,8 +157,8 @@ class _Sync:
         harvest = self._harvest(self.server_ms, rest=True) if missing and self.archive else None
         left = harvest.run(harvest.plan(missing)) if harvest else missing
         for part in left:
-            self._fetch(part, partial(self._tell, self.done))
-            self.done += self._count(part)
+            self._fetch(part)
+            self._advance(self._count(part))
         for part in joined(harvest.disputed) if harvest else ():
             self._fetch(part)
         self.progress(self.total, self.total)
@@ -173,14 +168,19 @@ class _Sync:
                 self.ledger.mark(self.key, self._hole(part), "repaired")
         if self.added == 0 and next(self.lake.open_times(self.key, start_ms, end_ms), None) is None:
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
-        if asked_end_ms is None:
-            self._note_tail(end_ms)
+        if (
+            asked_end_ms is None
+        ):  # tell that the exchange has stopped to continue the series, or that it goes on
+            assert self.last_ms is not None
+            tail = self._hole((self.key.interval.next(self.last_ms), end_ms))
+            self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
         return harvest
 
     def run_archive(self, start_ms: int | None, end_ms: int | None) -> Harvest:
         """Bring what the archive has, without the REST API: holes stay open."""
         harvest = self._harvest(0, rest=False)
-        parts = [part for part in harvest.published(start_ms) if end_ms is None or part.first_ms < end_ms]
+        published = harvest.archive.list_parts(self.key, start_ms=start_ms)
+        parts = [part for part in published if end_ms is None or part.first_ms < end_ms]
         if not parts:
             raise NoCandles(
                 f"Expected candles of {self.key} in the bulk archive, found none in that range; "
@@ -215,12 +215,6 @@ class _Sync:
     def _advance(self, candles: int) -> None:
         self.done += candles
         self.progress(self.done, self.total)
-
-    def _note_tail(self, end_ms: int) -> None:
-        """Tell that the exchange has stopped to continue a series, or that it goes on."""
-        assert self.last_ms is not None
-        tail = self._hole((self.key.interval.next(self.last_ms), end_ms))
-        self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
 
     def _range(self, start_ms: int | None, end_ms: int | None) -> Stretch:
         """The whole candles to have in the end, as [start, end)."""
@@ -259,7 +253,7 @@ class _Sync:
         logger.info("%s: listed since %s", self.key, utc_text(listing_ms))
         return listing_ms
 
-    def _fetch(self, part: Stretch, advance: Callable[[int], object] = _nobody) -> None:
+    def _fetch(self, part: Stretch) -> None:
         """Pages of a stretch into the lake; what has come is kept when the rest fails."""
         self.asked.add(part)
         pending: list[pl.DataFrame] = []
@@ -268,7 +262,8 @@ class _Sync:
                 pending.append(page)
                 if len(pending) == FLUSH_PAGES:
                     self._flush(pending)
-                advance(self.key.interval.count(part[0], _open_ms(page, -1)))
+                ahead = self.key.interval.count(part[0], _open_ms(page, -1))
+                self.progress(min(self.done + ahead, self.total), self.total)
         finally:
             self._flush(pending)
 
@@ -281,12 +276,9 @@ class _Sync:
     def _store(self, parts: list[tuple[pl.DataFrame, Source]]) -> None:
         self.added += self.lake.put(self.key, parts).added
         for candles, _ in parts:
-            first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
-            self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
-            self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
-
-    def _tell(self, done: int, ahead: int) -> None:
-        self.progress(done + ahead, self.total)
+            known = [ms for ms in (self.first_ms, self.last_ms) if ms is not None]
+            times = [*known, _open_ms(candles, 0), _open_ms(candles, -1)]
+            self.first_ms, self.last_ms = min(times), max(times)
 
     def _settle(self, missing: list[Stretch]) -> None:
         """Ask REST for every hole that is left, by itself; mark the confirmed ones."""
@@ -324,12 +316,9 @@ class _Sync:
         return [part for part in (*absent, (at, end_ms)) if part[0] < part[1]]
 
     def _inside(self, part: Stretch) -> bool:
-        return (
-            self.first_ms is not None
-            and self.last_ms is not None
-            and self.first_ms < part[0]
-            and part[1] <= self.last_ms
-        )
+        if self.first_ms is None or self.last_ms is None:
+            return False
+        return self.first_ms < part[0] and part[1] <= self.last_ms
 
     def _outages(self) -> list[Hole]:
         return [mark for mark in self.ledger.marks(self.key) if mark.status == "outage"]
@@ -344,13 +333,8 @@ class _Sync:
                 start_ms, end_ms = min(start_ms, known.start_ms), max(end_ms, known.end_ms)
         hole = self._hole((start_ms, end_ms))
         self.ledger.mark(self.key, hole, "outage", attempts=attempts, asked_ms=self.server_ms)
-        logger.info(
-            "%s: outage from %s to %s, asked for in %d ingests",
-            self.key,
-            utc_text(start_ms),
-            utc_text(end_ms),
-            attempts,
-        )
+        told = self.key, utc_text(start_ms), utc_text(end_ms), attempts
+        logger.info("%s: outage from %s to %s, asked for in %d ingests", *told)
 
     def _hole(self, part: Stretch) -> Hole:
         return Hole(*part, candles=self._count(part))
