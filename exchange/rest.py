@@ -4,9 +4,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, TypeVar
@@ -18,7 +17,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from exchange.budget import LIMITS_PER_MINUTE, LONGEST_PAUSE_S, WeightBudget
 from exchange.config import ExchangeConfig
 from exchange.errors import (
-    BadInterval,
     BadSymbol,
     Banned,
     ExchangeError,
@@ -28,13 +26,13 @@ from exchange.errors import (
     RateLimited,
     Unreachable,
     error_of,
+    misspelt,
 )
 from exchange.klines import PAGE_LIMITS, KlinesPage, klines_weight, parse_first, parse_page
 from exchange.stretches import Stretch
 from exchange.transport import PooledClient, cause_of, first_line, log_retry
 from exchange.weights import WeightClaim
 from storage.errors import CandleError
-from storage.interval import INTERVALS
 from storage.schema import Market, SeriesKey
 
 __all__ = ["ExchangeConfig", "RestClient"]
@@ -92,7 +90,7 @@ class RestClient(PooledClient):
         """The exchange's own description of one symbol (status, precision, filters)."""
         entries = self._exchange_info({"symbol": symbol} if self.market == "spot" else {}, symbol=symbol)
         if symbol not in entries:
-            raise _misspelt(symbol, self.market, list(entries))
+            raise misspelt(symbol, self.market, list(entries))
         return entries[symbol]
 
     def ticker_24h(self, symbol: str) -> dict[str, Any]:
@@ -222,21 +220,14 @@ class RestClient(PooledClient):
         asked = {"symbol": key.symbol, "interval": key.interval.name, **params}
         self._learn_limit(key.symbol)
         try:
-            return self._get(
-                "/klines", asked, weight=klines_weight(self.market, params["limit"]), parse=parse
-            )
+            weight = klines_weight(self.market, params["limit"])
+            return self._get("/klines", asked, weight=weight, parse=parse)
         except BadSymbol as error:
             raise self._with_neighbours(key.symbol, error) from None
-        except BadInterval:
-            known = [name for name in INTERVALS if self.market == "spot" or name != "1s"]
-            raise BadInterval(
-                f"Expected a candle interval of Binance {self.market}, found {key.interval.name!r}; "
-                f"choose one of {', '.join(known)}."
-            ) from None
 
     def _with_neighbours(self, symbol: str, error: BadSymbol) -> BadSymbol:
         try:
-            return _misspelt(symbol, self.market, list(self._exchange_info({}, symbol=symbol)))
+            return misspelt(symbol, self.market, list(self._exchange_info({}, symbol=symbol)))
         except ExchangeError:
             return error  # the suggestion is a courtesy
 
@@ -345,14 +336,6 @@ class RestClient(PooledClient):
 def _after(page: KlinesPage, key: SeriesKey) -> int:
     """Open time of the candle after the last one of a page."""
     return key.interval.next(key.interval.floor(page.last_ms))
-
-
-def _misspelt(symbol: str, market: Market, known: Sequence[str]) -> BadSymbol:
-    nearest = get_close_matches(symbol, known, n=3, cutoff=0.6)
-    hint = f" (near it: {', '.join(nearest)})" if nearest else ""
-    return BadSymbol(
-        f"Expected a symbol that Binance {market} lists, found {symbol!r}; check the spelling{hint}."
-    )
 
 
 def _worth_another_try(error: BaseException) -> bool:
