@@ -72,10 +72,6 @@ def interruptible(stop: threading.Event) -> Callable[[float], None]:
     return sleep
 
 
-def _ignore(state: MonitorState) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class _Watched:
     """One series at work. `check_at` is when to ask REST, by time.monotonic()."""
@@ -118,7 +114,7 @@ class Monitor:
         stream: StreamConfig | None = None,
         csv: Path | None = None,
         json: Path | None = None,
-        on_update: Callable[[MonitorState], object] = _ignore,
+        on_update: Callable[[MonitorState], object] = lambda state: None,
     ) -> None:
         self.config = config or MonitorConfig()
         self.stream = stream or StreamConfig()

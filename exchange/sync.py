@@ -61,10 +61,6 @@ class SyncReport:
         return self.added == 0
 
 
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
 def sync_series(
     client: RestClient,
     lake: Lake,
@@ -74,7 +70,7 @@ def sync_series(
     archive: ArchiveClient | None = None,
     start_ms: int | None = None,
     end_ms: int | None = None,
-    progress: Callable[[int, int], object] = _no_progress,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> SyncReport:
     """Fetch the closed candles with start_ms <= open_time < end_ms that the lake does not have.
 
@@ -99,8 +95,7 @@ def sync_series(
             key=key,
             progress=progress,
             server_ms=server_ms or 0,
-            first_ms=span.first_ms if span else None,
-            last_ms=span.last_ms if span else None,
+            extent=(span.first_ms, span.last_ms) if span else None,
         )
         harvest = sync.run(start_ms, end_ms) if server_ms else sync.run_archive(start_ms, end_ms)
         span = lake.span(key)
@@ -130,7 +125,7 @@ def _server_ms(client: RestClient, archive: ArchiveClient | None) -> int | None:
 
 @dataclass(kw_only=True, slots=True)
 class _Sync:
-    """One sync at work. `first_ms` and `last_ms` are those of the lake, as it grows."""
+    """One sync at work. `extent` are the first and the last open time in the lake, as it grows."""
 
     client: RestClient
     archive: ArchiveClient | None
@@ -139,8 +134,7 @@ class _Sync:
     key: SeriesKey
     progress: Callable[[int, int], object]
     server_ms: int
-    first_ms: int | None
-    last_ms: int | None
+    extent: Stretch | None
     added: int = 0
     done: int = 0
     total: int = 0
@@ -171,8 +165,8 @@ class _Sync:
         if (
             asked_end_ms is None
         ):  # tell that the exchange has stopped to continue the series, or that it goes on
-            assert self.last_ms is not None
-            tail = self._hole((self.key.interval.next(self.last_ms), end_ms))
+            assert self.extent is not None
+            tail = self._hole((self.key.interval.next(self.extent[1]), end_ms))
             self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
         return harvest
 
@@ -192,7 +186,7 @@ class _Sync:
         self.total = sum(self._count(part) for part in missing)
         harvest.run(plan(missing, self.key, parts, rest=False))
         self.progress(self.total, self.total)
-        if self.last_ms is None:
+        if self.extent is None:
             raise NoCandles(
                 f"Expected candles of {self.key} in the bulk archive, found that no part can be used; "
                 "the ledger says why, try again later."
@@ -276,9 +270,8 @@ class _Sync:
     def _store(self, parts: list[tuple[pl.DataFrame, Source]]) -> None:
         self.added += self.lake.put(self.key, parts).added
         for candles, _ in parts:
-            known = [ms for ms in (self.first_ms, self.last_ms) if ms is not None]
-            times = [*known, _open_ms(candles, 0), _open_ms(candles, -1)]
-            self.first_ms, self.last_ms = min(times), max(times)
+            times = [*(self.extent or ()), _open_ms(candles, 0), _open_ms(candles, -1)]
+            self.extent = min(times), max(times)
 
     def _settle(self, missing: list[Stretch]) -> None:
         """Ask REST for every hole that is left, by itself; mark the confirmed ones."""
@@ -293,7 +286,7 @@ class _Sync:
 
     def _left(self, part: Stretch) -> list[Stretch]:
         """What is still missing of a stretch, up to the last candle there is: later ones may still come."""
-        border_ms = self.last_ms or 0
+        border_ms = self.extent[1] if self.extent else 0
         return [(start, min(end, border_ms)) for start, end in self._missing(*part) if start < border_ms]
 
     def _missing(self, start_ms: int, end_ms: int) -> list[Stretch]:
@@ -316,9 +309,7 @@ class _Sync:
         return [part for part in (*absent, (at, end_ms)) if part[0] < part[1]]
 
     def _inside(self, part: Stretch) -> bool:
-        if self.first_ms is None or self.last_ms is None:
-            return False
-        return self.first_ms < part[0] and part[1] <= self.last_ms
+        return self.extent is not None and self.extent[0] < part[0] and part[1] <= self.extent[1]
 
     def _outages(self) -> list[Hole]:
         return [mark for mark in self.ledger.marks(self.key) if mark.status == "outage"]
