@@ -278,8 +278,7 @@ class ArchiveClient(PooledClient):
             before_sleep=log_retry,
             reraise=True,
         )
-        answer: T = retrying(ask, stop)
-        return answer
+        return retrying(ask, stop)
 
     def _is_enough(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None

@@ -8,14 +8,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from exchange.budget import LIMITS_PER_MINUTE, SHARE, WeightBudget
 from exchange.errors import Banned
@@ -75,7 +75,7 @@ class Governor(WeightBudget):
                 if (after := _entry(state, self._ban)) != before:
                     self._write(hosts | {self._host: after}, durable=self._ban is not banned)
 
-    def _locked_file(self) -> AcquireReturnProxy:
+    def _locked_file(self) -> AbstractContextManager[object]:
         """The lock, held until the block of the answer ends."""
         try:
             with storage_errors(self._path):

@@ -29,9 +29,6 @@ class ReplayClock:
         self._anchor_wall = wall()
         self._stepped_ms = 0
 
-    def __repr__(self) -> str:
-        return f"ReplayClock(now_ms={self.now_ms}, speed={self._speed})"
-
     @property
     def now_ms(self) -> int:
         with self._lock:
