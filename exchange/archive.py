@@ -16,13 +16,7 @@ from typing import Annotated, TypeVar
 
 import polars as pl
 import requests
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    wait_exponential_jitter,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_exponential_jitter
 
 from exchange.archive_csv import candles_of, day_counts, unzip
 from exchange.archive_parts import (
@@ -116,7 +110,6 @@ class ArchiveClient(PooledClient):
         self.config = config or ArchiveConfig()
         super().__init__(market, self.config.threads, f"{market}-archive")
         self.requests = 0
-        self.bytes = 0
         self._sleep = sleep
         self._lock = threading.Lock()
         self._connections = threading.BoundedSemaphore(self.config.threads)
@@ -263,7 +256,6 @@ class ArchiveClient(PooledClient):
         body = b"".join(chunks)
         with self._lock:
             self.requests += 1
-            self.bytes += len(body)
         if response.status_code != 200:
             raise _refusal(response.status_code, url)
         return body
@@ -281,11 +273,9 @@ class ArchiveClient(PooledClient):
         return retrying(ask, stop)
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        most = self.config.attempts
-        return state.attempt_number >= (
-            min(most, DAMAGED_ATTEMPTS) if isinstance(error, ArchiveError) else most
-        )
+        damaged = state.outcome and isinstance(state.outcome.exception(), ArchiveError)
+        most = DAMAGED_ATTEMPTS if damaged else self.config.attempts
+        return state.attempt_number >= min(most, self.config.attempts)
 
 
 class _Stopped(Exception):  # noqa: N818  # nobody sees it: the pool that ran the download is gone

@@ -30,11 +30,6 @@ class Fetch:
     """None: over REST."""
     requests: int
 
-    @property
-    def start_ms(self) -> int:
-        """Open time of the first candle that it is to bring."""
-        return self.stretches[0][0]
-
 
 def plan(
     missing: Sequence[Stretch], key: SeriesKey, published: Iterable[ArchivePart], *, rest: bool = True
@@ -54,7 +49,7 @@ def plan(
                 fetches.append(Fetch(tuple(wanted), part, ZIP_REQUESTS))
                 left = without(left, wanted)
     fetches += [Fetch((stretch,), None, math.ceil(_pages([stretch], left, key))) for stretch in left]
-    return sorted(fetches, key=lambda fetch: fetch.start_ms)
+    return sorted(fetches, key=lambda fetch: fetch.stretches)
 
 
 def requests_of(fetches: Iterable[Fetch]) -> int:

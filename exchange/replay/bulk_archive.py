@@ -210,8 +210,7 @@ def _with_faults(place: _Place) -> pl.DataFrame:
 
 
 def _csv(place: _Place, style: ArchiveStyle) -> bytes:
-    market, begin_ms = place.part.key.market, period_ms(place.part.kind, place.part.period)[0]
-    header_from_ms, us_from_ms = style.header_from_ms(market), style.us_from_ms(market)
+    header_from_ms, us_from_ms = style.changes_ms(place.part.key.market)
     rows = wire_columns(_with_faults(place), place.series.padding).with_columns(pl.lit("0").alias("ignore"))
     if us_from_ms is not None:
         opened, closed = pl.col("open_time"), pl.col("close_time")
@@ -220,5 +219,6 @@ def _csv(place: _Place, style: ArchiveStyle) -> bytes:
             late.then(opened * 1000).otherwise(opened), late.then(closed * 1000 + 999).otherwise(closed)
         )
     named = rows.select(BINANCE_COLUMNS[: style.columns]).rename({"trades": "count"})  # its name there
+    begin_ms = period_ms(place.part.kind, place.part.period)[0]
     header = header_from_ms is not None and begin_ms >= header_from_ms
     return named.write_csv(include_header=header).encode()

@@ -142,7 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
             f"Date: {formatdate(usegmt=True)}",
             "Server: replay",
             *(f"{name}: {value}" for name, value in answer.headers),
+            *(["Connection: close"] if self.close_connection else []),
         ]
-        if self.close_connection:
-            lines.append("Connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()

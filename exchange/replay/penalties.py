@@ -36,10 +36,10 @@ def _um_klines_weight(limit: str) -> int:
 
 
 def _ticker_weight(market: Market, params: Mapping[str, str]) -> int:
-    if "symbol" in params:
-        return 2 if market == "spot" else 1
     if market == "um":
-        return 40
+        return 1 if "symbol" in params else 40
+    if "symbol" in params:
+        return 2
     if "symbols" not in params:
         return 80
     symbols = params["symbols"].count(",") + 1

@@ -141,8 +141,8 @@ class _Session:
     def _pause_s(self) -> float:
         speed = self._server.clock.speed
         dues = [min(one.push_at_ms, one.close_at_ms) for one in self._subscribed.values() if one]
-        if not dues or not speed or self._silent:
-            return LONGEST_PAUSE_S if self._silent or not dues else SHORTEST_PAUSE_S
+        if not dues or not speed:
+            return SHORTEST_PAUSE_S if dues else LONGEST_PAUSE_S
         seconds = (min(dues) - self._server.clock.now_ms) / speed / 1000
         return min(max(seconds, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
@@ -174,20 +174,16 @@ class _Session:
     def _subscription(self, name: str) -> _Subscription | None:
         symbol, at, kind = name.partition("@kline_")
         listed = symbol == symbol.lower() and kind in INTERVALS and (kind != "1s" or self._market == "spot")
-        if not at or not listed:
+        if self._silent or not at or not listed:
             return None
         series = self._server.find(self._market, symbol.upper(), Interval(kind))
         if series is None:
             return None
         push_ms = 1000 if kind == "1s" else PUSH_MS[self._market]
-        now_ms = self._server.clock.now_ms
-        return _Subscription(
-            name, symbol.upper(), series, push_ms, next_open_ms=series.interval.floor(now_ms)
-        )
+        next_open_ms = series.interval.floor(self._server.clock.now_ms)
+        return _Subscription(name, symbol.upper(), series, push_ms, next_open_ms)
 
     def _push(self) -> None:
-        if self._silent:
-            return
         for one in list(self._subscribed.values()):
             now_ms = self._server.clock.now_ms
             if one is None or now_ms < min(one.push_at_ms, one.close_at_ms):
@@ -206,7 +202,7 @@ class _Session:
         faults = self._server.faults()
         if closed and faults.closings.strike(one.name) is not None:
             return
-        event = _event(one, row, closed=closed, now_ms=now_ms, market=self._market)
+        event = self._event(one, row, closed=closed, now_ms=now_ms)
         fault = faults.messages.strike(one.name)
         kind = fault.kind if fault else None
         if kind == "ws-disconnect":
@@ -218,23 +214,20 @@ class _Session:
         for _ in range(2 if kind == "ws-duplicate" else 1):
             self._send(message)
 
+    def _event(self, one: _Subscription, row: list[Any], *, closed: bool, now_ms: int) -> dict[str, Any]:
+        candle = dict(zip("tohlcvTqnVQB", row, strict=True)) | {
+            "s": one.symbol,
+            "i": one.series.interval.name,
+            "f": 0,
+            "L": max(0, row[8] - 1),
+            "x": closed,
+        }
+        event = {"e": "kline", "E": now_ms, "s": one.symbol, "k": candle}
+        return event | {"st": 1} if self._market == "um" else event  # 1: USD-M, 2: COIN-M
+
     def _send(self, message: object) -> None:
         self._websocket.send(dumps(message), text=True)
 
 
 def _market(connection: socket.socket) -> Market:
     return "um" if connection.recv(16, socket.MSG_PEEK).startswith(b"GET /market/") else "spot"
-
-
-def _event(
-    one: _Subscription, row: list[Any], *, closed: bool, now_ms: int, market: Market
-) -> dict[str, Any]:
-    candle = dict(zip("tohlcvTqnVQB", row, strict=True)) | {
-        "s": one.symbol,
-        "i": one.series.interval.name,
-        "f": 0,
-        "L": max(0, row[8] - 1),
-        "x": closed,
-    }
-    event = {"e": "kline", "E": now_ms, "s": one.symbol, "k": candle}
-    return event | {"st": 1} if market == "um" else event  # 1: USD-M, 2: COIN-M
