@@ -41,12 +41,6 @@ class Candle:
         return times | numbers
 
 
-TICKER_FIELDS = {
-    **{"last": "lastPrice", "change_percent": "priceChangePercent", "high": "highPrice"},
-    **{"low": "lowPrice", "volume": "volume", "quote_volume": "quoteVolume"},
-}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ticker:
     """The last 24 hours."""
@@ -61,7 +55,14 @@ class Ticker:
     @classmethod
     def of_answer(cls, answer: Mapping[str, Any]) -> Self:
         """From the exchange's 24 h ticker."""
-        return cls(**{name: float(answer[field]) for name, field in TICKER_FIELDS.items()})
+        return cls(
+            last=float(answer["lastPrice"]),
+            change_percent=float(answer["priceChangePercent"]),
+            high=float(answer["highPrice"]),
+            low=float(answer["lowPrice"]),
+            volume=float(answer["volume"]),
+            quote_volume=float(answer["quoteVolume"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

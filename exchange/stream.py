@@ -150,7 +150,11 @@ class KlineStream:
             reason = "its planned end"
             self._fruitless += 1  # until a candle comes
             try:
-                with self._connect() as websocket:
+                # Binance is said to refuse permessage-deflate. Pings are answered, and sent, by the library.
+                patience_s = self.config.connect_timeout_s
+                with connect(
+                    self.url, compression=None, open_timeout=patience_s, close_timeout=1.0
+                ) as websocket:
                     self._seen.clear()
                     yield Connected(self.keys)
                     reason = yield from self._listen(websocket)
@@ -163,12 +167,6 @@ class KlineStream:
             logger.info("stream of %s: %s; connecting again", self._market, reason)
             yield Disconnected(self.keys, reason, self._fruitless)
             self._stop.wait(self._backoff_s())
-
-    def _connect(self) -> Connection:
-        # Binance is said to refuse permessage-deflate. Pings are answered, and sent, by the library.
-        return connect(
-            self.url, compression=None, open_timeout=self.config.connect_timeout_s, close_timeout=1.0
-        )
 
     def _listen(self, websocket: Connection) -> Generator[StreamEvent, None, str]:
         """What the connection brings; in the end, why it ended."""
