@@ -162,9 +162,7 @@ class _Sync:
                 self.ledger.mark(self.key, self._hole(part), "repaired")
         if self.added == 0 and next(self.lake.open_times(self.key, start_ms, end_ms), None) is None:
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
-        if (
-            asked_end_ms is None
-        ):  # tell that the exchange has stopped to continue the series, or that it goes on
+        if asked_end_ms is None:  # has the exchange stopped to continue the series?
             assert self.extent is not None
             tail = self._hole((self.key.interval.next(self.extent[1]), end_ms))
             self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
