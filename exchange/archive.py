@@ -11,19 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
 import polars as pl
 import requests
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    wait_exponential_jitter,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_exponential_jitter
 
 from exchange.archive_csv import candles_of, day_counts, unzip
 from exchange.archive_parts import (
@@ -35,6 +28,7 @@ from exchange.archive_parts import (
     kinds_of,
     parse_listing,
     parts_among,
+    periods,
     stem_of,
 )
 from exchange.config import ArchiveConfig
@@ -79,8 +73,7 @@ class FetchedPart:
         length = self.part.key.interval.milliseconds
         if length is None or length > DAY_MS:
             return ()
-        opens = range(self.part.first_ms, self.part.last_ms + 1, DAY_MS)
-        days = (datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in opens)
+        days = periods("daily", self.part.first_ms, self.part.last_ms + 1)
         return tuple(day for day in days if self.day_counts.get(day, 0) < DAY_MS // length)
 
 
@@ -95,11 +88,9 @@ class ArchiveClient(PooledClient):
         *,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        self.market: Market = market
         self.config = config or ArchiveConfig()
-        super().__init__(self.config.threads, f"{market}-archive")
+        super().__init__(market, self.config.threads, f"{market}-archive")
         self.requests = 0
-        self.bytes = 0
         self._sleep = sleep
         self._lock = threading.Lock()
         self._connections = threading.BoundedSemaphore(self.config.threads)
@@ -205,17 +196,16 @@ class ArchiveClient(PooledClient):
         parts: list[ArchivePart] = []
         while True:
             asked = params if marker is None else {**params, "marker": marker}
-            page = self._patiently(partial(self._page, asked))
-            parts += parts_among(page.listed, key, kind, archive_url=self.config.archive_url)
-            if page.marker is None:
+            etags, marker = self._patiently(partial(self._page, asked))
+            parts += parts_among(etags, key, kind, archive_url=self.config.archive_url)
+            if marker is None:
                 return parts
-            marker = page.marker
 
     def _page(self, params: Mapping[str, str], stop: threading.Event) -> ListingPage:
         url = self.config.listing_url
         try:
-            page = parse_listing(self._get(url, params, stop=stop))
-            if page.marker is not None and page.marker <= params.get("marker", ""):
+            etags, marker = parse_listing(self._get(url, params, stop=stop))
+            if marker is not None and marker <= params.get("marker", ""):
                 raise ValueError("a listing that does not go on")
         except ValueError as error:
             raise Malformed(
@@ -226,7 +216,7 @@ class ArchiveClient(PooledClient):
             raise BadRequest(
                 f"Expected a listing of the archive from {url}, found HTTP 404; check archive.listing_url."
             ) from error
-        return page
+        return etags, marker
 
     def _get(self, url: str, params: Mapping[str, str] | None = None, *, stop: threading.Event) -> bytes:
         try:
@@ -247,7 +237,6 @@ class ArchiveClient(PooledClient):
         body = b"".join(chunks)
         with self._lock:
             self.requests += 1
-            self.bytes += len(body)
         if response.status_code != 200:
             raise _refusal(response.status_code, url)
         return body
@@ -262,22 +251,12 @@ class ArchiveClient(PooledClient):
             before_sleep=log_retry,
             reraise=True,
         )
-        answer: T = retrying(ask, stop)
-        return answer
+        return retrying(ask, stop)
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        most = self.config.attempts
-        return state.attempt_number >= (
-            min(most, DAMAGED_ATTEMPTS) if isinstance(error, ArchiveError) else most
-        )
-
-    def _check_market(self, key: SeriesKey) -> None:
-        if key.market != self.market:
-            raise ValueError(
-                f"Expected a series of market {self.market}, found {key}; "
-                f"make an ArchiveClient({key.market!r}) for it."
-            )
+        damaged = state.outcome and isinstance(state.outcome.exception(), ArchiveError)
+        most = DAMAGED_ATTEMPTS if damaged else self.config.attempts
+        return state.attempt_number >= min(most, self.config.attempts)
 
 
 class _Stopped(Exception):  # noqa: N818  # nobody sees it: the pool that ran the download is gone

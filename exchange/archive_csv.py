@@ -4,7 +4,6 @@ Each file shows whether it has a header and 11 columns or 12, each row whether i
 """
 
 import io
-import logging
 import struct
 import zipfile
 import zlib
@@ -13,17 +12,15 @@ import polars as pl
 
 from exchange.archive_parts import DAY_MS, ArchivePart, period_ms
 from exchange.errors import ArchiveError
+from exchange.klines import WHOLE, on_grid
 from storage.errors import CandleError
 from storage.parse import BINANCE_COLUMNS, epoch_times
-from storage.schema import off_grid, utc_text, validate_candles
+from storage.schema import utc_text, validate_candles
 
 __all__ = ["candles_of", "day_counts", "unzip"]
 
 NAMES = BINANCE_COLUMNS[:11]  # the twelfth, "ignore", holds nothing
-WIRE_SCHEMA: dict[str, pl.DataType] = {
-    name: pl.Int64() if name in ("open_time", "close_time", "trades") else pl.Float64() for name in NAMES
-}
-logger = logging.getLogger(__name__)
+WIRE_SCHEMA: dict[str, pl.DataType] = {name: pl.Int64() if name in WHOLE else pl.Float64() for name in NAMES}
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
 
 
@@ -66,13 +63,7 @@ def candles_of(text: bytes, part: ArchivePart) -> pl.DataFrame:
         raise ArchiveError(_unfit(part, "a value in every field", f"{empty} empty fields"))
     try:
         times = [epoch_times(raw[name], origin=part.name) for name in ("open_time", "close_time")]
-        candles = raw.with_columns(times)
-        outside = off_grid(candles["open_time"], part.key.interval)
-        if outside.any():
-            candles = candles.filter(~outside)
-            logger.warning(
-                "%s: left out %d candles off the %s grid", part.name, outside.sum(), part.key.interval
-            )
+        candles = on_grid(raw.with_columns(times), part.key.interval, origin=part.name)
         return _within(validate_candles(candles, part.key.interval, origin=part.name), part)
     except CandleError as error:
         raise ArchiveError(f"{error}; its candles have to come from elsewhere.") from error

@@ -58,19 +58,12 @@ class Harvest:
             return over_rest
         return plan(missing, self.key, self._published(missing))
 
-    def published(self, start_ms: int | None) -> list[ArchivePart]:
-        """Everything that the archive has from a time on."""
-        return self.archive.list_parts(self.key, start_ms=start_ms)
-
     def run(self, fetches: Sequence[Fetch]) -> list[Stretch]:
         """Take the zips of a plan; returns what is left for REST: its own steps and what failed."""
-        left = [stretch for fetch in fetches if fetch.part is None for stretch in fetch.stretches]
-        fallen, suspects = self._take([fetch for fetch in fetches if fetch.part is not None])
-        if fallen:
-            days = [part for part in self._expected(fallen, surely=True) if part.kind == "daily"]
-            again = plan(fallen, self.key, days, rest=self.rest)
-            left += [stretch for fetch in again if fetch.part is None for stretch in fetch.stretches]
-            left += self._take([fetch for fetch in again if fetch.part is not None])[0]
+        fallen, suspects = self._take(fetches)
+        days = [part for part in self._expected(fallen, surely=True) if part.kind == "daily"]
+        again = plan(fallen, self.key, days, rest=self.rest)
+        left = _over_rest(fetches) + _over_rest(again) + self._take(again)[0]
         self._compare_days(suspects)
         return joined(left)
 
@@ -78,8 +71,7 @@ class Harvest:
         """What the archive lists where something is missing, or promises if it does not list."""
         try:
             parts = self.archive.list_parts(self.key, kinds=("monthly",), start_ms=missing[0][0])
-            left = [fetch for fetch in plan(missing, self.key, parts) if fetch.part is None]
-            stretches = [stretch for fetch in left for stretch in fetch.stretches]
+            stretches = _over_rest(plan(missing, self.key, parts))
             hoped = plan(stretches, self.key, self._expected(stretches, surely=False))
             if any(fetch.part for fetch in hoped):
                 parts += self.archive.list_parts(self.key, kinds=("daily",), start_ms=stretches[0][0])
@@ -150,11 +142,8 @@ class Harvest:
         parts = [self.archive.part(self.key, "daily", day) for day in suspects]
         self.archive.fetch_many(parts, on_part=on_part)
         for month, days in differ.items():
-            self._fail(
-                month,
-                f"{month}: expected the candles that the files of its days have, found others on "
-                f"{', '.join(days)}; those of the days were taken.",
-            )
+            expected = f"{month}: expected the candles that the files of its days have"
+            self._fail(month, f"{expected}, found others on {', '.join(days)}; those of the days were taken.")
 
     def _stored(self, stretches: Sequence[Stretch]) -> pl.DataFrame:
         if not self.lake.files(self.key):
@@ -165,6 +154,10 @@ class Harvest:
         logger.warning("%s: %s", self.key, reason)
         self.failed.append(name)
         self.ledger.fail(self.key, Failure(name, reason, time.time_ns() // 1_000_000))
+
+
+def _over_rest(fetches: Iterable[Fetch]) -> list[Stretch]:
+    return [stretch for fetch in fetches if fetch.part is None for stretch in fetch.stretches]
 
 
 def _parts(fetches: Iterable[Fetch]) -> list[ArchivePart]:

@@ -5,7 +5,7 @@ One zip per series and month or day, `data/spot/monthly/klines/BTCUSDT/1m/BTCUSD
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Self, get_args
@@ -23,10 +23,12 @@ __all__ = [
     "parse_listing",
     "parts_among",
     "period_ms",
+    "periods",
     "stem_of",
 ]
 
 PartKind = Literal["monthly", "daily"]
+ListingPage = tuple[Mapping[str, str], str | None]
 
 DAY_MS = 86_400_000
 MARKET_FOLDERS: dict[Market, str] = {"spot": "spot", "um": "futures/um"}
@@ -51,26 +53,14 @@ class ArchivePart:
 
     @classmethod
     def of(
-        cls,
-        key: SeriesKey,
-        kind: PartKind,
-        period: str,
-        *,
-        archive_url: str,
-        etag: str | None = None,
+        cls, key: SeriesKey, kind: PartKind, period: str, *, archive_url: str, etag: str | None = None
     ) -> Self:
         """The part of that period, whether or not the archive has it."""
-        first_ms, last_ms = _extent(kind, period, key.interval)
+        begin_ms, end_ms = period_ms(kind, period)
+        first_ms = key.interval.next(key.interval.floor(begin_ms - 1))
+        last_ms = key.interval.floor(key.interval.floor(end_ms) - 1)
         url = f"{archive_url.rstrip('/')}/{stem_of(key, kind)}{period}.zip"
-        return cls(
-            key=key,
-            kind=kind,
-            period=period,
-            url=url,
-            first_ms=first_ms,
-            last_ms=last_ms,
-            etag=etag,
-        )
+        return cls(key=key, kind=kind, period=period, url=url, first_ms=first_ms, last_ms=last_ms, etag=etag)
 
     @property
     def name(self) -> str:
@@ -97,29 +87,12 @@ def folder_of(key: SeriesKey, kind: PartKind) -> str:
 def stem_of(key: SeriesKey, kind: PartKind, start_ms: int | None = None) -> str:
     """What the bucket's keys of a series begin with; or what sorts right before the period of `start_ms`."""
     stem = f"{folder_of(key, kind)}{key.symbol}-{key.interval.slug}-"
-    if start_ms is None:
-        return stem
-    return stem + datetime.fromtimestamp(start_ms // 1000, UTC).strftime(PERIOD_FORMATS[kind])
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One key of the bucket."""
-
-    key: str
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class ListingPage:
-    """One answer of the bucket's listing; `marker` asks for the next one, None if this was the last."""
-
-    listed: tuple[Listed, ...]
-    marker: str | None
+    return stem if start_ms is None else stem + _text(kind, start_ms)
 
 
 def parse_listing(body: bytes) -> ListingPage:
-    """The keys of a ListBucketResult; ValueError if it is none."""
+    """The keys of a ListBucketResult with their etags, and the marker that asks for the next page, None if this
+    was the last; ValueError if it is none."""
     try:
         root = ElementTree.fromstring(body)
     except ElementTree.ParseError as error:
@@ -131,28 +104,25 @@ def parse_listing(body: bytes) -> ListingPage:
     def text(element: ElementTree.Element, name: str) -> str:
         return element.findtext(space + name) or ""
 
-    listed = tuple(
-        Listed(text(one, "Key"), text(one, "ETag").strip('"')) for one in root.iterfind(f"{space}Contents")
-    )
+    etags = {text(one, "Key"): text(one, "ETag").strip('"') for one in root.iterfind(f"{space}Contents")}
     if text(root, "IsTruncated") != "true":
-        return ListingPage(listed, None)
-    marker = text(root, "NextMarker") or (listed[-1].key if listed else "")
+        return etags, None
+    marker = text(root, "NextMarker") or next(reversed(etags), "")
     if not marker:
         raise ValueError("a truncated listing that does not say where it goes on")
-    return ListingPage(listed, marker)
+    return etags, marker
 
 
 def parts_among(
-    listed: Iterable[Listed], key: SeriesKey, kind: PartKind, *, archive_url: str
+    etags: Mapping[str, str], key: SeriesKey, kind: PartKind, *, archive_url: str
 ) -> list[ArchivePart]:
     """The zips of a series among listed keys; checksums and whatever else lies there are passed over."""
     digits = r"\d{4}-\d\d" + (r"-\d\d" if kind == "daily" else "")
     pattern = re.compile(rf"{re.escape(stem_of(key, kind))}({digits})\.zip")
-    found = ((pattern.fullmatch(one.key), one) for one in listed)
     parts = [
-        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=one.etag or None)
-        for match, one in found
-        if match
+        ArchivePart.of(key, kind, match[1], archive_url=archive_url, etag=etag or None)
+        for name, etag in etags.items()
+        if (match := pattern.fullmatch(name))
     ]
     return [part for part in parts if part.first_ms <= part.last_ms]
 
@@ -164,12 +134,13 @@ def period_ms(kind: PartKind, period: str) -> tuple[int, int]:
     return int(begin.timestamp()) * 1000, int(end.timestamp()) * 1000
 
 
-def _extent(kind: PartKind, period: str, interval: Interval) -> tuple[int, int]:
-    begin_ms, end_ms = period_ms(kind, period)
-    first_ms = interval.floor(begin_ms)
-    if first_ms < begin_ms:
-        first_ms = interval.next(first_ms)
-    last_ms = interval.floor(end_ms - 1)
-    if interval.next(last_ms) > end_ms:
-        last_ms = interval.floor(last_ms - 1)
-    return first_ms, last_ms
+def periods(kind: PartKind, start_ms: int, end_ms: int) -> Iterator[str]:
+    """The months or days that hold an instant of [start, end), such as `2024-06`."""
+    while start_ms < end_ms:
+        period = _text(kind, start_ms)
+        yield period
+        start_ms = period_ms(kind, period)[1]
+
+
+def _text(kind: PartKind, ms: int) -> str:
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime(PERIOD_FORMATS[kind])

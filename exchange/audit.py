@@ -34,8 +34,8 @@ def compare_pages(client: RestClient, lake: Lake, key: SeriesKey, *, pages: int,
         for _ in range(min(PAGE_LIMITS[key.market], length)):
             end_ms = interval.next(end_ms)
         end_ms = min(end_ms, interval.next(span.last_ms))
-        fetched = list(client.pages(key, start_ms, end_ms, server_ms=server_ms))
-        theirs = pl.concat(fetched) if fetched else pl.DataFrame(schema=CANDLE_SCHEMA)
+        asked = client.pages(key, start_ms, end_ms, server_ms=server_ms)
+        theirs = pl.concat([pl.DataFrame(schema=CANDLE_SCHEMA), *asked])
         findings += _differences(lake, key, lake.read(key, start_ms, end_ms), theirs)
     return list({(one.month, one.problem): one for one in findings}.values())
 
@@ -54,11 +54,12 @@ def compare_archive(
         try:
             stated = archive.checksum(archive.part(key, kind, period))
         except ArchiveError as error:
-            findings.append(_finding(lake, key, period[:7], str(error).partition("; ")[0]))
-            continue
-        if stated != part.source.sha256:
+            problem = str(error).partition("; ")[0]
+        else:
             problem = f"{name} had the sha256 {part.source.sha256} when it was taken and has {stated} now"
-            findings.append(_finding(lake, key, period[:7], problem))
+            if stated == part.source.sha256:
+                continue
+        findings.append(_finding(lake, key, period[:7], problem))
     return findings
 
 
@@ -78,10 +79,8 @@ def _differences(lake: Lake, key: SeriesKey, ours: pl.DataFrame, theirs: pl.Data
         for (month,), part in months:
             first = utc_text(part["open_time"].dt.epoch("ms")[0])
             detail = _values(part.row(0, named=True)) if kind == "with other values" else ""
-            problem = (
-                f"expected the exchange's candles, found {len(part)} {kind}, the first of {first}{detail}"
-            )
-            yield _finding(lake, key, str(month), problem)
+            found = f"found {len(part)} {kind}, the first of {first}{detail}"
+            yield _finding(lake, key, str(month), f"expected the exchange's candles, {found}")
 
 
 def _values(row: dict[str, object]) -> str:

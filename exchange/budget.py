@@ -55,7 +55,6 @@ class WeightBudget:
 
     @property
     def limit_per_minute(self) -> int:
-        """The exchange's limit."""
         with self._shared() as state:
             return state.limit
 

@@ -29,7 +29,6 @@ class CandleQueue:
                 self._changed.notify()
 
     def put(self, event: StreamEvent) -> None:
-        """Add one."""
         with self._changed:
             if isinstance(event, KlineUpdate):
                 self._forming.pop(event.key, None)

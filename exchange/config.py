@@ -33,7 +33,6 @@ class ExchangeConfig:
     """How many pages of candles are under way at once."""
 
     def url_of(self, market: Market) -> str:
-        """Base URL of a market."""
         return (self.spot_url if market == "spot" else self.um_url).rstrip("/")
 
 

@@ -5,10 +5,13 @@
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from storage.interval import INTERVALS
 
 __all__ = [
     "ArchiveError",
@@ -24,6 +27,7 @@ __all__ = [
     "RateLimited",
     "Unreachable",
     "error_of",
+    "misspelt",
 ]
 
 SPOT_MIRROR = "https://data-api.binance.vision"  # market data only, spot only, no key
@@ -106,19 +110,26 @@ def error_of(
             "the exchange has trouble, try again later."
         )
     if code == -1121:
-        return BadSymbol(
-            f"Expected a symbol that Binance {market} lists, found {params.get('symbol')!r}; "
-            "check the spelling."
-        )
+        return misspelt(str(params.get("symbol")), market)
     if code == -1120:
+        known = [name for name in INTERVALS if market == "spot" or name != "1s"]
         return BadInterval(
             f"Expected a candle interval of Binance {market}, found {params.get('interval')!r}; "
-            "choose one that this market has."
+            f"choose one of {', '.join(known)}."
         )
     found = f"error {code} ({text})" if code is not None else f"HTTP {status}"
     return BadRequest(
         f"Expected {url} to accept {dict(params)}, found {found}; "
         "check the request, and that the URL is one of Binance's API."
+    )
+
+
+def misspelt(symbol: str, market: str, known: Sequence[str] = ()) -> BadSymbol:
+    """The error for a symbol that is none of the known ones, with those nearest to it."""
+    nearest = get_close_matches(symbol, known, n=3, cutoff=0.6)
+    hint = f" (near it: {', '.join(nearest)})" if nearest else ""
+    return BadSymbol(
+        f"Expected a symbol that Binance {market} lists, found {symbol!r}; check the spelling{hint}."
     )
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,21 +74,17 @@ class Governor(WeightBudget):
                 if (after := _entry(state, self._ban)) != before:
                     self._write(hosts | {self._host: after}, durable=self._ban is not banned)
 
-    @contextmanager
-    def _locked_file(self) -> Iterator[None]:
+    def _locked_file(self) -> AbstractContextManager[object]:
+        """The lock, held until the block of the answer ends."""
         try:
             with storage_errors(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file_lock.acquire()
+                return self._file_lock.acquire()
         except Timeout as error:
             raise LockedError(
                 f"expected the weight budget {self._path} to be free within {LOCK_S:.0f} s, found it locked; "
                 "look for a stopped process of this program and end it"
             ) from error
-        try:
-            yield
-        finally:
-            self._file_lock.release()
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -7,26 +7,18 @@ from typing import Any
 
 import polars as pl
 
-from storage.schema import Market, SeriesKey, validate_candles
+from storage.interval import Interval
+from storage.parse import BINANCE_COLUMNS
+from storage.schema import Market, SeriesKey, off_grid, validate_candles
 
-__all__ = ["PAGE_LIMITS", "KlinesPage", "klines_weight", "parse_first", "parse_page"]
+__all__ = ["PAGE_LIMITS", "KlinesPage", "klines_weight", "on_grid", "parse_first", "parse_page"]
 
 # Most candles per weight: spot 1000 for 2, um 499 for 2 (500 would weigh 5).
 PAGE_LIMITS: dict[Market, int] = {"spot": 1000, "um": 499}
 UM_WEIGHTS = ((99, 1), (499, 2), (1000, 5), (1500, 10))  # up to this limit, this weight
+WHOLE = ("open_time", "close_time", "trades")  # the other columns are decimals
 WIRE_SCHEMA: dict[str, pl.DataType] = {
-    "open_time": pl.Int64(),
-    "open": pl.String(),
-    "high": pl.String(),
-    "low": pl.String(),
-    "close": pl.String(),
-    "volume": pl.String(),
-    "close_time": pl.Int64(),
-    "quote_volume": pl.String(),
-    "trades": pl.Int64(),
-    "taker_buy_volume": pl.String(),
-    "taker_buy_quote_volume": pl.String(),
-    "ignore": pl.String(),
+    name: pl.Int64() if name in WHOLE else pl.String() for name in BINANCE_COLUMNS
 }
 
 logger = logging.getLogger(__name__)
@@ -64,21 +56,21 @@ def parse_page(key: SeriesKey, asked: Mapping[str, int], rows: list[list[Any]]) 
         pl.from_epoch(pl.col("open_time", "close_time"), time_unit="ms").dt.replace_time_zone("UTC"),
         pl.col(pl.String).cast(pl.Float64),
     )
-    candles = validate_candles(_on_grid(candles, key), key.interval, origin=str(key))
+    candles = on_grid(candles, key.interval, origin=str(key))
+    candles = validate_candles(candles, key.interval, origin=str(key))
     first_ms, last_ms = (rows[0][0], rows[-1][0]) if rows else (0, 0)
     if rows and (first_ms < asked.get("startTime", 0) or last_ms > asked["endTime"]):
         raise ValueError(f"{len(rows)} candles from {first_ms} to {last_ms}, which were not asked for")
     return KlinesPage(candles=candles, rows=len(rows), first_ms=first_ms, last_ms=last_ms)
 
 
-def _on_grid(candles: pl.DataFrame, key: SeriesKey) -> pl.DataFrame:
+def on_grid(candles: pl.DataFrame, interval: Interval, *, origin: str) -> pl.DataFrame:
     """Without the rows that open between two candles, as some of 2017 and 2018 do (public-data #77)."""
-    if (step := key.interval.milliseconds) is None:
+    outside = off_grid(candles["open_time"], interval)
+    if not outside.any():
         return candles
-    kept = candles.filter((pl.col("open_time").dt.epoch("ms") - key.interval.phase_ms) % step == 0)
-    if dropped := len(candles) - len(kept):
-        logger.warning("%s: left out %d candles that do not open on the %s grid", key, dropped, key.interval)
-    return kept
+    logger.warning("%s: left out %d candles off the %s grid", origin, outside.sum(), interval)
+    return candles.filter(~outside)
 
 
 def parse_first(answer: Any) -> list[int]:

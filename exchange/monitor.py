@@ -72,10 +72,6 @@ def interruptible(stop: threading.Event) -> Callable[[float], None]:
     return sleep
 
 
-def _ignore(state: MonitorState) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class _Watched:
     """One series at work. `check_at` is when to ask REST, by time.monotonic()."""
@@ -118,7 +114,7 @@ class Monitor:
         stream: StreamConfig | None = None,
         csv: Path | None = None,
         json: Path | None = None,
-        on_update: Callable[[MonitorState], object] = _ignore,
+        on_update: Callable[[MonitorState], object] = lambda state: None,
     ) -> None:
         self.config = config or MonitorConfig()
         self.stream = stream or StreamConfig()
@@ -159,7 +155,6 @@ class Monitor:
         return self.state()
 
     def state(self) -> MonitorState:
-        """Everything now."""
         series = tuple(
             SeriesState(
                 key=one.key,
@@ -185,14 +180,10 @@ class Monitor:
             keys = [key for key in self._watched if key.market == market]
             for first in range(0, len(keys), STREAMS_PER_CONNECTION):
                 part = keys[first : first + STREAMS_PER_CONNECTION]
-                stream = KlineStream(market, part, self.stream, stop=self._stop)
+                events = KlineStream(market, part, self.stream, stop=self._stop).events
+                name = f"stream-{market}-{first}"
                 threads.append(
-                    threading.Thread(
-                        target=self._inbox.fill,
-                        args=[stream.events],
-                        name=f"stream-{market}-{first}",
-                        daemon=True,
-                    )
+                    threading.Thread(target=self._inbox.fill, args=[events], name=name, daemon=True)
                 )
         for thread in threads:
             thread.start()
@@ -229,12 +220,12 @@ class Monitor:
             one.pending.append(update.candle)
             one.next_ms = max(one.next_ms, update.close_ms + 1)
             if one.last is None or update.open_ms >= one.last.open_ms:
-                one.last, one.forming = Candle.of_update(update), None
+                one.last, one.forming = update, None
             if not one.incomplete:
                 one.safe_ms = one.last.open_ms
             next_close_ms = one.key.interval.close(one.next_ms)
         elif one.last is None or update.open_ms > one.last.open_ms:
-            one.forming = Candle.of_update(update)
+            one.forming = update
         if not one.incomplete:
             left_s = max(0.0, (next_close_ms + 1 - update.event_ms) / 1000)
             one.check_at = time.monotonic() + left_s + self.config.grace_s

@@ -7,7 +7,6 @@ from typing import Any, Literal, Self
 
 import polars as pl
 
-from exchange.stream import KlineUpdate
 from storage.schema import SeriesKey
 
 __all__ = ["Candle", "Connection", "MonitorState", "SeriesState", "Ticker"]
@@ -30,22 +29,14 @@ class Candle:
     trades: int | None
 
     @classmethod
-    def of_update(cls, update: KlineUpdate) -> Self:
-        """The candle of a stream's message."""
-        return cls(**{one.name: getattr(update, one.name) for one in fields(cls)})
-
-    @classmethod
     def last_of(cls, candles: pl.DataFrame) -> Self:
-        """The last candle of a frame."""
-        row = (
-            candles.tail(1).with_columns(pl.col("open_time", "close_time").dt.epoch("ms")).row(0, named=True)
-        )
-        row |= {"open_ms": row["open_time"], "close_ms": row["close_time"]}
+        times = [pl.col(f"{which}_time").dt.epoch("ms").alias(f"{which}_ms") for which in ("open", "close")]
+        row = candles.tail(1).with_columns(times).row(0, named=True)
         return cls(**{one.name: row[one.name] for one in fields(cls)})
 
     def as_json(self) -> dict[str, Any]:
         """With ISO times."""
-        numbers = asdict(self)
+        numbers = {one.name: getattr(self, one.name) for one in fields(Candle)}
         times = {"open_time": _iso(numbers.pop("open_ms")), "close_time": _iso(numbers.pop("close_ms"))}
         return times | numbers
 

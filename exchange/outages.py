@@ -47,6 +47,7 @@ _SPOT = (
     ("2021-09-29 07:00", "2021-09-29 10:00"),
 )
 _PUBLIC_DATA = "binance-public-data #312, #365, #368"
+_NOTICE = "Binance's notice on the trailing-stop fault"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,6 @@ def _ms(text: str) -> int:
 
 OUTAGES: tuple[Outage, ...] = (
     *(Outage("spot", _ms(start), _ms(end), _PUBLIC_DATA) for start, end in _SPOT),
-    Outage(
-        "spot",
-        _ms("2023-03-24 12:40"),
-        _ms("2023-03-24 14:00"),
-        "Binance's notice on the trailing-stop fault",
-    ),
+    Outage("spot", _ms("2023-03-24 12:40"), _ms("2023-03-24 14:00"), _NOTICE),
     Outage("um", _ms("2025-08-29 06:35"), _ms("2025-08-29 07:00"), "news of the futures halt"),
 )

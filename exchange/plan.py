@@ -8,9 +8,8 @@ with its neighbours.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
-from exchange.archive_parts import PERIOD_FORMATS, ArchivePart, PartKind, kinds_of, period_ms
+from exchange.archive_parts import DAY_MS, ArchivePart, PartKind, kinds_of, period_ms, periods
 from exchange.klines import PAGE_LIMITS
 from exchange.stretches import Stretch, joined, shared, without
 from storage.schema import SeriesKey
@@ -18,11 +17,8 @@ from storage.schema import SeriesKey
 __all__ = ["ZIP_REQUESTS", "Fetch", "expected_parts", "plan", "requests_of"]
 
 ZIP_REQUESTS = 2  # the zip and its CHECKSUM
-DAY_MS = 86_400_000
-SURELY_PUBLISHED_MS: dict[PartKind, int] = {
-    "monthly": 9 * DAY_MS,
-    "daily": 2 * DAY_MS,
-}  # binance-public-data README
+# As binance-public-data's README promises.
+SURELY_PUBLISHED_MS: dict[PartKind, int] = {"monthly": 9 * DAY_MS, "daily": 2 * DAY_MS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +29,6 @@ class Fetch:
     part: ArchivePart | None
     """None: over REST."""
     requests: int
-
-    @property
-    def start_ms(self) -> int:
-        """Open time of the first candle that it is to bring."""
-        return self.stretches[0][0]
 
 
 def plan(
@@ -58,11 +49,10 @@ def plan(
                 fetches.append(Fetch(tuple(wanted), part, ZIP_REQUESTS))
                 left = without(left, wanted)
     fetches += [Fetch((stretch,), None, math.ceil(_pages([stretch], left, key))) for stretch in left]
-    return sorted(fetches, key=lambda fetch: fetch.start_ms)
+    return sorted(fetches, key=lambda fetch: fetch.stretches)
 
 
 def requests_of(fetches: Iterable[Fetch]) -> int:
-    """What steps cost together."""
     return sum(fetch.requests for fetch in fetches)
 
 
@@ -75,7 +65,7 @@ def expected_parts(
     for kind in kinds_of(key.interval):
         delay_ms = SURELY_PUBLISHED_MS[kind] if surely else 0
         for start_ms, end_ms in missing:
-            for period in _periods(kind, start_ms, min(end_ms, now_ms)):
+            for period in periods(kind, start_ms, min(end_ms, now_ms)):
                 if period_ms(kind, period)[1] + delay_ms <= now_ms:
                     part = ArchivePart.of(key, kind, period, archive_url=archive_url)
                     parts[part.name] = part
@@ -90,16 +80,3 @@ def _pages(wanted: Sequence[Stretch], left: Sequence[Stretch], key: SeriesKey) -
         share = key.interval.count(start, end - 1) / limit
         pages += max(1, math.ceil(share)) if (start, end) in left else share
     return pages
-
-
-def _periods(kind: PartKind, start_ms: int, end_ms: int) -> list[str]:
-    """The months or days that hold an instant of [start, end)."""
-    moment = datetime.fromtimestamp(start_ms // 1000, UTC).replace(hour=0, minute=0, second=0)
-    if kind == "monthly":
-        moment = moment.replace(day=1)
-    periods = []
-    while moment.timestamp() * 1000 < end_ms:
-        periods.append(moment.strftime(PERIOD_FORMATS[kind]))
-        moment += timedelta(days=1 if kind == "daily" else 31)
-        moment = moment if kind == "daily" else moment.replace(day=1)
-    return periods

@@ -4,9 +4,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, TypeVar
@@ -18,7 +17,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from exchange.budget import LIMITS_PER_MINUTE, LONGEST_PAUSE_S, WeightBudget
 from exchange.config import ExchangeConfig
 from exchange.errors import (
-    BadInterval,
     BadSymbol,
     Banned,
     ExchangeError,
@@ -28,12 +26,13 @@ from exchange.errors import (
     RateLimited,
     Unreachable,
     error_of,
+    misspelt,
 )
 from exchange.klines import PAGE_LIMITS, KlinesPage, klines_weight, parse_first, parse_page
+from exchange.stretches import Stretch
 from exchange.transport import PooledClient, cause_of, first_line, log_retry
 from exchange.weights import WeightClaim
 from storage.errors import CandleError
-from storage.interval import INTERVALS
 from storage.schema import Market, SeriesKey
 
 __all__ = ["ExchangeConfig", "RestClient"]
@@ -43,7 +42,6 @@ INFO_WEIGHTS = {"spot": 20, "um": 1}
 PREFIXES = {"spot": "/api/v3", "um": "/fapi/v1"}
 MISFITS = (ValueError, LookupError, TypeError, AttributeError, pl.exceptions.PolarsError, CandleError)
 
-Stretch = tuple[int, int]  # candles that open in [start, end), ms
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -62,9 +60,8 @@ class RestClient(PooledClient):
         budget: WeightBudget | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.market: Market = market
         self.config = config or ExchangeConfig()
-        super().__init__(self.config.workers, f"{market}-pages")
+        super().__init__(market, self.config.workers, f"{market}-pages")
         self.budget = budget or WeightBudget(LIMITS_PER_MINUTE[market], sleep=sleep)
         self.requests = 0
         self._counting = threading.Lock()
@@ -93,7 +90,7 @@ class RestClient(PooledClient):
         """The exchange's own description of one symbol (status, precision, filters)."""
         entries = self._exchange_info({"symbol": symbol} if self.market == "spot" else {}, symbol=symbol)
         if symbol not in entries:
-            raise _misspelt(symbol, self.market, list(entries))
+            raise misspelt(symbol, self.market, list(entries))
         return entries[symbol]
 
     def ticker_24h(self, symbol: str) -> dict[str, Any]:
@@ -151,7 +148,7 @@ class RestClient(PooledClient):
             yield from self._backward(key, start_ms, end_ms)
             return
         while start_ms < end_ms:  # a page of whatever comes next, then those that follow by time
-            page = self._page(key, (start_ms, end_ms))
+            page = self._page(key, self._asked(key, (start_ms, end_ms)))
             if not page.rows:
                 return
             yield from page.filled()
@@ -166,15 +163,13 @@ class RestClient(PooledClient):
 
     def _rest_of(self, key: SeriesKey, stretch: Stretch) -> Iterator[pl.DataFrame]:
         """What a page left out at its end, if anything: it may be short for other reasons than a hole."""
-        start_ms, end_ms = stretch
-        while start_ms < end_ms and (page := self._page(key, (start_ms, end_ms))).rows:
+        while stretch[0] < stretch[1] and (page := self._page(key, self._asked(key, stretch))).rows:
             yield from page.filled()
-            start_ms = _after(page, key)
+            stretch = (_after(page, key), stretch[1])
 
     def _backward(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[pl.DataFrame]:
         while start_ms < end_ms:
-            asked = {"endTime": end_ms - 1, "limit": self._limit(key, (start_ms, end_ms))}
-            page = self._klines(key, asked, partial(parse_page, key, asked))
+            page = self._page(key, {"endTime": end_ms - 1, "limit": self._limit(key, (start_ms, end_ms))})
             yield from page.filled(start_ms)
             if not page.rows:
                 return
@@ -183,7 +178,9 @@ class RestClient(PooledClient):
     def _ahead(self, key: SeriesKey, start_ms: int, end_ms: int) -> Iterator[tuple[Stretch, KlinesPage]]:
         """The pages of a range in order, several under way at once. Only the first try of each is made
         ahead of its turn, so that trouble meets one patient client and not many."""
-        waiting = self._plan(key, start_ms, end_ms)
+        # A stretch for each full page; a month has no length, but all months fit in a page.
+        step = (key.interval.milliseconds or end_ms) * PAGE_LIMITS[self.market]
+        waiting = deque((at, min(at + step, end_ms)) for at in range(start_ms, end_ms, step))
         under_way: deque[tuple[Stretch, WeightClaim, Future[KlinesPage]]] = deque()
         try:
             while waiting or under_way:
@@ -203,17 +200,10 @@ class RestClient(PooledClient):
                 if future.cancel():
                     self.budget.after(claim, {})
 
-    def _plan(self, key: SeriesKey, start_ms: int, end_ms: int) -> deque[Stretch]:
-        """A range in stretches of a full page each; a month has no length, but all months fit in a page."""
-        step = (key.interval.milliseconds or end_ms) * PAGE_LIMITS[self.market]
-        return deque((at, min(at + step, end_ms)) for at in range(start_ms, end_ms, step))
-
     def _limit(self, key: SeriesKey, stretch: Stretch) -> int:
         return min(PAGE_LIMITS[self.market], key.interval.count(stretch[0], stretch[1] - 1))
 
-    def _page(self, key: SeriesKey, stretch: Stretch) -> KlinesPage:
-        """The first candles of a stretch, as many as a page holds."""
-        asked = self._asked(key, stretch)
+    def _page(self, key: SeriesKey, asked: Mapping[str, int]) -> KlinesPage:
         return self._klines(key, asked, partial(parse_page, key, asked))
 
     def _try_page(self, key: SeriesKey, stretch: Stretch, claim: WeightClaim | None = None) -> KlinesPage:
@@ -223,27 +213,21 @@ class RestClient(PooledClient):
         return self._ask("/klines", params, weight, partial(parse_page, key, asked), claim)
 
     def _asked(self, key: SeriesKey, stretch: Stretch) -> dict[str, int]:
+        """For the first candles of a stretch, as many as a page holds."""
         return {"startTime": stretch[0], "endTime": stretch[1] - 1, "limit": self._limit(key, stretch)}
 
     def _klines(self, key: SeriesKey, params: Mapping[str, int], parse: Callable[[Any], T]) -> T:
         asked = {"symbol": key.symbol, "interval": key.interval.name, **params}
         self._learn_limit(key.symbol)
         try:
-            return self._get(
-                "/klines", asked, weight=klines_weight(self.market, params["limit"]), parse=parse
-            )
+            weight = klines_weight(self.market, params["limit"])
+            return self._get("/klines", asked, weight=weight, parse=parse)
         except BadSymbol as error:
             raise self._with_neighbours(key.symbol, error) from None
-        except BadInterval:
-            known = [name for name in INTERVALS if self.market == "spot" or name != "1s"]
-            raise BadInterval(
-                f"Expected a candle interval of Binance {self.market}, found {key.interval.name!r}; "
-                f"choose one of {', '.join(known)}."
-            ) from None
 
     def _with_neighbours(self, symbol: str, error: BadSymbol) -> BadSymbol:
         try:
-            return _misspelt(symbol, self.market, list(self._exchange_info({}, symbol=symbol)))
+            return misspelt(symbol, self.market, list(self._exchange_info({}, symbol=symbol)))
         except ExchangeError:
             return error  # the suggestion is a courtesy
 
@@ -340,39 +324,18 @@ class RestClient(PooledClient):
         return True
 
     def _refusal(self, response: requests.Response, params: Mapping[str, Any], host: str) -> ExchangeError:
-        error = error_of(
-            response.status_code,
-            response.content,
-            response.headers,
-            url=host,
-            market=self.market,
-            params=params,
-        )
+        told = response.status_code, response.content, response.headers
+        error = error_of(*told, url=host, market=self.market, params=params)
         if isinstance(error, RateLimited):
             self.budget.pause(error.retry_after_s)
         elif isinstance(error, Banned):
             self.budget.forbid(error)
         return error
 
-    def _check_market(self, key: SeriesKey) -> None:
-        if key.market != self.market:
-            raise ValueError(
-                f"Expected a series of market {self.market}, found {key}; "
-                f"make a RestClient({key.market!r}) for it."
-            )
-
 
 def _after(page: KlinesPage, key: SeriesKey) -> int:
     """Open time of the candle after the last one of a page."""
     return key.interval.next(key.interval.floor(page.last_ms))
-
-
-def _misspelt(symbol: str, market: Market, known: Sequence[str]) -> BadSymbol:
-    nearest = get_close_matches(symbol, known, n=3, cutoff=0.6)
-    hint = f" (near it: {', '.join(nearest)})" if nearest else ""
-    return BadSymbol(
-        f"Expected a symbol that Binance {market} lists, found {symbol!r}; check the spelling{hint}."
-    )
 
 
 def _worth_another_try(error: BaseException) -> bool:

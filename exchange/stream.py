@@ -23,6 +23,8 @@ from websockets.sync.connection import Connection
 
 from exchange.errors import Malformed
 from exchange.klines import parse_page
+from exchange.monitor_state import Candle
+from exchange.transport import reason_of
 from kronos_model.settings import Count, Seconds, Written, settings
 from storage.errors import CandleError
 from storage.schema import Market, SeriesKey
@@ -40,6 +42,7 @@ __all__ = [
 
 STREAMS_PER_CONNECTION = 200  # of the 1024 allowed: more would not fit into one request line everywhere
 WAKE_S = 0.25  # how soon a stop is noticed
+DECIMALS = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "quote_volume": "q"}
 USD_M = 1  # the field `st` of futures events; 2 is COIN-M
 
 logger = logging.getLogger(__name__)
@@ -72,31 +75,20 @@ class StreamConfig:
     """Connections in a row that bring no candle, after which candles are polled over REST meanwhile."""
 
     def base_url(self, market: Market) -> str:
-        """The base URL of one market."""
         return (self.spot_stream_url if market == "spot" else self.um_stream_url).rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KlineUpdate:
+class KlineUpdate(Candle):
     """A candle as the exchange sees it at `event_ms`: forming, or closed and final."""
 
     key: SeriesKey
     event_ms: int
-    open_ms: int
-    close_ms: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    quote_volume: float
-    trades: int
     candle: pl.DataFrame | None = field(default=None, compare=False)
     """The canonical frame of one row, once the candle is closed."""
 
     @property
     def closed(self) -> bool:
-        """Whether it is final."""
         return self.candle is not None
 
 
@@ -158,7 +150,11 @@ class KlineStream:
             reason = "its planned end"
             self._fruitless += 1  # until a candle comes
             try:
-                with self._connect() as websocket:
+                # Binance is said to refuse permessage-deflate. Pings are answered, and sent, by the library.
+                patience_s = self.config.connect_timeout_s
+                with connect(
+                    self.url, compression=None, open_timeout=patience_s, close_timeout=1.0
+                ) as websocket:
                     self._seen.clear()
                     yield Connected(self.keys)
                     reason = yield from self._listen(websocket)
@@ -171,12 +167,6 @@ class KlineStream:
             logger.info("stream of %s: %s; connecting again", self._market, reason)
             yield Disconnected(self.keys, reason, self._fruitless)
             self._stop.wait(self._backoff_s())
-
-    def _connect(self) -> Connection:
-        # Binance is said to refuse permessage-deflate. Pings are answered, and sent, by the library.
-        return connect(
-            self.url, compression=None, open_timeout=self.config.connect_timeout_s, close_timeout=1.0
-        )
 
     def _listen(self, websocket: Connection) -> Generator[StreamEvent, None, str]:
         """What the connection brings; in the end, why it ended."""
@@ -219,14 +209,14 @@ class KlineStream:
 
     def _follow(self, update: KlineUpdate) -> Iterator[StreamEvent]:
         """One update in its order: repeated and outdated ones are dropped, a jump is told."""
-        before = self._seen.get(update.key)
-        if before is not None and update.open_ms < before.open_ms:
+        before = self._seen.get(update.key, update)
+        if update.open_ms < before.open_ms:
             if update.closed:  # a thin pair's closing message may come after the next candle's first one
                 yield update
             return
-        if before is not None and update.open_ms == before.open_ms and before.closed:
+        if before is not update and update.open_ms == before.open_ms and before.closed:
             return
-        if before is not None and update.open_ms > before.open_ms:
+        if update.open_ms > before.open_ms:
             expected_ms = update.key.interval.next(before.open_ms)
             if update.open_ms > expected_ms or not before.closed:
                 yield Jumped(update.key)
@@ -245,21 +235,16 @@ def parse_kline(key: SeriesKey, event: dict[str, Any]) -> KlineUpdate:
     """The candle in a kline event; Malformed if it is none."""
     try:
         k = event["k"]
-        row = [k["t"], k["o"], k["h"], k["l"], k["c"], k["v"], k["T"], k["q"], k["n"], k["V"], k["Q"], "0"]
+        row = [*(k[name] for name in "tohlcvTqnVQ"), "0"]
         candle = parse_page(key, {"startTime": k["t"], "endTime": k["t"]}, [row]).candles if k["x"] else None
         return KlineUpdate(
             key=key,
             event_ms=int(event["E"]),
             open_ms=int(k["t"]),
             close_ms=int(k["T"]),
-            open=float(k["o"]),
-            high=float(k["h"]),
-            low=float(k["l"]),
-            close=float(k["c"]),
-            volume=float(k["v"]),
-            quote_volume=float(k["q"]),
             trades=int(k["n"]),
             candle=candle,
+            **{name: float(k[field]) for name, field in DECIMALS.items()},
         )
     except (ValueError, LookupError, TypeError, pl.exceptions.PolarsError, CandleError) as error:
         raise Malformed(
@@ -283,5 +268,4 @@ def _cause(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, ConnectionClosed):
         return "the exchange ended the connection"
-    said = error.strerror if isinstance(error, OSError) else None
-    return said[0].lower() + said[1:] if said else str(error).partition("\n")[0] or type(error).__name__
+    return reason_of(error) or str(error).partition("\n")[0] or type(error).__name__

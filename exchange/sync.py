@@ -11,7 +11,6 @@ What is missing comes out of the bulk archive where that is cheaper (see exchang
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import polars as pl
 
@@ -52,21 +51,14 @@ class SyncReport:
     added: int
     """Candles that the lake did not have before."""
     first_ms: int
-    """Open time of the first candle of the series."""
     last_ms: int
-    """Open time of the last candle of the series."""
+    """Open times of the first and the last candle of the series."""
     rows: int
-    """Candles in the series."""
-    up_to_date: bool
-    """Nothing was missing or new."""
 
-
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
-def _nobody(ahead: int) -> None:
-    pass
+    @property
+    def up_to_date(self) -> bool:
+        """Nothing was missing or new."""
+        return self.added == 0
 
 
 def sync_series(
@@ -78,7 +70,7 @@ def sync_series(
     archive: ArchiveClient | None = None,
     start_ms: int | None = None,
     end_ms: int | None = None,
-    progress: Callable[[int, int], object] = _no_progress,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> SyncReport:
     """Fetch the closed candles with start_ms <= open_time < end_ms that the lake does not have.
 
@@ -103,8 +95,7 @@ def sync_series(
             key=key,
             progress=progress,
             server_ms=server_ms or 0,
-            first_ms=span.first_ms if span else None,
-            last_ms=span.last_ms if span else None,
+            extent=(span.first_ms, span.last_ms) if span else None,
         )
         harvest = sync.run(start_ms, end_ms) if server_ms else sync.run_archive(start_ms, end_ms)
         span = lake.span(key)
@@ -118,7 +109,6 @@ def sync_series(
         first_ms=span.first_ms,
         last_ms=span.last_ms,
         rows=span.rows,
-        up_to_date=sync.added == 0,
     )
 
 
@@ -135,7 +125,7 @@ def _server_ms(client: RestClient, archive: ArchiveClient | None) -> int | None:
 
 @dataclass(kw_only=True, slots=True)
 class _Sync:
-    """One sync at work. `first_ms` and `last_ms` are those of the lake, as it grows."""
+    """One sync at work. `extent` are the first and the last open time in the lake, as it grows."""
 
     client: RestClient
     archive: ArchiveClient | None
@@ -144,8 +134,7 @@ class _Sync:
     key: SeriesKey
     progress: Callable[[int, int], object]
     server_ms: int
-    first_ms: int | None
-    last_ms: int | None
+    extent: Stretch | None
     added: int = 0
     done: int = 0
     total: int = 0
@@ -162,8 +151,8 @@ class _Sync:
         harvest = self._harvest(self.server_ms, rest=True) if missing and self.archive else None
         left = harvest.run(harvest.plan(missing)) if harvest else missing
         for part in left:
-            self._fetch(part, partial(self._tell, self.done))
-            self.done += self._count(part)
+            self._fetch(part)
+            self._advance(self._count(part))
         for part in joined(harvest.disputed) if harvest else ():
             self._fetch(part)
         self.progress(self.total, self.total)
@@ -173,14 +162,17 @@ class _Sync:
                 self.ledger.mark(self.key, self._hole(part), "repaired")
         if self.added == 0 and next(self.lake.open_times(self.key, start_ms, end_ms), None) is None:
             raise self._none_between(start_ms, end_ms, self.client.first_open_ms(self.key))
-        if asked_end_ms is None:
-            self._note_tail(end_ms)
+        if asked_end_ms is None:  # has the exchange stopped to continue the series?
+            assert self.extent is not None
+            tail = self._hole((self.key.interval.next(self.extent[1]), end_ms))
+            self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
         return harvest
 
     def run_archive(self, start_ms: int | None, end_ms: int | None) -> Harvest:
         """Bring what the archive has, without the REST API: holes stay open."""
         harvest = self._harvest(0, rest=False)
-        parts = [part for part in harvest.published(start_ms) if end_ms is None or part.first_ms < end_ms]
+        published = harvest.archive.list_parts(self.key, start_ms=start_ms)
+        parts = [part for part in published if end_ms is None or part.first_ms < end_ms]
         if not parts:
             raise NoCandles(
                 f"Expected candles of {self.key} in the bulk archive, found none in that range; "
@@ -192,7 +184,7 @@ class _Sync:
         self.total = sum(self._count(part) for part in missing)
         harvest.run(plan(missing, self.key, parts, rest=False))
         self.progress(self.total, self.total)
-        if self.last_ms is None:
+        if self.extent is None:
             raise NoCandles(
                 f"Expected candles of {self.key} in the bulk archive, found that no part can be used; "
                 "the ledger says why, try again later."
@@ -215,12 +207,6 @@ class _Sync:
     def _advance(self, candles: int) -> None:
         self.done += candles
         self.progress(self.done, self.total)
-
-    def _note_tail(self, end_ms: int) -> None:
-        """Tell that the exchange has stopped to continue a series, or that it goes on."""
-        assert self.last_ms is not None
-        tail = self._hole((self.key.interval.next(self.last_ms), end_ms))
-        self.ledger.set_tail(self.key, tail if tail.candles >= STALE_CANDLES else None)
 
     def _range(self, start_ms: int | None, end_ms: int | None) -> Stretch:
         """The whole candles to have in the end, as [start, end)."""
@@ -259,7 +245,7 @@ class _Sync:
         logger.info("%s: listed since %s", self.key, utc_text(listing_ms))
         return listing_ms
 
-    def _fetch(self, part: Stretch, advance: Callable[[int], object] = _nobody) -> None:
+    def _fetch(self, part: Stretch) -> None:
         """Pages of a stretch into the lake; what has come is kept when the rest fails."""
         self.asked.add(part)
         pending: list[pl.DataFrame] = []
@@ -268,7 +254,8 @@ class _Sync:
                 pending.append(page)
                 if len(pending) == FLUSH_PAGES:
                     self._flush(pending)
-                advance(self.key.interval.count(part[0], _open_ms(page, -1)))
+                ahead = self.key.interval.count(part[0], _open_ms(page, -1))
+                self.progress(min(self.done + ahead, self.total), self.total)
         finally:
             self._flush(pending)
 
@@ -281,12 +268,8 @@ class _Sync:
     def _store(self, parts: list[tuple[pl.DataFrame, Source]]) -> None:
         self.added += self.lake.put(self.key, parts).added
         for candles, _ in parts:
-            first_ms, last_ms = _open_ms(candles, 0), _open_ms(candles, -1)
-            self.first_ms = first_ms if self.first_ms is None else min(self.first_ms, first_ms)
-            self.last_ms = last_ms if self.last_ms is None else max(self.last_ms, last_ms)
-
-    def _tell(self, done: int, ahead: int) -> None:
-        self.progress(done + ahead, self.total)
+            times = [*(self.extent or ()), _open_ms(candles, 0), _open_ms(candles, -1)]
+            self.extent = min(times), max(times)
 
     def _settle(self, missing: list[Stretch]) -> None:
         """Ask REST for every hole that is left, by itself; mark the confirmed ones."""
@@ -301,7 +284,7 @@ class _Sync:
 
     def _left(self, part: Stretch) -> list[Stretch]:
         """What is still missing of a stretch, up to the last candle there is: later ones may still come."""
-        border_ms = self.last_ms or 0
+        border_ms = self.extent[1] if self.extent else 0
         return [(start, min(end, border_ms)) for start, end in self._missing(*part) if start < border_ms]
 
     def _missing(self, start_ms: int, end_ms: int) -> list[Stretch]:
@@ -324,12 +307,7 @@ class _Sync:
         return [part for part in (*absent, (at, end_ms)) if part[0] < part[1]]
 
     def _inside(self, part: Stretch) -> bool:
-        return (
-            self.first_ms is not None
-            and self.last_ms is not None
-            and self.first_ms < part[0]
-            and part[1] <= self.last_ms
-        )
+        return self.extent is not None and self.extent[0] < part[0] and part[1] <= self.extent[1]
 
     def _outages(self) -> list[Hole]:
         return [mark for mark in self.ledger.marks(self.key) if mark.status == "outage"]
@@ -344,13 +322,8 @@ class _Sync:
                 start_ms, end_ms = min(start_ms, known.start_ms), max(end_ms, known.end_ms)
         hole = self._hole((start_ms, end_ms))
         self.ledger.mark(self.key, hole, "outage", attempts=attempts, asked_ms=self.server_ms)
-        logger.info(
-            "%s: outage from %s to %s, asked for in %d ingests",
-            self.key,
-            utc_text(start_ms),
-            utc_text(end_ms),
-            attempts,
-        )
+        told = self.key, utc_text(start_ms), utc_text(end_ms), attempts
+        logger.info("%s: outage from %s to %s, asked for in %d ingests", *told)
 
     def _hole(self, part: Stretch) -> Hole:
         return Hole(*part, candles=self._count(part))

@@ -8,15 +8,18 @@ import requests
 from requests.adapters import HTTPAdapter
 from tenacity import RetryCallState
 
-__all__ = ["PooledClient", "cause_of", "first_line", "log_retry"]
+from storage.schema import Market, SeriesKey
+
+__all__ = ["PooledClient", "cause_of", "first_line", "log_retry", "reason_of"]
 
 logger = logging.getLogger(__name__)
 
 
 class PooledClient:
-    """So many threads, and a session with a connection for each; leaving its block drops them."""
+    """One market over so many threads, and a session with a connection for each; leaving its block drops them."""
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, market: Market, threads: int, name: str) -> None:
+        self.market: Market = market
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "kronos-nightly"
@@ -34,6 +37,14 @@ class PooledClient:
         self._pool.shutdown(cancel_futures=True)
         self._session.close()
 
+    def _check_market(self, key: SeriesKey) -> None:
+        if key.market != self.market:
+            name = type(self).__name__
+            raise ValueError(
+                f"Expected a series of market {self.market}, found {key}; "
+                f"make {'an' if name[0] in 'AEIOU' else 'a'} {name}({key.market!r}) for it."
+            )
+
 
 def cause_of(error: requests.RequestException) -> str:
     """The innermost reason in a few words; requests and urllib3 wrap it three deep."""
@@ -46,8 +57,13 @@ def cause_of(error: requests.RequestException) -> str:
         if found is None:
             break
         inner = found
-    said = inner.strerror if isinstance(inner, OSError) else None
-    return said[0].lower() + said[1:] if said else first_line(inner)
+    return reason_of(inner) or first_line(inner)
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system says of an error, such as `connection refused`; empty if it says nothing."""
+    said = (error.strerror if isinstance(error, OSError) else None) or ""
+    return said[:1].lower() + said[1:]
 
 
 def first_line(error: BaseException) -> str:

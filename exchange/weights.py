@@ -86,7 +86,7 @@ class WeightState:
         assert self.window_end is not None
         most = max(self._allowed(now, share), weight)
         if self.used + weight > most:
-            return self._ready(weight, now, most, share)
+            return min(moment for moment in self._changes(weight, now, most, share) if moment > now)
         self.serial += 1
         self.asked.append(
             made := WeightClaim(
@@ -138,11 +138,8 @@ class WeightState:
         assert self.window_end is not None
         return self.limit * share * (1 - max(0.0, self.window_end - now) / WINDOW_S / 2)
 
-    def _ready(self, weight: int, now: float, most: float, share: float) -> float:
-        """When a request that does not fit now should be tried again."""
-        return min(moment for moment in self._changes(weight, now, most, share) if moment > now)
-
     def _changes(self, weight: int, now: float, most: float, share: float) -> Iterator[float]:
+        """When a request that does not fit now should be tried again; some of these times may be over."""
         assert self.window_end is not None
         yield self.window_end
         yield from (one.at + WINDOW_S for one in self.asked)

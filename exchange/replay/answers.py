@@ -16,6 +16,12 @@ RESTRICTED = (
     "https://www.binance.com/en/terms. Please contact customer service if you believe you received "
     "this message in error."
 )
+BUSY = "Server is currently overloaded with other requests. Please try again in a few minutes."
+TROUBLE = {
+    "451": (0, RESTRICTED),
+    "500": (-1000, "An unknown error occurred while processing the request."),
+    "503": (-1008, BUSY),
+}
 FIREWALL_PAGE = (
     b'<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01 Transitional//EN">\n<HTML><HEAD><TITLE>ERROR: The '
     b"request could not be satisfied</TITLE></HEAD><BODY><H1>403 ERROR</H1>Request blocked.</BODY></HTML>"
@@ -59,13 +65,8 @@ def commit(fault: Fault, answer: Answer, *, limit: int, now_ms: int) -> Answer:
         case "418":
             seconds = max(fault.retry_after_s, FIRST_BAN_S)
             return refusal_answer(Refusal(418, seconds, now_ms + seconds * 1000, limit))
-        case "451":
-            return error_answer(451, 0, RESTRICTED)
-        case "500":
-            return error_answer(500, -1000, "An unknown error occurred while processing the request.")
-        case "503":
-            busy = "Server is currently overloaded with other requests. Please try again in a few minutes."
-            return error_answer(503, -1008, busy)
+        case "451" | "500" | "503":
+            return error_answer(int(fault.kind), *TROUBLE[fault.kind])
         case "html403":
             return Answer(403, FIREWALL_PAGE, content_type="text/html")
         case "slow":

@@ -62,13 +62,10 @@ class ArchiveStyle:
     faults: tuple[PartFault, ...] = ()
     """What is wrong with parts."""
 
-    def header_from_ms(self, market: Market) -> int | None:
-        """From when on the files of a market have a header."""
-        return self.spot_header_from_ms if market == "spot" else self.um_header_from_ms
-
-    def us_from_ms(self, market: Market) -> int | None:
-        """From when on the candles of a market have microseconds."""
-        return self.spot_us_from_ms if market == "spot" else self.um_us_from_ms
+    def changes_ms(self, market: Market) -> tuple[int | None, int | None]:
+        """From when on the files of a market have a header, and from when on its candles have microseconds."""
+        spot = self.spot_header_from_ms, self.spot_us_from_ms
+        return spot if market == "spot" else (self.um_header_from_ms, self.um_us_from_ms)
 
     def published_ms(self, kind: PartKind, end_ms: int) -> int:
         """When the part of a period that ends then appears."""

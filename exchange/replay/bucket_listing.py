@@ -55,7 +55,6 @@ class FolderBucket:
         return [self._stored(key) for key in keys if key.startswith(prefix)]
 
     def content(self, key: str) -> bytes | None:
-        """The file's bytes."""
         path = (self._folder / key).resolve()
         return path.read_bytes() if path.is_relative_to(self._folder) and path.is_file() else None
 
@@ -71,7 +70,6 @@ def is_for_bucket(path: str, params: Mapping[str, str]) -> bool:
 
 
 def bucket_answer(bucket: ArchiveBucket, path: str, params: Mapping[str, str], *, page_size: int) -> Answer:
-    """A file or a page of the listing."""
     if not path.startswith("/data/"):
         return Answer(200, _listing(bucket, params, page_size), content_type="application/xml")
     key = unquote(path.removeprefix("/"))
@@ -101,9 +99,13 @@ def _listing(bucket: ArchiveBucket, params: Mapping[str, str], page_size: int) -
         f"<MaxKeys>{most}</MaxKeys><Delimiter>{escape(delimiter)}</Delimiter>"
         f"<IsTruncated>{str(truncated).lower()}</IsTruncated>"
     )
-    files = (one for name in page if (one := found[name]) is not None)
-    folders = (name for name in page if found[name] is None)
-    body = "".join([*map(_contents, files), *map(_common_prefix, folders)])
+    files = (_contents(one) for name in page if (one := found[name]) is not None)
+    folders = (
+        f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+        for name in page
+        if found[name] is None
+    )
+    body = "".join([*files, *folders])
     return f'{XML_HEAD}<ListBucketResult xmlns="{NAMESPACE}">{head}{body}</ListBucketResult>'.encode()
 
 
@@ -114,7 +116,3 @@ def _contents(stored: Stored) -> str:
         f"<ETag>&quot;{stored.etag}&quot;</ETag><Size>{stored.size}</Size>"
         "<StorageClass>STANDARD</StorageClass></Contents>"
     )
-
-
-def _common_prefix(name: str) -> str:
-    return f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"

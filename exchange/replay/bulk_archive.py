@@ -12,7 +12,6 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -22,49 +21,27 @@ import polars as pl
 
 from exchange.archive_parts import (
     MARKET_FOLDERS,
-    PERIOD_FORMATS,
     ArchivePart,
     PartKind,
     folder_of,
     kinds_of,
     period_ms,
+    periods,
 )
 from exchange.replay.archive_style import ArchiveStyle, PartFault, PartFaultKind
 from exchange.replay.bucket_listing import Stored
 from exchange.replay.clock import ReplayClock
-from exchange.replay.encoding import DECIMAL_COLUMNS, decimal_texts
+from exchange.replay.encoding import wire_columns
 from exchange.replay.listed_symbols import ReplayMarket
 from exchange.replay.series import ReplaySeries
 from storage.atomic import atomic_path
 from storage.errors import CandleError
 from storage.interval import Interval
+from storage.parse import BINANCE_COLUMNS
 from storage.schema import Market, SeriesKey
 
 __all__ = ["ReplayArchive"]
 
-HEADER = (
-    "open_time",
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "close_time",
-    "quote_volume",
-    "count",
-    "taker_buy_volume",
-    "taker_buy_quote_volume",
-    "ignore",
-)
-CSV_COLUMNS = (
-    "open_time",
-    *DECIMAL_COLUMNS[:5],
-    "close_time",
-    "quote_volume",
-    "trades",
-    *DECIMAL_COLUMNS[6:],
-    "ignore",
-)
 CACHE_BYTES = 256 << 20
 BYTES_PER_ROW = 42  # of a zip, for the sizes of what is not yet built
 ALTERED = 2750  # by how much public-data #474 saw volumes drop
@@ -102,29 +79,19 @@ class ReplayArchive:
     def __init__(
         self, markets: Mapping[Market, ReplayMarket], *, clock: ReplayClock, style: ArchiveStyle
     ) -> None:
-        self._style = style
+        self.style = style
+        """How it is written and published; may be replaced at any time, but for its folder."""
         self._markets = markets
         self._clock = clock
         self._lock = threading.Lock()
-        self._zips: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-
-    @property
-    def style(self) -> ArchiveStyle:
-        """How it is written and published; may be replaced at any time, but for its folder."""
-        return self._style
-
-    @style.setter
-    def style(self, style: ArchiveStyle) -> None:
-        with self._lock:
-            self._style = style
-            self._zips.clear()
+        self._zips: OrderedDict[tuple[str, str, ArchiveStyle], bytes] = OrderedDict()
 
     def listed(self, prefix: str) -> Sequence[Stored]:
         """The published files whose keys begin with `prefix`."""
         stored: list[Stored] = []
         for key, kind in self._folders(prefix):
             for place in self._places(key, kind):
-                built = self._zips.get((place.key, place.etag))
+                built = self._zips.get((place.key, place.etag, self.style))
                 size = len(built) if built else 200 + BYTES_PER_ROW * len(place.rows)
                 stored.append(Stored(place.key, size, place.etag, place.published_ms))
                 if not place.has("no-checksum"):
@@ -170,15 +137,9 @@ class ReplayArchive:
         series = self._markets[key.market].series(key.symbol, key.interval)
         if series is None or not len(series.open_ms):
             return
-        moment = datetime.fromtimestamp(int(series.open_ms[0]) // 1000, UTC)
-        last = datetime.fromtimestamp(int(series.open_ms[-1]) // 1000, UTC)
-        moment = moment.replace(hour=0, minute=0, second=0, day=1 if kind == "monthly" else moment.day)
-        while moment <= last:
-            place = self._place(key, kind, moment.strftime(PERIOD_FORMATS[kind]), series)
-            if place is not None:
+        for period in periods(kind, int(series.open_ms[0]), int(series.open_ms[-1]) + 1):
+            if (place := self._place(key, kind, period, series)) is not None:
                 yield place
-            step = timedelta(days=1 if kind == "daily" else 31)
-            moment = moment + step if kind == "daily" else (moment + step).replace(day=1)
 
     def _place_of(self, match: re.Match[str]) -> _Place | None:
         market = next(name for name, folder in MARKET_FOLDERS.items() if folder == match["market"])
@@ -195,7 +156,7 @@ class ReplayArchive:
 
     def _place(self, key: SeriesKey, kind: PartKind, period: str, series: ReplaySeries) -> _Place | None:
         begin_ms, end_ms = period_ms(kind, period)
-        now_ms, published_ms = self._clock.now_ms, self._style.published_ms(kind, end_ms)
+        now_ms, published_ms = self._clock.now_ms, self.style.published_ms(kind, end_ms)
         first = int(np.searchsorted(series.open_ms, begin_ms))
         last = int(np.searchsorted(series.open_ms, end_ms))
         last = min(last, int(np.searchsorted(series.close_ms, published_ms)))
@@ -204,17 +165,17 @@ class ReplayArchive:
         part = ArchivePart.of(key, kind, period, archive_url="")
         faults = tuple(
             fault
-            for fault in self._style.faults
+            for fault in self.style.faults
             if (fault.until_ms is None or now_ms < fault.until_ms) and fnmatchcase(part.url, fault.part)
         )
         place = _Place(part, series, range(first, last), published_ms, faults)
         return None if place.has("absent") else place
 
     def _zip(self, place: _Place) -> bytes:
-        known = (place.key, place.etag)
+        known = (place.key, place.etag, style := self.style)
         with self._lock:
             if known not in self._zips:
-                self._zips[known] = _zipped(place, self._style)
+                self._zips[known] = _zipped(place, style)
                 while len(self._zips) > 1 and sum(map(len, self._zips.values())) > CACHE_BYTES:
                     self._zips.popitem(last=False)
             self._zips.move_to_end(known)
@@ -222,19 +183,10 @@ class ReplayArchive:
 
 
 def _zipped(place: _Place, style: ArchiveStyle) -> bytes:
-    market, begin_ms = place.part.key.market, period_ms(place.part.kind, place.part.period)[0]
-    header_from_ms = style.header_from_ms(market)
-    text = _csv(
-        _with_faults(place),
-        place.series.padding,
-        header=header_from_ms is not None and begin_ms >= header_from_ms,
-        us_from_ms=style.us_from_ms(market),
-        columns=style.columns,
-    )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         member = zipfile.ZipInfo(place.part.name.replace(".zip", ".csv"))  # its date is fixed: equal bytes
-        archive.writestr(member, text, compress_type=zipfile.ZIP_DEFLATED)
+        archive.writestr(member, _csv(place, style), compress_type=zipfile.ZIP_DEFLATED)
     content = buffer.getvalue()
     return content[: len(content) // 2] if place.has("broken-zip") else content
 
@@ -242,11 +194,9 @@ def _zipped(place: _Place, style: ArchiveStyle) -> bytes:
 def _with_faults(place: _Place) -> pl.DataFrame:
     candles = place.series.candles[place.rows.start : place.rows.stop]
     for fault in place.faults:
-        hit = (
-            pl.lit(value=True)
-            if fault.day is None
-            else pl.col("open_time").dt.strftime("%Y-%m-%d") == fault.day
-        )
+        hit = pl.lit(value=True)
+        if fault.day is not None:
+            hit = pl.col("open_time").dt.strftime("%Y-%m-%d") == fault.day
         if fault.kind == "lacks-day":
             candles = candles.filter(~hit)
         elif fault.kind == "unordered":
@@ -259,23 +209,16 @@ def _with_faults(place: _Place) -> pl.DataFrame:
     return candles
 
 
-def _csv(
-    candles: pl.DataFrame,
-    decimals: Mapping[str, int],
-    *,
-    header: bool,
-    us_from_ms: int | None,
-    columns: int,
-) -> bytes:
-    texts = [decimal_texts(candles[name], decimals[name]).alias(name) for name in DECIMAL_COLUMNS]
-    opened, closed = (pl.col(name).dt.epoch("ms") for name in ("open_time", "close_time"))
-    times = [opened, closed]
+def _csv(place: _Place, style: ArchiveStyle) -> bytes:
+    header_from_ms, us_from_ms = style.changes_ms(place.part.key.market)
+    rows = wire_columns(_with_faults(place), place.series.padding).with_columns(pl.lit("0").alias("ignore"))
     if us_from_ms is not None:
-        late = opened >= us_from_ms
-        times = [
-            pl.when(late).then(opened * 1000).otherwise(opened),
-            pl.when(late).then(closed * 1000 + 999).otherwise(closed),
-        ]
-    rows = candles.with_columns(*times, *texts, pl.lit("0").alias("ignore")).select(CSV_COLUMNS[:columns])
-    head = ",".join(HEADER[:columns]) + "\n" if header else ""
-    return (head + rows.write_csv(include_header=False)).encode()
+        opened, closed = pl.col("open_time"), pl.col("close_time")
+        late = pl.when(opened >= us_from_ms)
+        rows = rows.with_columns(
+            late.then(opened * 1000).otherwise(opened), late.then(closed * 1000 + 999).otherwise(closed)
+        )
+    named = rows.select(BINANCE_COLUMNS[: style.columns]).rename({"trades": "count"})  # its name there
+    begin_ms = period_ms(place.part.kind, place.part.period)[0]
+    header = header_from_ms is not None and begin_ms >= header_from_ms
+    return named.write_csv(include_header=header).encode()

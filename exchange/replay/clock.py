@@ -29,12 +29,8 @@ class ReplayClock:
         self._anchor_wall = wall()
         self._stepped_ms = 0
 
-    def __repr__(self) -> str:
-        return f"ReplayClock(now_ms={self.now_ms}, speed={self._speed})"
-
     @property
     def now_ms(self) -> int:
-        """Market time now."""
         with self._lock:
             return self._now()
 

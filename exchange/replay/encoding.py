@@ -9,18 +9,11 @@ from decimal import Decimal
 
 import polars as pl
 
-__all__ = ["DECIMAL_COLUMNS", "decimal_text", "decimal_texts", "json_rows", "precision_of"]
+from storage.schema import CANDLE_SCHEMA
 
-DECIMAL_COLUMNS = (
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "quote_volume",
-    "taker_buy_volume",
-    "taker_buy_quote_volume",
-)
+__all__ = ["DECIMAL_COLUMNS", "decimal_text", "decimal_texts", "json_rows", "precision_of", "wire_columns"]
+
+DECIMAL_COLUMNS = tuple(name for name, kind in CANDLE_SCHEMA.items() if kind == pl.Float64())
 MOST_DECIMALS = 8
 SAMPLE_ROWS = 2000  # enough to see the precision of a series
 
@@ -51,18 +44,14 @@ def decimal_texts(values: pl.Series, decimals: int = 0) -> pl.Series:
 
 def json_rows(candles: pl.DataFrame, decimals: Mapping[str, int]) -> pl.Series:
     """One JSON array per candle, as text. Nothing in `candles` may be null."""
-    texts = [decimal_texts(candles[name], decimals[name]).alias(name) for name in DECIMAL_COLUMNS]
-    times = [pl.col(name).dt.epoch("ms") for name in ("open_time", "close_time")]
     row = '[{},"{}","{}","{}","{}","{}",{},"{}",{},"{}","{}","0"]'
-    columns = (
-        "open_time",
-        *DECIMAL_COLUMNS[:5],
-        "close_time",
-        "quote_volume",
-        "trades",
-        *DECIMAL_COLUMNS[6:],
-    )
-    return candles.with_columns(*times, *texts).select(pl.format(row, *columns)).to_series()
+    return wire_columns(candles, decimals).select(pl.format(row, *CANDLE_SCHEMA)).to_series()
+
+
+def wire_columns(candles: pl.DataFrame, decimals: Mapping[str, int]) -> pl.DataFrame:
+    """Candles with their times in ms and their decimals as texts."""
+    texts = [decimal_texts(candles[name], decimals[name]).alias(name) for name in DECIMAL_COLUMNS]
+    return candles.with_columns(*texts, pl.col("open_time", "close_time").dt.epoch("ms"))
 
 
 def _places(values: pl.Series) -> int:

@@ -77,10 +77,7 @@ def answer_for(market: ReplayMarket, endpoint: str, params: Mapping[str, str], c
             return Answer(200, page.body, page=page)
         case "exchangeInfo":
             asked = _symbols(market, params) if market.name == "spot" else None
-            listings = [(symbol, market.finest(symbol)) for symbol in asked or market.symbols]
-            return Answer(
-                200, exchange_info(market.name, listings, weight_limit=market.weight_limit, now_ms=now_ms)
-            )
+            return Answer(200, exchange_info(market, asked or market.symbols, now_ms=now_ms))
         case _:
             return Answer(200, _tickers(market, params, now_ms))
 
@@ -112,10 +109,8 @@ def _tickers(market: ReplayMarket, params: Mapping[str, str], now_ms: int) -> by
     if kind not in ("FULL", "MINI"):
         raise RequestError(-1139, "Invalid ticker type.")
     asked = _symbols(market, params) if market.name == "spot" or "symbol" in params else None
-    found = [
-        ticker(market.name, symbol, market.finest(symbol), now_ms=now_ms, mini=kind == "MINI")
-        for symbol in asked or market.symbols
-    ]
+    symbols = asked or market.symbols
+    found = [ticker(market, symbol, now_ms=now_ms, mini=kind == "MINI") for symbol in symbols]
     return dumps(found[0] if "symbol" in params else found)
 
 

@@ -11,29 +11,11 @@ from kronos_model.settings import Count, Counted, NotNegative, Seed, Share, chec
 
 __all__ = ["Fault", "FaultKind", "FaultPlan"]
 
-FaultKind = Literal[
-    "429",
-    "418",
-    "451",
-    "500",
-    "503",
-    "html403",
-    "reset",
-    "truncated",
-    "short",
-    "slow",
-    "drip",
-    "duplicate",
-    "missing",
-    "unordered",
-    "stale",
-    "ws-refuse",
-    "ws-silent",
-    "ws-disconnect",
-    "ws-duplicate",
-    "ws-unclosed",
-    "ws-shutdown",
-]
+StatusFault = Literal["429", "418", "451", "500", "503", "html403"]
+BodyFault = Literal["reset", "truncated", "short", "slow", "drip"]
+PageFault = Literal["duplicate", "missing", "unordered", "stale"]
+StreamFault = Literal["ws-refuse", "ws-silent", "ws-disconnect", "ws-duplicate", "ws-unclosed", "ws-shutdown"]
+FaultKind = Literal[StatusFault, BodyFault, PageFault, StreamFault]
 
 
 @dataclass(frozen=True, slots=True)

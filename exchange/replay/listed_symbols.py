@@ -29,9 +29,7 @@ class ReplayMarket:
 
     def finest(self, symbol: str) -> ReplaySeries:
         """The stored series of a symbol with the shortest interval."""
-        return min(
-            (one for (name, _), one in self._stored.items() if name == symbol), key=lambda one: one.interval
-        )
+        return min(self._all(symbol), key=lambda one: one.interval)
 
     def intervals(self, symbol: str) -> list[str]:
         """Names of the intervals that `series` has for a symbol."""
@@ -51,12 +49,11 @@ class ReplayMarket:
                 self._derived[asked] = source.coarser(interval)
             return self._derived.get(asked)
 
+    def _all(self, symbol: str) -> list[ReplaySeries]:
+        return [one for (name, _), one in self._stored.items() if name == symbol]
+
     def _source(self, symbol: str, interval: Interval) -> ReplaySeries | None:
-        sources = [
-            one
-            for (name, _), one in self._stored.items()
-            if name == symbol and _divides(one.interval, interval)
-        ]
+        sources = (one for one in self._all(symbol) if _divides(one.interval, interval))
         return max(sources, key=lambda one: one.interval, default=None)
 
 

@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -54,18 +55,15 @@ class LoopbackServer(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
         return f"http://{HOST}:{self.server_address[1]}"
 
     def start(self) -> threading.Thread:
-        """Serve in a daemon thread."""
         self._begun = True  # not in the thread: a stop right after this has to wait for it
         thread = threading.Thread(target=self.serve_forever, name="replay-exchange", daemon=True)
         thread.start()
         return thread
 
     def serve_forever(self, poll_interval: float = POLL_S) -> None:
-        """Serve until `stop`."""
         self._begun = True
         super().serve_forever(poll_interval)
 
@@ -77,7 +75,8 @@ class LoopbackServer(socketserver.ThreadingTCPServer):
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            _end(connection)
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
@@ -143,14 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
             f"Date: {formatdate(usegmt=True)}",
             "Server: replay",
             *(f"{name}: {value}" for name, value in answer.headers),
+            *(["Connection: close"] if self.close_connection else []),
         ]
-        if self.close_connection:
-            lines.append("Connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def _end(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the client was faster
-        logger.debug("a connection had ended already")

@@ -32,17 +32,14 @@ def request_weight(market: Market, endpoint: str, params: Mapping[str, str]) -> 
 
 def _um_klines_weight(limit: str) -> int:
     count = int(limit) if limit.isdecimal() else 500
-    for below, weight in ((100, 1), (500, 2), (1001, 5)):
-        if count < below:
-            return weight
-    return 10
+    return next((weight for below, weight in ((100, 1), (500, 2), (1001, 5)) if count < below), 10)
 
 
 def _ticker_weight(market: Market, params: Mapping[str, str]) -> int:
-    if "symbol" in params:
-        return 2 if market == "spot" else 1
     if market == "um":
-        return 40
+        return 1 if "symbol" in params else 40
+    if "symbol" in params:
+        return 2
     if "symbols" not in params:
         return 80
     symbols = params["symbols"].count(",") + 1

@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -38,7 +37,7 @@ LOG_LENGTH = 100_000
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ReplayRequest:
     """One request as the log remembers it."""
 
@@ -77,14 +76,15 @@ class ReplayExchange:
             name: ReplayMarket(name, candles, weight_limit=limit) for name, limit in limits.items()
         }
         self._limiters = {name: WeightLimiter(limit, clock=clock) for name, limit in limits.items()}
-        self._archive = ReplayArchive(self._markets, clock=clock, style=archive or ArchiveStyle())
+        self.archive = ReplayArchive(self._markets, clock=clock, style=archive or ArchiveStyle())
+        """The archive built from the candles; its style, faults included, may be replaced."""
         self.faults = faults
         self._log: deque[ReplayRequest] = deque(maxlen=LOG_LENGTH)
         streams = StreamServer(
-            lambda name, symbol, interval: self._markets[name].series(symbol, interval),
+            find=lambda name, symbol, interval: self._markets[name].series(symbol, interval),
             clock=clock,
             faults=lambda: self._stream_faults,
-            note=self._note_stream,
+            note=self._note,
         )
         self._server = LoopbackServer(self._respond, port=port, stream=streams.serve)
         self._thread: threading.Thread | None = None
@@ -94,9 +94,7 @@ class ReplayExchange:
         self._thread = self._server.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -106,22 +104,14 @@ class ReplayExchange:
 
     @property
     def config(self) -> ExchangeConfig:
-        """The configuration that points a client here."""
         return ExchangeConfig(spot_url=self.url, um_url=self.url, spot_fallback_url="")
 
     @property
     def archive_config(self) -> ArchiveConfig:
-        """The configuration that points a client of the bulk archive here."""
         return ArchiveConfig(archive_url=self.url, listing_url=self.url)
 
     @property
-    def archive(self) -> ReplayArchive:
-        """The archive built from the candles; its style, faults included, may be replaced."""
-        return self._archive
-
-    @property
     def stream_config(self) -> StreamConfig:
-        """The configuration that points a stream here."""
         address = self.url.replace("http://", "ws://")
         return StreamConfig(spot_stream_url=address, um_stream_url=f"{address}/market")
 
@@ -142,7 +132,6 @@ class ReplayExchange:
         self._stream_faults = StreamFaults(faults)
 
     def forget_requests(self) -> None:
-        """Empty the log."""
         self._log.clear()
 
     def serve_forever(self) -> None:
@@ -161,27 +150,15 @@ class ReplayExchange:
 
     def _respond(self, target: str) -> Answer:
         parts = urlsplit(target)
-        asked = dict(parse_qsl(parts.query))
-        if is_for_bucket(parts.path, asked):
-            return self._archived(parts.path, asked)
-        routed = route(parts.path)
-        if routed is None:
-            self._note(parts.path, {}, missing := Answer(404, b""), weight=0, fault=None)
-            return missing
+        params = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if is_for_bucket(parts.path, params):
+            return self._archived(parts.path, params)
+        if (routed := route(parts.path)) is None:
+            return self._note(parts.path, {}, Answer(404, b""))
         market, endpoint = routed
-        try:
-            params, error = parse_query(parts.query), None
-        except RequestError as raised:
-            params, error = {}, raised
-        weight = request_weight(market, endpoint, params)
-        limiter = self._limiters[market]
+        weight, limiter = request_weight(market, endpoint, params), self._limiters[market]
         used, refusal = limiter.spend(weight)
-        if refusal is not None:
-            answer = refusal_answer(refusal)
-        elif error is not None:
-            answer = error_answer(400, error.code, str(error))
-        else:
-            answer = self._answer(market, endpoint, params)
+        answer = refusal_answer(refusal) if refusal else self._answer(market, endpoint, parts.query)
         fault = self._plan.strike(parts.path)
         if fault is not None and fault.kind == "stale":
             answer = self._page_before or answer
@@ -189,28 +166,23 @@ class ReplayExchange:
             answer = commit(fault, answer, limit=limiter.limit, now_ms=self.clock.now_ms)
         if answer.page is not None:
             self._page_before = answer
-        self._note(parts.path, params, answer, weight=weight, fault=fault)
         counted = (("X-MBX-USED-WEIGHT", str(used)), ("X-MBX-USED-WEIGHT-1M", str(used)))
-        return replace(answer, headers=(*answer.headers, *counted))
+        answer = replace(answer, headers=(*answer.headers, *counted))
+        return self._note(parts.path, params, answer, fault=fault, weight=weight)
 
     def _archived(self, path: str, params: Mapping[str, str]) -> Answer:
-        style = self._archive.style
-        bucket: ArchiveBucket = self._archive if style.folder is None else FolderBucket(style.folder)
+        style = self.archive.style
+        bucket: ArchiveBucket = self.archive if style.folder is None else FolderBucket(style.folder)
         answer = bucket_answer(bucket, path, params, page_size=style.page_size)
-        fault = self._plan.strike(path)
-        if fault is not None:
+        if fault := self._plan.strike(path):
             answer = commit(fault, answer, limit=0, now_ms=self.clock.now_ms)
-        self._note(path, params, answer, weight=0, fault=fault)
-        return answer
+        return self._note(path, params, answer, fault=fault)
 
-    def _answer(self, market: Market, endpoint: str, params: Mapping[str, str]) -> Answer:
+    def _answer(self, market: Market, endpoint: str, query: str) -> Answer:
         try:
-            return answer_for(self._markets[market], endpoint, params, self.clock)
+            return answer_for(self._markets[market], endpoint, parse_query(query), self.clock)
         except RequestError as error:
             return error_answer(400, error.code, str(error))
-
-    def _note_stream(self, path: str, params: Mapping[str, str], status: int, fault: Fault | None) -> None:
-        self._note(path, params, Answer(status, b""), weight=0, fault=fault)
 
     def _note(
         self,
@@ -218,20 +190,14 @@ class ReplayExchange:
         params: Mapping[str, str],
         answer: Answer,
         *,
-        weight: int,
-        fault: Fault | None,
-    ) -> None:
-        request = ReplayRequest(
-            method="GET",
-            path=path,
-            params=params,
-            status=answer.status,
-            weight=weight,
-            rows=answer.page.count if answer.page else 0,
-            fault=fault.kind if fault else None,
-        )
-        self._log.append(request)
-        logger.debug("%s %s -> %d, %d rows", path, params, request.status, request.rows)
+        fault: Fault | None = None,
+        weight: int = 0,
+    ) -> Answer:
+        """Write a request into the log, and give back its answer."""
+        rows, kind = answer.page.count if answer.page else 0, fault.kind if fault else None
+        self._log.append(ReplayRequest("GET", path, params, answer.status, weight, rows, kind))
+        logger.debug("%s %s -> %d, %d rows", path, params, answer.status, rows)
+        return answer
 
 
 def _check(candles: Mapping[SeriesKey, pl.DataFrame]) -> None:
@@ -245,9 +211,5 @@ def _check(candles: Mapping[SeriesKey, pl.DataFrame]) -> None:
             )
         if frame.is_empty():
             raise ExchangeError(f"Expected candles in {key}, found none; leave the series out.")
-        if frame["quote_volume"].null_count():
-            logger.warning(
-                "%s: %d candles without quote_volume are served with an estimate",
-                key,
-                frame["quote_volume"].null_count(),
-            )
+        if nulls := frame["quote_volume"].null_count():
+            logger.warning("%s: %d candles without quote_volume are served with an estimate", key, nulls)

@@ -4,10 +4,8 @@ What the data does not have is filled as follows: a null quote_volume becomes
 volume * (open + high + low + close) / 4, null trades become 0, null taker columns become 0.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -15,37 +13,12 @@ from numpy.typing import NDArray
 
 from exchange.replay.encoding import DECIMAL_COLUMNS, MOST_DECIMALS, json_rows, precision_of
 from storage.interval import Interval
-from storage.schema import CANDLE_SCHEMA, Market
+from storage.schema import CANDLE_SCHEMA, Market, next_open
 
-__all__ = ["Bar", "KlineRows", "ReplaySeries"]
+__all__ = ["KlineRows", "ReplaySeries"]
 
 BLOCK_ROWS = 4096
 CACHED_BLOCKS = 64  # of about 600 kB each
-DAY_MS = 86_400_000
-
-
-class Bar(NamedTuple):
-    """The numbers of one candle."""
-
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    quote_volume: float
-    trades: int
-    taker_buy_volume: float
-    taker_buy_quote_volume: float
-
-    @classmethod
-    def merge(cls, bars: "Sequence[Bar]", precision: Mapping[str, int]) -> Self:
-        """The candle that spans some candles; sums are rounded to the decimals that their parts have."""
-        opens, highs, lows, closes, *amounts = zip(*bars, strict=True)
-        sums = [
-            round(sum(amount), precision.get(name))  # trades have no decimals and stay whole
-            for name, amount in zip(cls._fields[4:], amounts, strict=True)
-        ]
-        return cls(opens[0], max(highs), min(lows), closes[-1], *sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +30,6 @@ class KlineRows:
 
     @property
     def body(self) -> bytes:
-        """The answer as it is sent."""
         return b"[" + self.joined + b"]"
 
     @property
@@ -79,7 +51,6 @@ class ReplaySeries:
     ) -> None:
         self.interval = interval
         self.market = market
-        self.estimated = candles["quote_volume"].null_count()
         self.candles = _filled(candles)
         self.open_ms: NDArray[np.int64] = self.candles["open_time"].dt.epoch("ms").to_numpy()
         self.close_ms: NDArray[np.int64] = self.candles["close_time"].dt.epoch("ms").to_numpy()
@@ -105,50 +76,45 @@ class ReplaySeries:
         if first >= last:
             return KlineRows(b"", 0)
         parts = self._finished(first, min(last, closed))
-        if last > closed and (forming := self.forming(now_ms)) is not None:
-            parts.append(self._encode_bar(*forming))
-        return KlineRows(b",".join(parts), last - first)
+        forming = self.forming(now_ms) if last > closed else self.candles[:0]
+        parts += [row.encode() for row in json_rows(forming, self.padding)]
+        return KlineRows(b",".join(parts), min(last, closed) - first + len(forming))
 
-    def forming(self, now_ms: int) -> tuple[int, Bar] | None:
-        """Row and state of the candle that is open now, if the data has it."""
+    def forming(self, now_ms: int) -> pl.DataFrame:
+        """The candle that is open now in its present state, in one row; no rows if the data has none."""
         row = int(np.searchsorted(self.close_ms, now_ms))
         if row == len(self.open_ms) or self.open_ms[row] > now_ms:
-            return None
-        start_ms = int(self.open_ms[row])
-        if self._finer is not None:
-            return row, Bar.merge(self._finer.bars_since(start_ms, now_ms), self._finer.precision)
-        done = (now_ms - start_ms) / (int(self.close_ms[row]) + 1 - start_ms)
-        return row, self._partial(self._bars(row, row + 1)[0], done)
+            return self.candles[:0]
+        start_ms, candle = int(self.open_ms[row]), self.candles[row : row + 1]
+        if self._finer is None:
+            return self._partial(candle, (now_ms - start_ms) / (int(self.close_ms[row]) + 1 - start_ms))
+        parts = self._finer.since(start_ms, now_ms)
+        return parts if parts.is_empty() else candle.with_columns(parts.select(self._finer.merged()))
 
-    def bars_since(self, start_ms: int, now_ms: int) -> list[Bar]:
+    def since(self, start_ms: int, now_ms: int) -> pl.DataFrame:
         """Every visible candle that opens at or after `start_ms`, the forming one included."""
-        first = int(np.searchsorted(self.open_ms, start_ms))
-        closed = int(np.searchsorted(self.close_ms, now_ms))
-        finished = self._bars(first, closed) if first < closed else []
-        forming = self.forming(now_ms)
-        return finished if forming is None or forming[0] < first else [*finished, forming[1]]
+        first, closed = np.searchsorted(self.open_ms, start_ms), np.searchsorted(self.close_ms, now_ms)
+        if first > closed:
+            return self.candles[:0]
+        return pl.concat([self.candles[int(first) : int(closed)], self.forming(now_ms)])
+
+    def merged(self) -> list[pl.Expr]:
+        """The numbers of a candle that spans some; sums are rounded to the decimals that their parts have."""
+        sums = [pl.col(name).sum().round(self.precision[name]) for name in DECIMAL_COLUMNS[4:]]
+        first, last = pl.col("open").first(), pl.col("close").last()
+        return [first, pl.col("high").max(), pl.col("low").min(), last, pl.col("trades").sum(), *sums]
 
     def coarser(self, interval: Interval) -> "ReplaySeries":
         """The same market in a longer interval, exactly aggregated (sums keep the decimals of their parts).
 
         A last bucket that the data does not reach the end of is left out.
         """
-        days, of_day = np.unique(self.open_ms // DAY_MS, return_inverse=True)
-        if interval.milliseconds is not None and interval.milliseconds < DAY_MS:
-            buckets = self.open_ms // interval.milliseconds * interval.milliseconds
-        else:
-            buckets = np.array([interval.floor(int(day) * DAY_MS) for day in days])[of_day]
-        whole = interval.close(int(buckets[-1])) <= int(self.close_ms[-1])
-        candles = self.candles.with_columns(pl.Series("open_time", buckets).cast(CANDLE_SCHEMA["open_time"]))
-        first, last = pl.col("open").first(), pl.col("close").last()
-        sums = [pl.col(name).sum().round(self.precision[name]) for name in DECIMAL_COLUMNS[4:]]
-        merged = candles.group_by("open_time", maintain_order=True).agg(
-            first, pl.col("high").max(), pl.col("low").min(), last, pl.col("trades").sum(), *sums
-        )
-        opens = merged["open_time"].dt.epoch("ms").to_list()
-        closes = pl.Series("close_time", [interval.close(ms) for ms in opens], dtype=pl.Int64)
-        merged = merged.with_columns(closes.cast(CANDLE_SCHEMA["close_time"])).select(*CANDLE_SCHEMA)
-        return ReplaySeries(merged if whole else merged[:-1], interval, self.market, finer=self)
+        opens = pl.col("open_time").dt.truncate(interval.slug)
+        buckets = self.candles.group_by(opens, maintain_order=True).agg(self.merged())
+        closes = next_open(pl.col("open_time"), interval) - pl.duration(milliseconds=1)
+        buckets = buckets.with_columns(closes.alias("close_time")).select(*CANDLE_SCHEMA)
+        whole = buckets.filter(pl.col("close_time") <= self.candles["close_time"][-1])
+        return ReplaySeries(whole, interval, self.market, finer=self)
 
     def _finished(self, first: int, last: int) -> list[bytes]:
         """The rows [first, last), which are closed, as slices of encoded blocks."""
@@ -170,37 +136,22 @@ class ReplaySeries:
         sizes = rows.str.len_bytes().to_numpy().astype(np.int64)
         return ",".join(rows.to_list()).encode(), (np.cumsum(sizes + 1) - 1).tolist()
 
-    def _encode_bar(self, row: int, bar: Bar) -> bytes:
-        values = {name: pl.lit(value, CANDLE_SCHEMA[name]) for name, value in bar._asdict().items()}
-        frame = self.candles.slice(row, 1).with_columns(**values)
-        return bytes(json_rows(frame, self.padding)[0].encode())
-
-    def _bars(self, first: int, last: int) -> list[Bar]:
-        return [Bar(*row) for row in self.candles[first:last].select(Bar._fields).iter_rows()]
-
-    def _partial(self, bar: Bar, done: float) -> Bar:
+    def _partial(self, candle: pl.DataFrame, done: float) -> pl.DataFrame:
         """The candle after a share of its time: the price visits the extremes and ends at the close.
 
         A rising candle goes open, low, high, close in three straight legs of equal time, a falling one open,
         high, low, close; volume grows evenly. So every state is possible and later ones only extend it.
         """
-        turns = (bar.low, bar.high) if bar.close >= bar.open else (bar.high, bar.low)
-        knots = (bar.open, *turns, bar.close)
+        begin, high, low, end = candle.select(DECIMAL_COLUMNS[:4]).row(0)
+        turns = (low, high) if end >= begin else (high, low)
+        knots = (begin, *turns, end)
         price = float(np.interp(done * 3, range(4), knots))
-        close = min(max(round(price, self.precision["close"]), bar.low), bar.high)
+        close = min(max(round(price, self.precision["close"]), low), high)
         seen = (*knots[: int(done * 3) + 1], close)
-        places = self.precision
-        return Bar(
-            open=bar.open,
-            high=max(seen),
-            low=min(seen),
-            close=close,
-            volume=round(bar.volume * done, places["volume"]),
-            quote_volume=round(bar.quote_volume * done, places["quote_volume"]),
-            trades=int(bar.trades * done),
-            taker_buy_volume=round(bar.taker_buy_volume * done, places["taker_buy_volume"]),
-            taker_buy_quote_volume=round(bar.taker_buy_quote_volume * done, places["taker_buy_quote_volume"]),
-        )
+        whole, places = candle.row(0, named=True), self.precision
+        amounts = {name: round(whole[name] * done, places[name]) for name in DECIMAL_COLUMNS[4:]}
+        trades = pl.lit(int(whole["trades"] * done), pl.Int64)
+        return candle.with_columns(high=max(seen), low=min(seen), close=close, trades=trades, **amounts)
 
 
 def _filled(candles: pl.DataFrame) -> pl.DataFrame:

@@ -36,7 +36,8 @@ def replay_exchange(
     close as the clock runs. Raises StorageError when the folder lacks one of `keys`.
     """
     if source == "synthetic":
-        candles = _synthetic(keys, seed, SYNTHETIC_CANDLES + ahead)
+        count = SYNTHETIC_CANDLES + ahead
+        candles = synthetic_market(keys, start_ms=SYNTHETIC_START_MS, count=count, seed=seed)
     elif whole_folder:
         candles = read_folder(Path(source), keys[0].interval)
     else:
@@ -46,10 +47,6 @@ def replay_exchange(
     start_ms = max(key.interval.next(int(open_ms)) for key, open_ms in first_of_end.items())
     half_ms = min(key.interval.next(start_ms) - start_ms for key in candles) // 2
     return ReplayExchange(candles, clock=ReplayClock(start_ms + half_ms, speed=speed), port=port)
-
-
-def _synthetic(keys: Sequence[SeriesKey], seed: int, count: int) -> dict[SeriesKey, pl.DataFrame]:
-    return dict(synthetic_market(keys, start_ms=SYNTHETIC_START_MS, count=count, seed=seed))
 
 
 def _klines(folder: Path, keys: Sequence[SeriesKey]) -> dict[SeriesKey, pl.DataFrame]:

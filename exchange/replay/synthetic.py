@@ -7,7 +7,8 @@ close; volume, trades and the takers' share follow volatility and direction.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate, repeat
 
 import numpy as np
 import polars as pl
@@ -28,17 +29,10 @@ MOMENTUM = 0.08  # share of the last shock that comes again
 WIDEST_MOVE = 2.5  # log price stays within this of its start: neither dust nor infinity
 TRADE_USDT = 800.0  # mean size of a trade
 HOURLY_TURNOVER_USDT = 2e7
-START_PRICES = {
-    "BTC": 30_000.0,
-    "ETH": 2_000.0,
-    "BNB": 300.0,
-    "SOL": 50.0,
-    "XRP": 0.5,
-    "DOGE": 0.08,
-    "ADA": 0.4,
-}
+START_PRICES = {"BTC": 3e4, "ETH": 2e3, "BNB": 300.0, "SOL": 50.0, "XRP": 0.5, "DOGE": 0.08, "ADA": 0.4}
 
 Floats = NDArray[np.float64]
+Streams = Callable[[str], np.random.Generator]
 
 
 def synthetic_market(
@@ -58,43 +52,30 @@ def synthetic_market(
 def _series(key: SeriesKey, *, start_ms: int, count: int, seed: int) -> pl.DataFrame:
     open_ms = _open_times(key.interval, start_ms, count)
     close_ms = np.append(open_ms[1:], key.interval.next(int(open_ms[-1]))) - 1
-    streams = _Streams(seed, key)
-    sigma = _volatility(streams, open_ms, float(close_ms[0] + 1 - open_ms[0]))
+    own, common = _streams(seed, str(key)), _streams(seed, f"*:{key.interval}")
+    sigma = _volatility(common, open_ms, float(close_ms[0] + 1 - open_ms[0]))
     mix = np.sqrt([COMMON_SHARE, 1 - COMMON_SHARE])
-    shock = mix[0] * streams.common("factor").standard_normal(count)
-    shock += mix[1] * streams.own("shock").standard_normal(count)
+    shock = mix[0] * common("factor").standard_normal(count)
+    shock += mix[1] * own("shock").standard_normal(count)
     moves = sigma * (shock + MOMENTUM * np.append(0.0, shock[:-1]))
     walk = np.append(0.0, np.cumsum(moves))
     log_price = WIDEST_MOVE * np.tanh(walk / WIDEST_MOVE)  # (T + 1,)
     opens, closes = log_price[:-1], log_price[1:]
-    highs = _bridge_maximum(opens, closes, sigma, streams.own("high").random(count))
-    lows = -_bridge_maximum(-opens, -closes, sigma, streams.own("low").random(count))
+    highs = _bridge_maximum(opens, closes, sigma, own("high").random(count))
+    lows = -_bridge_maximum(-opens, -closes, sigma, own("low").random(count))
     start = _start_price(key.symbol)
     decimals = max(0, 5 - int(np.floor(np.log10(start))))
     prices = [np.round(start * np.exp(part), decimals) for part in (opens, highs, lows, closes)]  # 4 x (T,)
-    turnover = _turnover(streams, prices, sigma=sigma, shock=shock, hours=(close_ms - open_ms + 1) / HOUR_MS)
+    turnover = _turnover(own, prices, sigma=sigma, shock=shock, hours=(close_ms - open_ms + 1) / HOUR_MS)
     columns = dict(zip(("open", "high", "low", "close"), prices, strict=True))
     frame = pl.DataFrame({"open_time": open_ms, "close_time": close_ms, **columns, **turnover})
-    return validate_candles(_typed(frame), key.interval, origin=f"synthetic {key}")
+    frame = frame.with_columns(pl.col("open_time", "close_time").cast(CANDLE_SCHEMA["open_time"]))
+    return validate_candles(frame, key.interval, origin=f"synthetic {key}")
 
 
-class _Streams:
+def _streams(seed: int, owner: str) -> Streams:
     """Independent random streams by purpose. A stream is drawn in order, so its start never changes."""
-
-    def __init__(self, seed: int, key: SeriesKey) -> None:
-        self._seed = seed
-        self._key = key
-
-    def own(self, purpose: str) -> np.random.Generator:
-        """A stream of this series."""
-        return self._stream(f"{self._key}:{purpose}")
-
-    def common(self, purpose: str) -> np.random.Generator:
-        """A stream that every series of the interval shares."""
-        return self._stream(f"*:{self._key.interval}:{purpose}")
-
-    def _stream(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+    return lambda purpose: np.random.default_rng([seed, zlib.crc32(f"{owner}:{purpose}".encode())])
 
 
 def _open_times(interval: Interval, start_ms: int, count: int) -> NDArray[np.int64]:
@@ -105,16 +86,14 @@ def _open_times(interval: Interval, start_ms: int, count: int) -> NDArray[np.int
         )
     if interval.milliseconds is not None:
         return start_ms + interval.milliseconds * np.arange(count, dtype=np.int64)
-    times = [start_ms]
-    for _ in range(count - 1):
-        times.append(interval.next(times[-1]))
-    return np.array(times, dtype=np.int64)
+    months = accumulate(repeat(start_ms, count), lambda ms, _: interval.next(ms))
+    return np.fromiter(months, np.int64, count)
 
 
-def _volatility(streams: _Streams, open_ms: NDArray[np.int64], length_ms: float) -> Floats:
+def _volatility(common: Streams, open_ms: NDArray[np.int64], length_ms: float) -> Floats:
     """Standard deviation of the log move of each candle: regime x hour of day x weekend."""
     count = len(open_ms)
-    regime = _regimes(streams.common("regimes"), streams.common("lengths"), count)
+    regime = _regimes(common("regimes"), common("lengths"), count)
     scale = YEARLY_VOLATILITY * np.sqrt(length_ms / YEAR_MS) * REGIME_VOLATILITY[regime]
     if length_ms < DAY_MS:  # most is traded while Europe and America are awake
         hour = (open_ms % DAY_MS) / HOUR_MS
@@ -142,18 +121,18 @@ def _bridge_maximum(start: Floats, end: Floats, sigma: Floats, uniform: Floats) 
 
 
 def _turnover(
-    streams: _Streams, prices: list[Floats], *, sigma: Floats, shock: Floats, hours: Floats
+    own: Streams, prices: list[Floats], *, sigma: Floats, shock: Floats, hours: Floats
 ) -> dict[str, NDArray[np.generic]]:
     """Volume, trades and the takers' share: more in volatile candles, buyers ahead when the price rises."""
     count = len(sigma)
     usual = YEARLY_VOLATILITY * np.sqrt(hours * HOUR_MS / YEAR_MS)
-    noise = np.exp(0.35 * streams.own("volume").standard_normal(count))
+    noise = np.exp(0.35 * own("volume").standard_normal(count))
     quote = HOURLY_TURNOVER_USDT * hours * (sigma / usual) ** 1.2 * (1 + 0.5 * np.abs(shock)) * noise
     mean = (prices[0] + prices[1] + prices[2] + prices[3]) / 4
     volume = np.round(quote / mean, 3)
     quote = np.round(volume * mean, 4)
-    trades = np.ceil(quote / TRADE_USDT * np.exp(0.2 * streams.own("trades").standard_normal(count)))
-    lean = 0.12 * np.tanh(shock) + 0.03 * streams.own("takers").standard_normal(count)
+    trades = np.ceil(quote / TRADE_USDT * np.exp(0.2 * own("trades").standard_normal(count)))
+    lean = 0.12 * np.tanh(shock) + 0.03 * own("takers").standard_normal(count)
     share = np.clip(0.5 + lean, 0.05, 0.95)
     return {
         "volume": volume,
@@ -167,8 +146,3 @@ def _turnover(
 def _start_price(symbol: str) -> float:
     known = next((price for base, price in START_PRICES.items() if symbol.startswith(base)), None)
     return known or float(10 ** (zlib.crc32(symbol.encode()) % 4000 / 1000 - 1))  # from 0.1 to 1000
-
-
-def _typed(frame: pl.DataFrame) -> pl.DataFrame:
-    times = (pl.col(name).cast(CANDLE_SCHEMA[name]) for name in ("open_time", "close_time"))
-    return frame.with_columns(*times).select(*CANDLE_SCHEMA)

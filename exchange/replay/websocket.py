@@ -19,6 +19,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection
 
+from exchange.replay.answers import Answer
 from exchange.replay.clock import ReplayClock
 from exchange.replay.faults import Fault, FaultKind, FaultPlan
 from exchange.replay.series import ReplaySeries
@@ -35,7 +36,6 @@ LONGEST_PAUSE_S = 0.1  # the clock may be stepped by hand
 METHODS = "`SUBSCRIBE`, `UNSUBSCRIBE`, `LIST_SUBSCRIPTIONS`"
 PING_S: dict[Market, tuple[float, float]] = {"spot": (20.0, 60.0), "um": (180.0, 600.0)}  # every, patience
 
-FindSeries = Callable[[Market, str, Interval], ReplaySeries | None]
 logger = logging.getLogger(__name__)
 
 
@@ -70,21 +70,14 @@ class _Subscription:
     close_at_ms: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StreamServer:
     """Streams of one replay; `serve` handles one connection until it ends."""
 
-    def __init__(
-        self,
-        find: FindSeries,
-        *,
-        clock: ReplayClock,
-        faults: Callable[[], StreamFaults],
-        note: Callable[[str, dict[str, str], int, Fault | None], object],
-    ) -> None:
-        self.find = find
-        self.clock = clock
-        self.faults = faults
-        self.note = note
+    find: Callable[[Market, str, Interval], ReplaySeries | None]
+    clock: ReplayClock
+    faults: Callable[[], StreamFaults]
+    note: Callable[..., Answer]
 
     def serve(self, connection: socket.socket) -> None:
         """Shake hands, then send what is due and answer what is asked."""
@@ -127,7 +120,7 @@ class _Session:
         refused = fault is not None and fault.kind == "ws-refuse"
         status = 101 if known and not refused else 503 if refused else 404
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self._server.note(parts.path, query, status, fault)
+        self._server.note(parts.path, query, Answer(status, b""), fault=fault)
         if status != 101:
             return websocket.respond(status, "")
         self.accepted = True
@@ -138,7 +131,6 @@ class _Session:
         return None
 
     def run(self) -> None:
-        """Until the connection or the server ends."""
         while True:
             self._push()
             try:
@@ -149,8 +141,8 @@ class _Session:
     def _pause_s(self) -> float:
         speed = self._server.clock.speed
         dues = [min(one.push_at_ms, one.close_at_ms) for one in self._subscribed.values() if one]
-        if not dues or not speed or self._silent:
-            return LONGEST_PAUSE_S if self._silent or not dues else SHORTEST_PAUSE_S
+        if not dues or not speed:
+            return SHORTEST_PAUSE_S if dues else LONGEST_PAUSE_S
         seconds = (min(dues) - self._server.clock.now_ms) / speed / 1000
         return min(max(seconds, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
@@ -161,11 +153,10 @@ class _Session:
         except (ValueError, KeyError, TypeError, AttributeError):
             self._send({"code": 3, "msg": "Invalid JSON: expected value at line 1 column 1"})
             return
-        number = asked.get("id")
+        result: list[str] | None = None
         if method == "LIST_SUBSCRIPTIONS":
-            self._send({"result": list(self._subscribed), "id": number})
-            return
-        if method == "SUBSCRIBE":
+            result = list(self._subscribed)
+        elif method == "SUBSCRIBE":
             self._subscribe(params)
         elif method == "UNSUBSCRIBE":
             for name in params:
@@ -174,7 +165,7 @@ class _Session:
             text = f"Invalid request: unknown variant `{method}`, expected one of {METHODS}"
             self._send({"code": 2, "msg": text})
             return
-        self._send({"result": None, "id": number})
+        self._send({"result": result, "id": asked.get("id")})
 
     def _subscribe(self, names: Sequence[str]) -> None:
         for name in names:
@@ -183,20 +174,16 @@ class _Session:
     def _subscription(self, name: str) -> _Subscription | None:
         symbol, at, kind = name.partition("@kline_")
         listed = symbol == symbol.lower() and kind in INTERVALS and (kind != "1s" or self._market == "spot")
-        if not at or not listed:
+        if self._silent or not at or not listed:
             return None
         series = self._server.find(self._market, symbol.upper(), Interval(kind))
         if series is None:
             return None
         push_ms = 1000 if kind == "1s" else PUSH_MS[self._market]
-        now_ms = self._server.clock.now_ms
-        return _Subscription(
-            name, symbol.upper(), series, push_ms, next_open_ms=series.interval.floor(now_ms)
-        )
+        next_open_ms = series.interval.floor(self._server.clock.now_ms)
+        return _Subscription(name, symbol.upper(), series, push_ms, next_open_ms)
 
     def _push(self) -> None:
-        if self._silent:
-            return
         for one in list(self._subscribed.values()):
             now_ms = self._server.clock.now_ms
             if one is None or now_ms < min(one.push_at_ms, one.close_at_ms):
@@ -215,7 +202,7 @@ class _Session:
         faults = self._server.faults()
         if closed and faults.closings.strike(one.name) is not None:
             return
-        event = _event(one, row, closed=closed, now_ms=now_ms, market=self._market)
+        event = self._event(one, row, closed=closed, now_ms=now_ms)
         fault = faults.messages.strike(one.name)
         kind = fault.kind if fault else None
         if kind == "ws-disconnect":
@@ -227,36 +214,20 @@ class _Session:
         for _ in range(2 if kind == "ws-duplicate" else 1):
             self._send(message)
 
+    def _event(self, one: _Subscription, row: list[Any], *, closed: bool, now_ms: int) -> dict[str, Any]:
+        candle = dict(zip("tohlcvTqnVQB", row, strict=True)) | {
+            "s": one.symbol,
+            "i": one.series.interval.name,
+            "f": 0,
+            "L": max(0, row[8] - 1),
+            "x": closed,
+        }
+        event = {"e": "kline", "E": now_ms, "s": one.symbol, "k": candle}
+        return event | {"st": 1} if self._market == "um" else event  # 1: USD-M, 2: COIN-M
+
     def _send(self, message: object) -> None:
         self._websocket.send(dumps(message), text=True)
 
 
 def _market(connection: socket.socket) -> Market:
     return "um" if connection.recv(16, socket.MSG_PEEK).startswith(b"GET /market/") else "spot"
-
-
-def _event(
-    one: _Subscription, row: list[Any], *, closed: bool, now_ms: int, market: Market
-) -> dict[str, Any]:
-    """A kline event out of a row of the REST answer."""
-    candle = {
-        "t": row[0],
-        "T": row[6],
-        "s": one.symbol,
-        "i": one.series.interval.name,
-        "f": 0,
-        "L": max(0, row[8] - 1),
-        "o": row[1],
-        "c": row[4],
-        "h": row[2],
-        "l": row[3],
-        "v": row[5],
-        "n": row[8],
-        "x": closed,
-        "q": row[7],
-        "V": row[9],
-        "Q": row[10],
-        "B": "0",
-    }
-    event = {"e": "kline", "E": now_ms, "s": one.symbol, "k": candle}
-    return event | {"st": 1} if market == "um" else event  # 1: USD-M, 2: COIN-M

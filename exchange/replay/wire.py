@@ -6,15 +6,15 @@ Binance publishes for a liquid USDT pair.
 
 import json
 import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from typing import Any
 
+from exchange.archive_parts import DAY_MS, period_ms
 from exchange.replay.encoding import decimal_text
-from exchange.replay.series import Bar, ReplaySeries
-from storage.schema import Market
+from exchange.replay.listed_symbols import ReplayMarket
+from exchange.replay.series import ReplaySeries
 
-__all__ = ["Listing", "dumps", "exchange_info", "ticker"]
+__all__ = ["dumps", "exchange_info", "ticker"]
 
 QUOTE_ASSETS = (
     "USDT",
@@ -32,13 +32,23 @@ QUOTE_ASSETS = (
     "JPY",
 )
 PERPETUAL_DELIVERY_MS = 4_133_404_800_000
-DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 PERMISSIONS = ["SPOT", "MARGIN", "TRD_GRP_004", "TRD_GRP_005", "TRD_GRP_006"]
 SPOT_ORDER_TYPES = ["LIMIT", "LIMIT_MAKER", "MARKET", "STOP_LOSS", "STOP_LOSS_LIMIT"]
 UM_ORDER_TYPES = ["LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET"]
 STP_MODES = ["EXPIRE_TAKER", "EXPIRE_MAKER", "EXPIRE_BOTH"]
-Listing = tuple[str, ReplaySeries]
-"""A symbol and the finest series it has."""
+ALLOWED = (
+    *("icebergAllowed", "ocoAllowed", "otoAllowed", "quoteOrderQtyMarketAllowed", "allowTrailingStop"),
+    *("cancelReplaceAllowed", "amendAllowed", "isSpotTradingAllowed", "isMarginTradingAllowed"),
+)
+OTHER_LIMITS = {
+    "spot": [
+        ("ORDERS", "SECOND", 10, 100),
+        ("ORDERS", "DAY", 1, 200_000),
+        ("RAW_REQUESTS", "MINUTE", 5, 300_000),
+    ],
+    "um": [("ORDERS", "MINUTE", 1, 1200), ("ORDERS", "SECOND", 10, 300)],
+}
 
 
 def dumps(value: object) -> bytes:
@@ -46,122 +56,98 @@ def dumps(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def exchange_info(market: Market, listings: Sequence[Listing], *, weight_limit: int, now_ms: int) -> bytes:
-    """The body of exchangeInfo for these symbols."""
-    describe = _spot_symbol if market == "spot" else _um_symbol
-    head: dict[str, Any] = {"timezone": "UTC", "serverTime": now_ms}
-    if market == "um":
-        head["futuresType"] = "U_MARGINED"
-    symbols = [describe(symbol, series, now_ms) for symbol, series in listings]
-    tail: dict[str, Any] = {"rateLimits": _rate_limits(market, weight_limit), "exchangeFilters": []}
-    if market == "um":
-        quotes = dict.fromkeys(symbol["marginAsset"] for symbol in symbols)
-        tail["assets"] = [
-            {"asset": asset, "marginAvailable": True, "autoAssetExchange": "-10000"} for asset in quotes
-        ]
-    return dumps(head | tail | {"symbols": symbols})
+def exchange_info(market: ReplayMarket, symbols: Iterable[str], *, now_ms: int) -> bytes:
+    describe, um = (_spot_symbol, False) if market.name == "spot" else (_um_symbol, True)
+    described = [describe(symbol, market.finest(symbol), now_ms) for symbol in symbols]
+    head = {"timezone": "UTC", "serverTime": now_ms} | ({"futuresType": "U_MARGINED"} if um else {})
+    tail: dict[str, Any] = {"rateLimits": _rate_limits(market), "exchangeFilters": []}
+    if um:
+        asset = {"marginAvailable": True, "autoAssetExchange": "-10000"}
+        quotes = dict.fromkeys(symbol["marginAsset"] for symbol in described)
+        tail["assets"] = [{"asset": name} | asset for name in quotes]
+    return dumps(head | tail | {"symbols": described})
 
 
-def ticker(market: Market, symbol: str, series: ReplaySeries, *, now_ms: int, mini: bool) -> dict[str, Any]:
+def ticker(market: ReplayMarket, symbol: str, *, now_ms: int, mini: bool) -> dict[str, Any]:
     """Statistics of the rolling 24 hours, from the candles that opened in them."""
-    bars = series.bars_since(now_ms - DAY_MS + 1, now_ms)
-    day = Bar.merge(bars, series.precision) if bars else Bar(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0.0)
-    places = series.precision
-    price = places["close"] if market == "um" else 8
-    change = day.close - day.open
-    average = day.quote_volume / day.volume if day.volume else 0.0
-    open_text, high, low, last = (decimal_text(value, price) for value in day[:4])
-    volume, quote = decimal_text(day.volume, places["volume"]), decimal_text(day.quote_volume)
+    spot, series = market.name == "spot", market.finest(symbol)
+    candles = series.since(now_ms - DAY_MS + 1, now_ms)
+    day = candles.select(series.merged()).fill_null(0).row(0, named=True)
+    places = 8 if spot else series.precision["close"]
+    prices = {name: decimal_text(day[name], places) for name in ("open", "high", "low", "close")}
     common = {
-        "openPrice": open_text,
-        "highPrice": high,
-        "lowPrice": low,
-        "lastPrice": last,
-        "volume": volume,
-        "quoteVolume": quote,
+        "openPrice": prices["open"],
+        "highPrice": prices["high"],
+        "lowPrice": prices["low"],
+        "lastPrice": prices["close"],
+        "volume": decimal_text(day["volume"], series.precision["volume"]),
+        "quoteVolume": decimal_text(day["quote_volume"]),
         "openTime": now_ms - DAY_MS,
         "closeTime": now_ms,
         "firstId": 0,
-        "lastId": max(0, day.trades - 1),
-        "count": day.trades,
+        "lastId": max(0, day["trades"] - 1),
+        "count": day["trades"],
     }
     if mini:
         return {"symbol": symbol} | common
+    change = day["close"] - day["open"]
+    average = day["quote_volume"] / day["volume"] if day["volume"] else 0.0
+    none = "0.00000000" if spot else "0"
     changes = {
-        "priceChange": f"{change:.{price}f}",
-        "priceChangePercent": f"{100 * change / day.open if day.open else 0.0:.3f}",
-        "weightedAvgPrice": f"{average:.{price}f}",
-        "lastQty": "0.00000000" if market == "spot" else "0",
+        "priceChange": f"{change:.{places}f}",
+        "priceChangePercent": f"{100 * change / day['open'] if day['open'] else 0.0:.3f}",
+        "weightedAvgPrice": f"{average:.{places}f}",
+        "lastQty": none,
     }
-    book = {"prevClosePrice": open_text, "bidPrice": last, "bidQty": "0.00000000", "askPrice": last}
-    spot_only = book | {"askQty": "0.00000000"} if market == "spot" else {}
+    book = {"bidPrice": prices["close"], "bidQty": none, "askPrice": prices["close"], "askQty": none}
+    spot_only = {"prevClosePrice": prices["open"]} | book if spot else {}
     return {"symbol": symbol} | changes | spot_only | common
 
 
-def _rate_limits(market: Market, weight_limit: int) -> list[dict[str, Any]]:
-    limits = [("REQUEST_WEIGHT", "MINUTE", 1, weight_limit)]
-    if market == "spot":
-        limits += [
-            ("ORDERS", "SECOND", 10, 100),
-            ("ORDERS", "DAY", 1, 200_000),
-            ("RAW_REQUESTS", "MINUTE", 5, 300_000),
-        ]
-    else:
-        limits += [("ORDERS", "MINUTE", 1, 1200), ("ORDERS", "SECOND", 10, 300)]
+def _rate_limits(market: ReplayMarket) -> list[dict[str, Any]]:
+    limits = [("REQUEST_WEIGHT", "MINUTE", 1, market.weight_limit), *OTHER_LIMITS[market.name]]
     names = ("rateLimitType", "interval", "intervalNum", "limit")
     return [dict(zip(names, limit, strict=True)) for limit in limits]
 
 
 def _spot_symbol(symbol: str, series: ReplaySeries, now_ms: int) -> dict[str, Any]:
     base, quote = _assets(symbol)
-    precision = dict.fromkeys(
-        ("quotePrecision", "quoteAssetPrecision", "baseCommissionPrecision", "quoteCommissionPrecision"), 8
-    )
-    allowed: tuple[str, ...] = (
-        "icebergAllowed",
-        "ocoAllowed",
-        "otoAllowed",
-        "quoteOrderQtyMarketAllowed",
-        "allowTrailingStop",
-    )
-    allowed += ("cancelReplaceAllowed", "amendAllowed", "isSpotTradingAllowed", "isMarginTradingAllowed")
     tick, step = _step(series.precision["close"], 8), _step(series.precision["volume"], 8)
-    return (
-        {
-            "symbol": symbol,
-            "status": "TRADING" if series.open_ms[0] <= now_ms else "PRE_TRADING",
-            "baseAsset": base,
-            "baseAssetPrecision": 8,
-            "quoteAsset": quote,
-        }
-        | precision
-        | {"orderTypes": SPOT_ORDER_TYPES}
-        | dict.fromkeys(allowed, True)
-        | {
-            "filters": [
-                {
-                    "filterType": "PRICE_FILTER",
-                    "minPrice": tick,
-                    "maxPrice": "1000000.00000000",
-                    "tickSize": tick,
-                },
-                {"filterType": "LOT_SIZE", "minQty": step, "maxQty": "9000000.00000000", "stepSize": step},
-                {
-                    "filterType": "NOTIONAL",
-                    "minNotional": "5.00000000",
-                    "applyMinToMarket": True,
-                    "maxNotional": "9000000.00000000",
-                    "applyMaxToMarket": False,
-                    "avgPriceMins": 5,
-                },
-                {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": 200},
-            ],
-            "permissions": [],
-            "permissionSets": [PERMISSIONS],
-            "defaultSelfTradePreventionMode": "EXPIRE_MAKER",
-            "allowedSelfTradePreventionModes": STP_MODES,
-        }
-    )
+    return {
+        "symbol": symbol,
+        "status": "TRADING" if series.open_ms[0] <= now_ms else "PRE_TRADING",
+        "baseAsset": base,
+        "baseAssetPrecision": 8,
+        "quoteAsset": quote,
+        "quotePrecision": 8,
+        "quoteAssetPrecision": 8,
+        "baseCommissionPrecision": 8,
+        "quoteCommissionPrecision": 8,
+        "orderTypes": SPOT_ORDER_TYPES,
+        **dict.fromkeys(ALLOWED, True),
+        "filters": [
+            {
+                "filterType": "PRICE_FILTER",
+                "minPrice": tick,
+                "maxPrice": "1000000.00000000",
+                "tickSize": tick,
+            },
+            {"filterType": "LOT_SIZE", "minQty": step, "maxQty": "9000000.00000000", "stepSize": step},
+            {
+                "filterType": "NOTIONAL",
+                "minNotional": "5.00000000",
+                "applyMinToMarket": True,
+                "maxNotional": "9000000.00000000",
+                "applyMaxToMarket": False,
+                "avgPriceMins": 5,
+            },
+            {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": 200},
+        ],
+        "permissions": [],
+        "permissionSets": [PERMISSIONS],
+        "defaultSelfTradePreventionMode": "EXPIRE_MAKER",
+        "allowedSelfTradePreventionModes": STP_MODES,
+    }
 
 
 def _um_symbol(symbol: str, series: ReplaySeries, now_ms: int) -> dict[str, Any]:
@@ -171,8 +157,7 @@ def _um_symbol(symbol: str, series: ReplaySeries, now_ms: int) -> dict[str, Any]
     tick, step = _step(price, price), _step(quantity, quantity)
     delivery_ms = PERPETUAL_DELIVERY_MS
     if re.fullmatch(r"\d{6}", delivery):
-        day = datetime.strptime(delivery, "%y%m%d").replace(hour=8, tzinfo=UTC)
-        delivery_ms = int(day.timestamp()) * 1000
+        delivery_ms = period_ms("daily", f"20{delivery[:2]}-{delivery[2:4]}-{delivery[4:]}")[0] + 8 * HOUR_MS
     return {
         "symbol": symbol,
         "pair": pair,
