@@ -1,6 +1,6 @@
 """What each of our CPU kernels gains: the model with all of them against the model with one of torch's own.
 
-    python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels attention] [--quick] [--save]
+    python benchmarks/kernels.py [--cases sample_s8,step2_mini] [--kernels product,attention] [--quick] [--save]
 
 The cases are those of benchmarks/model.py at a quarter of their size: 28 bars, 2 windows. In one process and in
 turn, over the same weights and inputs, each round runs a case with every kernel of ours, then without one after
@@ -76,6 +76,7 @@ def plain_normalise(x: Tensor, norm: layers.RMSNorm) -> Tensor:
 
 
 KERNELS = {
+    "product": Kernel(modules=(layers,), name="linear", plain=F.linear, peer_name="F.linear"),
     "attention": Kernel(
         modules=(layers,),
         name="causal_attention",
@@ -123,8 +124,8 @@ CASES: Mapping[str, Callable[..., Callable[[], object]]] = _FLOAT32 | {
     if name not in ("sample_s8", "sample_s30")
 }
 _PARTS = {  # what a case can tell of: a forecast drops nothing, a training packs nothing
-    "sample": ("packed_product", "cached_norm"),
-    "step": ("attention",),
+    "sample": ("product", "packed_product", "cached_norm"),
+    "step": ("product", "attention"),
 }
 
 

@@ -1,12 +1,13 @@
-"""Causal attention in training, sooner on CPUs than torch's.
+"""The same arithmetic, sooner: products, and causal attention in training, as CPUs do them best.
 
-B batch, M heads, T positions, d width of a head. It computes what torch's does, up to rounding, and drops weights
-by another random stream of the same distribution. On other devices and without gradients torch's own runs.
+B batch, M heads, T positions, d width of a head. Both compute what their torch namesakes compute, up to rounding;
+attention drops weights by another random stream of the same distribution. On other devices, in other types and
+under autocast torch's own functions run. What was measured, and what did not pay, is in docs/decisions.md.
 
-torch's CPU attention materialises everything with dropout, and gains nothing from bfloat16 (in training, 8 x 8
-heads of 512 x 64 on Zen 4: 450 ms with dropout, 220 here; without, half of it, in bfloat16 a quarter). A block of
-queries is computed at a time, and again in the backward pass, as in FlashAttention (Dao et al. 2022, arXiv
-2205.14135). What else was tried is in docs/decisions.md.
+- MKL, which torch multiplies float32 with, takes a slow path on processors that are not Intel's; oneDNN does
+  not (with AVX-512, GFLOP/s per core: 90 against 200 on AMD Zen 5, 96 against 107 on Zen 4).
+- torch's CPU attention materialises everything with dropout, and gains nothing from bfloat16 (in training, 8 x 8
+  heads of 512 x 64 on Zen 4: 450 ms with dropout, 220 here; without, half of it, in bfloat16 a quarter).
 """
 
 import math
@@ -17,9 +18,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-__all__ = ["causal_attention"]
+__all__ = ["causal_attention", "linear"]
 
+_FEW_ROWS = 4  # below, both products take the same time
 _BLOCK = 128  # queries at a time: later keys are left out, and a block's scores stay in the cache
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., K) times weight (N, K) transposed, plus bias (N,)."""
+    if _plain(x) and weight.dtype == torch.float32 and x.numel() >= _FEW_ROWS * x.shape[-1]:
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return F.linear(x, weight, bias)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
@@ -28,6 +37,47 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, share: float) -> Tensor:
     if better and q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _CausalAttention.apply(q, k, v, share)  # type: ignore[no-any-return, no-untyped-call]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=share, is_causal=True)
+
+
+def _plain(x: Tensor) -> bool:
+    """Float32 on a CPU that has oneDNN, and nobody asked for another precision."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return _has_onednn()
+
+
+def _has_onednn() -> bool:
+    if torch.compiler.is_compiling():  # which makes kernels of its own
+        return False
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (..., K) times b (N, K) transposed, by oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """a (R, N) transposed times b (R, K). oneDNN copies its first factor where it is transposed: the smaller."""
+    if a.shape[1] <= b.shape[1]:
+        return _times(a.t(), b.t())
+    return _times(b.t(), a.t()).t()
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _times(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_rows, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        of_x = _times(of_rows, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
+        of_weight = _sum_of_products(of_rows, rows) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, of_rows.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
 def _drawn(count: int, share: float) -> tuple[Tensor, float]:

@@ -1,5 +1,5 @@
 """`python -m flows.cli` is `kronos`."""
 
-from flows.cli.program import main
+from flows.cli import main
 
 main()

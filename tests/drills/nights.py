@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from service.champion_models import Shelf
+from service.champion_models import ChampionModels
 from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.registry import read_champion, read_history
@@ -160,9 +160,9 @@ def _champion(site: DrillSite) -> Iterator[str]:
         uploaded = site.hub.content(one["repo_id"], "model.safetensors", "champion")
         if _sha256(uploaded) != _sha256((site.home.root / part / "model.safetensors").read_bytes()):
             yield f"{one['repo_id']}: the Hub's weights are not those of {part}"
-    shelf = Shelf(site.home)
-    shelf.refresh()
-    served = [one.digests for one in shelf.models]
+    champion_models = ChampionModels(site.home)
+    champion_models.refresh()
+    served = [one.digests for one in champion_models.models]
     if served != [(champion.tokenizer_digest, champion.predictor_digest)]:
         yield f"the service serves {served}, expected {champion.digest}"
 

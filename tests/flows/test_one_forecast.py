@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.cli import screen
+from flows.cli import night_screen
 from kronos_model.outlook import Outlook
 from kronos_model.sampling import SamplingConfig
 from service.config import ServiceConfig
@@ -108,7 +108,7 @@ def test_the_terminal_shows_it(
     told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    screen.show_forecasts([told.stored])
+    night_screen.show_forecasts([told.stored])
     shown, stored = capsys.readouterr().out, told.stored
     for figure in (
         f"{stored.probability_up:.2f}",

@@ -26,6 +26,14 @@ def alike(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize(("rows", "bias"), [((3, 33), True), ((2, 40), False), ((1, 1), True)])
+def test_a_product_and_its_gradients_are_torch_s(rows: tuple[int, int], bias: bool) -> None:
+    inputs = [random(*rows, 24), random(40, 24, seed=1), *([random(40, seed=2)] if bias else [])]
+    alike(with_gradients(kernels.linear, *inputs), with_gradients(F.linear, *inputs))
+    wide = [random(*rows, 40), random(24, 40, seed=1)]  # the other factor is the smaller one
+    alike(with_gradients(kernels.linear, *wide), with_gradients(F.linear, *wide))
+
+
 @pytest.mark.parametrize("length", [1, 7, 256, 300], ids="{} positions".format)
 def test_causal_attention_and_its_gradients_are_torch_s(length: int) -> None:
     inputs = [random(2, length, 3, 8, seed=seed).transpose(1, 2) for seed in range(3)]
@@ -68,3 +76,9 @@ def test_attention_drops_its_share_and_keeps_the_mean(share: float) -> None:
     found, error = float(dropped.double().mean()), (share * (1 - share) / dropped.numel()) ** 0.5
     assert abs(found - share) < 5 * error
     assert scale == pytest.approx(1 / (1 - share), rel=1e-4)
+
+
+def test_under_autocast_torch_chooses_the_product() -> None:
+    x, weight = random(8, 24), random(40, 24, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernels.linear(x, weight).dtype == torch.bfloat16
