@@ -1,6 +1,6 @@
 """What orchestration costs of a night: `kronos run` against the same functions without Prefect and MLflow.
 
-    python benchmarks/overhead.py [--cases cached_night,overhead_10_min] [--quick] [--save]
+    python benchmarks/overhead.py [--cases cached_night,overhead_10_min,commands] [--before CHECKOUT] [--quick] [--save]
 
 `cached_night` runs recipe demo again when nothing is new. `overhead_10_min` runs one short night after another,
 each a process of its own with another seed, with its embedded Prefect server and its MLflow store, and without
@@ -8,6 +8,8 @@ either (benchmarks/peers/bare_night.py), over homes that have had their first ni
 the difference is what a night pays once. A longer night tells the share of its training that the process above it
 spends in calls to both, which is charged for all of a ten-minute night as if the training, a process of its own,
 waited for them.
+`commands` times commands that only read, each a process of its own, over a lake of 24 series of 30,000 hourly
+candles, and with `--before` the same ones of an earlier checkout of this program in turn.
 """
 
 import argparse
@@ -20,18 +22,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import ROOT, machine, write_results
+from exchange.replay import synthetic_market
+from storage.lake import Lake
+from storage.ledger import Source
+from storage.schema import SeriesKey
 
-CASES = ("cached_night", "overhead_10_min")
+CASES = ("cached_night", "overhead_10_min", "commands")
 CACHED_TARGET_S = 15.0
 OVERHEAD_TARGET = 0.05
 NIGHT_S = 600.0
+COMMAND_TARGETS_S = {  # commands that only read, and how long they may take
+    "--help": 0.4,
+    "recipes": 0.8,
+    "candles": 1.5,
+    "scores": 2.0,
+    "verify --sample 0": 6.0,
+    "doctor": 4.0,
+}
+SERIES, CANDLES, START_MS = 24, 30_000, 1_577_836_800_000
 SHORT = [
     "dataset.lookback=24",
     "dataset.horizon=4",
@@ -60,6 +78,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", default=",".join(CASES), help="which cases to report, separated by commas")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="time the commands of this one, too")
     parser.add_argument("--quick", action="store_true", help="each thing once; ends within two minutes")
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results/")
     parser.add_argument("--counted", nargs="+", metavar="HOME", help=argparse.SUPPRESS)
@@ -72,26 +91,30 @@ def main() -> None:
         parser.error(f"expected cases out of {', '.join(CASES)}, found {', '.join(unknown)}")
     times = 1 if arguments.quick else 3
     with tempfile.TemporaryDirectory(prefix="overhead-") as scratch:
-        made = {"cached_night": cached_night, "overhead_10_min": overhead}
+        made: dict[str, Callable[[Path, int], list[dict[str, Any]]]] = {
+            "cached_night": cached_night,
+            "overhead_10_min": overhead,
+            "commands": partial(commands, before=arguments.before),
+        }
         report = {
             "theme": "overhead",
             **machine(),
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in ("prefect", "mlflow", "torch")},
             "runs": times,
-            "cases": [made[case](Path(scratch), times) for case in cases],
+            "cases": [row for case in cases for row in made[case](Path(scratch), times)],
         }
     if arguments.save:
         save(report)
     print(json.dumps(report))
 
 
-def cached_night(scratch: Path, times: int) -> dict[str, Any]:
+def cached_night(scratch: Path, times: int) -> list[dict[str, Any]]:
     """`kronos run --recipe demo` with these settings, again, when nothing is new."""
     home = scratch / "cached"
     orchestrated(home, SHORT)
     seconds = [orchestrated(home, SHORT) for _ in range(times)]
-    return {
+    row = {
         "case": "cached_night",
         "ours": round(statistics.median(seconds), 2),
         "peer": CACHED_TARGET_S,
@@ -101,9 +124,10 @@ def cached_night(scratch: Path, times: int) -> dict[str, Any]:
         "ours_peak_mb": None,
         "peer_peak_mb": None,
     }
+    return [row]
 
 
-def overhead(scratch: Path, times: int) -> dict[str, Any]:
+def overhead(scratch: Path, times: int) -> list[dict[str, Any]]:
     """Both kinds of short nights in turn; then the share of a longer one that is spent in calls."""
     ours, bare = [], []
     first = orchestrated(scratch / "ours", SHORT)
@@ -118,7 +142,7 @@ def overhead(scratch: Path, times: int) -> dict[str, Any]:
     once = statistics.median(ours) - statistics.median(bare)
     share = calls["call_s"] / calls["training_s"]
     total = once + share * NIGHT_S
-    return {
+    row = {
         "case": "overhead_10_min",
         "ours": round(total / NIGHT_S, 4),
         "peer": OVERHEAD_TARGET,
@@ -134,6 +158,41 @@ def overhead(scratch: Path, times: int) -> dict[str, Any]:
         "share_of_training": round(share, 4),
         **calls,
     }
+    return [row]
+
+
+def commands(scratch: Path, times: int, *, before: Path | None) -> list[dict[str, Any]]:
+    """Each command and, where there is a checkout to compare with, its predecessor in turn."""
+    home = scratch / "lake"
+    _fill_lake(home / "lake")
+    rows = []
+    for typed, target in COMMAND_TARGETS_S.items():
+        words = ("-m", "flows.cli", "--home", str(home), *typed.split())
+        ours, theirs = [], []
+        for _ in range(times):
+            ours.append(_timed(*words, may_refuse=True))
+            theirs.append(_timed(*words, root=before, may_refuse=True) if before else target)
+        print(typed, ours, theirs, file=sys.stderr)
+        rows.append(
+            {
+                "case": f"kronos {typed}",
+                "ours": round(statistics.median(ours), 2),
+                "peer": round(statistics.median(theirs), 2),
+                "peer_name": "before" if before else "target, at most",
+                "unit": "s",
+                "ratio": round(statistics.median(theirs) / statistics.median(ours), 2),
+                "ours_peak_mb": None,
+                "peer_peak_mb": None,
+                "target": target,
+            }
+        )
+    return rows
+
+
+def _fill_lake(lake: Path) -> None:
+    keys = [SeriesKey.parse(f"um:{letter}USDT", "1h") for letter in ascii_uppercase[:SERIES]]
+    for key, candles in synthetic_market(keys, start_ms=START_MS, count=CANDLES, seed=0).items():
+        Lake(lake).upsert(key, candles, source=Source(kind="import", detail="a synthetic market"))
 
 
 def orchestrated(home: Path, settings: list[str]) -> float:
@@ -178,16 +237,19 @@ def counted(home: str, settings: list[str]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in spent.items()}
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+def _environment(root: Path = ROOT) -> dict[str, str]:
+    """Nothing of this process's settings; the packages of that checkout first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return kept | {"PYTHONPATH": str(root)}
 
 
-def _timed(*arguments: str) -> float:
+def _timed(*arguments: str, root: Path = ROOT, may_refuse: bool = False) -> float:
+    """Seconds of a process. One that `may_refuse`, as where there is no champion or no exchange, ends with 0 or 1."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True
+        [sys.executable, *arguments], cwd=root, env=_environment(root), capture_output=True, text=True
     )
-    if done.returncode != 0:
+    if done.returncode not in ((0, 1) if may_refuse else (0,)) or "Traceback" in done.stderr:
         raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
     return time.perf_counter() - began
 
@@ -214,12 +276,13 @@ def save(report: dict[str, Any]) -> None:
         f"Recipe demo with little training, every run a process of its own with everything that starts and ends with "
         f"it; {versions}; median of {report['runs']}.",
         "",
-        "| case | ours | target, at most | unit | target / ours |",
-        "|---|---:|---:|---|---:|",
+        "| case | ours | peer | which is | unit | peer / ours |",
+        "|---|---:|---:|---|---|---:|",
     ]
     for case in report["cases"]:
         lines.append(
-            f"| {case['case']} | {case['ours']:,} | {case['peer']:,} | {case['unit']} | {case['ratio']:,} |"
+            f"| {case['case']} | {case['ours']:,} | {case['peer']:,} | {case['peer_name']} | {case['unit']} | "
+            f"{case['ratio']:,} |"
         )
     for case in report["cases"]:
         if "once_s" in case:

@@ -124,7 +124,7 @@ class DrillSite:
         """What `kronos gc` lets go of when nothing but the champion's is kept."""
         ages = [f"--set={name}=0" for name in _KEEP_NOTHING]
         done = subprocess.run(
-            [*self._kronos("flows.cli.program"), "gc", "--yes", *ages],
+            [*self._kronos("flows.cli"), "gc", "--yes", *ages],
             env=self.environment, capture_output=True, text=True, timeout=NIGHT_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ class DrillSite:
         """Start the MLflow server unless it runs, and wait until it answers."""
         if self.mlflow is None or (self._mlflow_server and self._mlflow_server.poll() is None):
             return
-        line = [*self._kronos("flows.cli.program"), "ui", "mlflow", "--port", str(self.mlflow)]
+        line = [*self._kronos("flows.cli"), "ui", "mlflow", "--port", str(self.mlflow)]
         environment = {name: text for name, text in self.environment.items() if name not in _SERVERS}
         self._mlflow_server = _server(line, environment, self.folder / "mlflow.log")
         _answering(f"{self.mlflow_url}/health")
@@ -172,7 +172,7 @@ class DrillSite:
     def _night(self, trouble: Trouble, seed: int) -> Told:
         settings = self._settings(seed) | trouble.settings
         options = [f"--set={name}={value}" for name, value in settings.items()]
-        module = "tests.drills.night_process" if trouble.environment else "flows.cli.program"
+        module = "tests.drills.night_process" if trouble.environment else "flows.cli"
         began = time.monotonic()
         process = subprocess.Popen(
             [*self._kronos(module), "run", "--recipe", "demo", *options],
@@ -194,9 +194,7 @@ class DrillSite:
         self._deploy()
         began, mark = time.monotonic(), str(uuid.uuid4())
         environment = self.environment | {_MARK: mark, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-        worker = _server(
-            [*self._kronos("flows.cli.program"), "worker"], environment, self.folder / "worker.log"
-        )
+        worker = _server([*self._kronos("flows.cli"), "worker"], environment, self.folder / "worker.log")
         parameters = {"recipe": "demo", "settings": nested(self._settings(seed) | trouble.settings)}
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         run = self.asked(f"deployments/{self._deployed}/create_flow_run", body)["id"]
@@ -213,7 +211,7 @@ class DrillSite:
         if self._deployed:
             return
         done = subprocess.run(
-            [*self._kronos("flows.cli.program"), "deploy", "--no-schedules"],
+            [*self._kronos("flows.cli"), "deploy", "--no-schedules"],
             env=self.environment, capture_output=True, text=True, timeout=NIGHT_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -271,7 +269,7 @@ def drill_site(folder: Path, *, nights: int, prefect: str = "", mlflow: bool = F
         )
         stack.enter_context(site.exchange)
         if not prefect:
-            line = [*site._kronos("flows.cli.program"), "ui", "prefect", "--port", str(port)]
+            line = [*site._kronos("flows.cli"), "ui", "prefect", "--port", str(port)]
             environment = {name: text for name, text in site.environment.items() if name not in _SERVERS}
             server = _server(line, environment, folder / "prefect.log")
             stack.callback(_end, server)
