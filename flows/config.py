@@ -277,13 +277,9 @@ def _unknown(path: str, known: list[str]) -> str:
     return f"Expected a known setting, found {path!r}; {hint}"
 
 
+@cache
 def field_docs(cls: Any) -> dict[str, str]:
     """The string literal under each field of a dataclass."""
-    return _field_docs(cls)
-
-
-@cache
-def _field_docs(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}

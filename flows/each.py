@@ -76,14 +76,15 @@ def each(
         workers: Nights at a time, each in a process of its own on this machine; more than 1 need the extra dask.
         cluster: Dask scheduler whose workers run the nights instead, such as tcp://10.0.0.1:8786; they share the home.
     """
-    chosen: dict[str, Any] = {"interval": interval, "start": start, "end": end, "settings": settings}
-    config = configure(recipe, series=series, **chosen)
-    nights = _nights(config, chosen)
+    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
+    own = {name: value for name, value in (settings or {}).items() if name != "series"}
+    asked: dict[str, Any] = {"interval": interval, "start": start, "end": end, "settings": own or None}
+    nights = _nights(config, asked)
     home = open_home()
     return with_home(
         home,
         f"each {recipe}",
-        lambda: _run(home, config, nights, chosen, workers=workers, cluster=cluster),
+        lambda: _run(home, config, nights, asked, workers=workers, cluster=cluster),
     )
 
 
@@ -115,7 +116,7 @@ def sentence(error: BaseException) -> str:
     return (explain(error) or f"{type(error).__name__}: {error}").rstrip(".")
 
 
-def _nights(config: RunConfig, chosen: Mapping[str, Any]) -> tuple[RunConfig, ...]:
+def _nights(config: RunConfig, asked: Mapping[str, Any]) -> tuple[RunConfig, ...]:
     """The configuration of every series; refused where two of them would publish to one repository."""
     if len(config.series) == 1 and config.recipe == recipe_of(
         config.recipe.partition("-")[0], config.series[0]
@@ -124,8 +125,7 @@ def _nights(config: RunConfig, chosen: Mapping[str, Any]) -> tuple[RunConfig, ..
             f"Expected a recipe of several series, found {config.recipe}; `kronos run --recipe {config.recipe}` is "
             "its night."
         )
-    own = _of_every_night(chosen)
-    nights = tuple(configure(recipe_of(config.recipe, series), **own) for series in config.series)
+    nights = tuple(configure(recipe_of(config.recipe, series), **asked) for series in config.series)
     names = Counter(
         name
         for one in nights
@@ -140,17 +140,11 @@ def _nights(config: RunConfig, chosen: Mapping[str, Any]) -> tuple[RunConfig, ..
     return nights
 
 
-def _of_every_night(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What was chosen, without the series."""
-    settings = {name: value for name, value in (chosen["settings"] or {}).items() if name != "series"}
-    return {**chosen, "settings": settings or None}
-
-
 def _run(
     home: Home,
     config: RunConfig,
     nights: Sequence[RunConfig],
-    chosen: Mapping[str, Any],
+    asked: Mapping[str, Any],
     *,
     workers: int,
     cluster: str | None,
@@ -159,7 +153,10 @@ def _run(
     check_publishing(config.publish)
     # Once and in one process: the others find them made, or fetched.
     base_model(home, config.model.preset, config.model.weights, config.seed)
-    ingested = _ingested(home, config)
+    try:
+        ingested = ingest_series(home, config)
+    except IncompleteIngest as error:  # those that the exchange did not give are told at the end
+        ingested = error.ingested
     end_dead_runs(home)
     missing = {one.series: one.reason for one in ingested.failures}
     failures = {key.name: missing[str(key)] for key in config.keys() if str(key) in missing}  # noqa: SIM118
@@ -167,11 +164,7 @@ def _run(
         NightOrder(
             recipe=one.recipe,
             series=one.series[0],
-            parameters={
-                "recipe": one.recipe,
-                "ingested": _only(ingested, one.series[0]),
-                **_of_every_night(chosen),
-            },
+            parameters={"recipe": one.recipe, "ingested": _only(ingested, one.series[0]), **asked},
         )
         for one in nights
         if one.series[0] not in failures
@@ -219,18 +212,9 @@ def _here(order: NightOrder) -> Ended:
     return Ended(order=order, summary=found)
 
 
-def _ingested(home: Home, config: RunConfig) -> IngestRef:
-    """Every series that the exchange gave; those that it did not are told at the end."""
-    try:
-        return ingest_series(home, config)
-    except IncompleteIngest as error:
-        return error.ingested
-
-
-def _only(ingested: IngestRef, series: str) -> IngestRef:
-    return replace(
-        ingested, series=tuple(one for one in ingested.series if one.series == series), failures=()
-    )
+def _only(ingested: IngestRef, name: str) -> IngestRef:
+    series = tuple(one for one in ingested.series if one.series == name)
+    return replace(ingested, series=series, failures=())
 
 
 def _failure(count: int, failures: Mapping[str, str]) -> str:

@@ -57,12 +57,7 @@ def _score(home: Home, config: RunConfig) -> ScoresRef:
     models = {"base": calibrated(home, config, dataset, base, "base")}
     if champion is not None:
         models["champion"] = champion_pair(home, champion)
-    scores = within(walk, config.limits, "evaluate_h")(
-        home,
-        dataset,
-        models,
-        config.evaluation,
-        seed=config.seed,
-    )
+    bounded = within(walk, config.limits, "evaluate_h")
+    scores = bounded(home, dataset, models, config.evaluation, seed=config.seed)
     show_leaderboard(scores.leaderboard)
     return scores

@@ -72,13 +72,10 @@ def explain(error: BaseException) -> str | None:
 def _disk(error: OSError) -> str:
     """A failure of the operating system, by the path it is about."""
     what = f"Expected to use {error.filename}" if error.filename else "Expected the system to do its part"
+    if error.errno in _REMEDIES:
+        return f"{what}, found that {_REMEDIES[error.errno]}."
     said = error.strerror or "an error"
-    remedy = f"{said[0].lower()}{said[1:]}; check the path and the disk below it"
-    return (
-        f"{what}, found that {_REMEDIES[error.errno]}."
-        if error.errno in _REMEDIES
-        else f"{what}, found {remedy}."
-    )
+    return f"{what}, found {said[0].lower()}{said[1:]}; check the path and the disk below it."
 
 
 def _lost(error: BaseException, variable: str) -> str | None:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.config import RunConfig, knobs
+from flows.config import knobs
 from flows.finetune import Trained
+from flows.night_identity import Night
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import lineage_of
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.policies import within
-from tasks.refs import BuiltDataset, PairRef, RunRef, ScoresRef, VerdictRef
+from tasks.refs import PairRef, ScoresRef, VerdictRef
 from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
 from tasks.reports.prefect_artifacts import leaderboard_markdown, show_leaderboard, show_picture, show_text
@@ -44,28 +45,15 @@ def champion_pair(home: Home, champion: Champion) -> PairRef:
     )
 
 
-def judge_challenger(
-    home: Home,
-    config: RunConfig,
-    dataset: BuiltDataset,
-    *,
-    challenger: PairRef,
-    base: PairRef,
-    champion: PairRef | None,
-    run: RunRef,
-) -> Judged:
+def judge_challenger(night: Night, challenger: PairRef, base: PairRef, champion: PairRef | None) -> Judged:
     """Walk all models forward over the test range, then ask the gate."""
+    config, run = night.config, night.run
     models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
-    scores = within(evaluate, config.limits, "evaluate_h")(
-        home,
-        dataset,
-        models,
-        config.evaluation,
-        seed=config.seed,
-    )
+    walk = within(evaluate, config.limits, "evaluate_h")
+    scores = walk(night.home, night.dataset, models, config.evaluation, seed=config.seed)
     verdict = gate(scores, config.gate, champion=champion is not None)
-    loaded, folder = Scores.load(Path(scores.path)), Path(scores.path)
-    fans = draw_fans(loaded, folder / "fans.png")
+    folder = Path(scores.path)
+    fans = draw_fans(Scores.load(folder), folder / "fans.png")
     show_leaderboard(scores.leaderboard, verdict)
     show_picture(fans, "fans", "Forecasts of the challenger over what then happened")
     log_artifact(run, fans, "figures")
@@ -75,34 +63,26 @@ def judge_challenger(
     return Judged(scores=scores, verdict=verdict, pictures={"fans.png": fans})
 
 
-def report_judgement(
-    home: Home,
-    config: RunConfig,
-    dataset: BuiltDataset,
-    judged: Judged,
-    *,
-    night: str,
-    trained: Trained,
-    run: RunRef,
-) -> Reported:
+def report_judgement(night: Night, judged: Judged, trained: Trained) -> Reported:
     """Charts and the page that holds them, in MLflow, in Prefect and beside the scores."""
+    run = night.run
     reported = report(
-        home,
-        config.recipe,
-        night=night,
-        dataset=dataset,
+        night.home,
+        night.config.recipe,
+        night=night.identity,
+        dataset=night.dataset,
         stages=trained.stages,
         tokenizer=trained.tokenizer.reason,
         scores=judged.scores,
         verdict=judged.verdict,
-        settings={knob.path: knob.value for knob in knobs(config)},
+        settings={knob.path: knob.value for knob in knobs(night.config)},
         run=run,
     )
     for picture in reported.pictures.values():
         log_artifact(run, picture, "figures")
     log_artifact(run, reported.page)
     show_picture(reported.pictures["skill.png"], "skill", "CRPS skill against the last value by step")
-    show_text(summary_markdown(reported, judged.verdict, run), "report", f"Report of night {night}")
+    show_text(summary_markdown(reported, judged.verdict, run), "report", f"Report of night {night.identity}")
     return reported
 
 

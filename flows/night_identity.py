@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from prefect.exceptions import TerminationSignal
@@ -18,7 +19,18 @@ from tasks.refs import BuiltDataset, PairRef, RunRef
 from tasks.reports.prefect_artifacts import show_run
 from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics, tolerant
 
-__all__ = ["night_identity", "tracked"]
+__all__ = ["Night", "night_identity", "tracked"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Night:
+    """A night under way: where, with which settings and candles, what identifies it, and where it is recorded."""
+
+    home: Home
+    config: RunConfig
+    dataset: BuiltDataset
+    identity: str
+    run: RunRef
 
 
 def night_identity(config: RunConfig, dataset: BuiltDataset, base: PairRef) -> str:

@@ -19,7 +19,7 @@ from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.home_access import with_home
 from flows.ingest import ingest_series
 from flows.judge import Judged, champion_pair, judge_challenger, report_judgement
-from flows.night_identity import night_identity, tracked
+from flows.night_identity import Night, night_identity, tracked
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
 from storage.layout import Home
@@ -28,7 +28,7 @@ from tasks.live_scores import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
-from tasks.refs import BuiltDataset, ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef, SeriesRef
+from tasks.refs import ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef
 from tasks.reports.model_card import NightFacts
 from tasks.reports.prefect_artifacts import show_published
 from tasks.tracking import log_artifact, log_metrics
@@ -73,26 +73,27 @@ def run_night(home: Home, config: RunConfig, *, ingested: IngestRef | None = Non
     mend(home, config.recipe, config.publish)
     base = base_model(home, config.model.preset, config.model.weights, config.seed)
     ingested = ingested or ingest_series(home, config)
-    candles = ingested.series
     dataset = build_dataset(home, config)
-    night = night_identity(config, dataset, base)
-    finished = read_night(home, config.recipe, night)
+    identity = night_identity(config, dataset, base)
+    candles = [asdict(one) for one in ingested.series]
+    finished = read_night(home, config.recipe, identity)
     if finished is not None:
-        logger.info("Nothing new since night %s: same candles, same settings; nothing was trained.", night)
-        return {**finished, "nothing_new": True, "candles": [asdict(one) for one in candles]}
-    with tracked(home, config, dataset, night, alone=alone) as run:
+        logger.info("Nothing new since night %s: same candles, same settings; nothing was trained.", identity)
+        return {**finished, "nothing_new": True, "candles": candles}
+    with tracked(home, config, dataset, identity, alone=alone) as run:
+        night = Night(home=home, config=config, dataset=dataset, identity=identity, run=run)
         for path in filter(None, (ingested.report, ingested.picture)):
             log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)
         base = calibrated(home, config, dataset, base, "base")
-        outcome = _decide(home, config, dataset, base, trained, night, run)
+        outcome = _decide(night, base, trained)
         serving = base if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving, dataset=dataset)
         _record(run, forecasts, outcome.published)
-        live = score_live(home, config.recipe, under_way={night: Path(dataset.path)})
+        live = score_live(home, config.recipe, under_way={identity: Path(dataset.path)})
         log_metrics(run, live.metrics())
-    summary = _summary(config, night, candles, dataset, trained, outcome, forecasts, run)
-    write_night(home, config.recipe, night, summary)
+    summary = {"candles": candles, **_summary(night, trained, outcome, forecasts)}
+    write_night(home, config.recipe, identity, summary)
     return {**summary, "nothing_new": False}
 
 
@@ -104,40 +105,31 @@ class _Outcome:
     champion: Champion | None  # who serves now
 
 
-def _decide(
-    home: Home,
-    config: RunConfig,
-    dataset: BuiltDataset,
-    base: PairRef,
-    trained: Trained,
-    night: str,
-    run: RunRef,
-) -> _Outcome:
+def _decide(night: Night, base: PairRef, trained: Trained) -> _Outcome:
     """Judge against the champion, publish and promote."""
+    home, config, run = night.home, night.config, night.run
     serving = read_champion(home, config.recipe)
     # A challenger that serves already (a night cut off after its promotion, or run again to publish elsewhere) is
     # judged against whom it replaced.
     opponent = serving.previous if serving and _is(serving, trained.challenger) else serving
     rival = champion_pair(home, opponent) if opponent else None
-    judged = judge_challenger(
-        home, config, dataset, challenger=trained.challenger, base=base, champion=rival, run=run
-    )
-    reported = report_judgement(home, config, dataset, judged, night=night, trained=trained, run=run)
+    judged = judge_challenger(night, trained.challenger, base, rival)
+    reported = report_judgement(night, judged, trained)
     register(
         home,
         config.recipe,
         trained.challenger,
         run,
-        night=night,
+        night=night.identity,
         verdict=judged.verdict,
-        dataset=dataset,
+        dataset=night.dataset,
         config_digest=config_digest(config),
         sampling=config.forecast,
         seed=config.seed,
     )
     published: tuple[PublishedRef, ...] = ()
     if wanted(config.publish, judged.verdict):
-        facts = _facts(config, night, dataset, judged)
+        facts = _facts(night, judged)
         losses = Path(trained.stages[1].job) / "losses.png"
         pictures = {**judged.pictures, "skill.png": reported.pictures["skill.png"], "losses.png": losses}
         bounded = within(publish, config.limits, "publish_h")
@@ -148,7 +140,7 @@ def _decide(
             home,
             config.recipe,
             trained.challenger,
-            night=night,
+            night=night.identity,
             mlflow_run=run.run_id,
             verdict=judged.verdict,
             published=published,
@@ -166,16 +158,17 @@ def _is(champion: Champion, pair: PairRef) -> bool:
     )
 
 
-def _facts(config: RunConfig, night: str, dataset: BuiltDataset, judged: Judged) -> NightFacts:
+def _facts(night: Night, judged: Judged) -> NightFacts:
+    config = night.config
     shown = ("seed", "start", "end", "model", "tokenizer", "predictor", "evaluation")
     return NightFacts(
         recipe=config.recipe,
         symbols=tuple(key.symbol for key in config.keys()),  # noqa: SIM118, not a mapping
-        night=night,
+        night=night.identity,
         preset=config.model.preset,
         pretrained=config.model.weights == "pretrained",
         settings={knob.path: knob.value for knob in knobs(config) if knob.path.partition(".")[0] in shown},
-        dataset=dataset,
+        dataset=night.dataset,
         scores=judged.scores,
         verdict=judged.verdict,
     )
@@ -190,22 +183,12 @@ def _record(run: RunRef, forecasts: ForecastsRef, published: tuple[PublishedRef,
     show_published(published)
 
 
-def _summary(
-    config: RunConfig,
-    night: str,
-    candles: tuple[SeriesRef, ...],
-    dataset: BuiltDataset,
-    trained: Trained,
-    outcome: _Outcome,
-    forecasts: ForecastsRef,
-    run: RunRef,
-) -> dict[str, Any]:
-    """The night in plain values, as stored and as the CLI shows it."""
-    verdict = outcome.judged.verdict
+def _summary(night: Night, trained: Trained, outcome: _Outcome, forecasts: ForecastsRef) -> dict[str, Any]:
+    """The night in plain values, as stored and as the CLI shows it; its candles come on top."""
+    verdict, dataset = outcome.judged.verdict, night.dataset
     return {
-        "recipe": config.recipe,
-        "night": night,
-        "candles": [asdict(one) for one in candles],
+        "recipe": night.config.recipe,
+        "night": night.identity,
         "dataset": {"path": str(dataset.path), "digest": dataset.digest, "windows": dataset.windows},
         "warnings": list(dataset.warnings),
         "stages": [asdict(one) for one in trained.stages],
@@ -218,5 +201,5 @@ def _summary(
         "published": [asdict(one) for one in outcome.published],
         "forecasts": [asdict(one) for one in forecasts.forecasts],
         "not_forecast": [asdict(one) for one in forecasts.failures],
-        "mlflow_run": run.run_id,
+        "mlflow_run": night.run.run_id,
     }

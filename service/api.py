@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from kronos_model.errors import DataError
 from kronos_model.evaluation.stored_scores import score_quantiles
 from kronos_model.hub import check_horizon
-from service import responses, track_record
+from service import responses, schemas, track_record
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.config import ServiceConfig
@@ -31,22 +31,6 @@ from service.follow import Follower, wall_ms
 from service.middleware import Guard
 from service.prometheus_metrics import Metrics
 from service.sampling_queue import SamplingQueue, SamplingRequest
-from service.schemas import (
-    Candles,
-    CandlesQuery,
-    ForecastAnswer,
-    ForecastRequest,
-    Health,
-    History,
-    HistoryQuery,
-    Models,
-    NightScores,
-    Problem,
-    Pulse,
-    ScoresQuery,
-    SeriesList,
-    SeriesQuery,
-)
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Scoreboard
@@ -57,9 +41,12 @@ logger = logging.getLogger(__name__)
 
 WEB = Path(__file__).resolve().parent / "web"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Problem, "description": "The request cannot be answered; the sentence says why."},
+    "4XX": {
+        "model": schemas.Problem,
+        "description": "The request cannot be answered; the sentence says why.",
+    },
     "5XX": {
-        "model": Problem,
+        "model": schemas.Problem,
         "description": "The service cannot answer now; Retry-After says when to ask again.",
     },
 }
@@ -69,9 +56,14 @@ class Service:
     """What the routes use. `living` starts and stops it."""
 
     def __init__(
-        self, home: Home, config: ServiceConfig, follower: Follower | None, now_ms: Callable[[], int]
+        self,
+        home: Home,
+        config: ServiceConfig,
+        token: str | None,
+        follower: Follower | None,
+        now_ms: Callable[[], int],
     ) -> None:
-        self.home, self.config, self.follower = home, config, follower
+        self.home, self.config, self.token, self.follower = home, config, token, follower
         self.watch = Metrics()
         self.champion_models = ChampionModels(home, config.recipes, loaded=self.watch.loaded)
         self.market = CandleCache(home, now_ms=follower.now_ms if follower else now_ms)
@@ -103,26 +95,21 @@ class Service:
             await asyncio.sleep(self.config.watch_s)
             await run_in_threadpool(self.champion_models.refresh)
 
-    def health(self) -> Health:
+    def health(self) -> schemas.Health:
         """Whether everything that should run runs."""
         dead = any(task.done() for task in self._tasks) or (self.follower and not self.follower.alive)
         models = len(self.champion_models.models)
-        return Health(
-            status="failing"
-            if dead
-            else "degraded"
-            if self.champion_models.problems
-            else "ok"
-            if models
-            else "empty",
+        alive = "degraded" if self.champion_models.problems else "ok" if models else "empty"
+        return schemas.Health(
+            status="failing" if dead else alive,
             version=version("kronos-nightly"),
             uptime_s=round(time.monotonic() - self.began, 1),
             models=models,
             waiting=self.sampler.waiting,
-            token=False,
+            token=self.token is not None,
         )
 
-    def order(self, asked: ForecastRequest) -> SamplingRequest:
+    def order(self, asked: schemas.ForecastRequest) -> SamplingRequest:
         """What a request wants drawn. Raises Refused where it is too much, or where something is missing."""
         key = self.market.resolve(asked.symbol, asked.interval)
         served = self.champion_models.choose(key, asked.recipe)
@@ -141,27 +128,15 @@ class Service:
         past = self.market.past(key, lookback=served.lookback, horizon=horizon, origin_ms=asked.origin_ms)
         return SamplingRequest(served, past, samples, asked.seed)
 
-    async def forecast(self, asked: ForecastRequest) -> ForecastAnswer:
+    async def forecast(self, asked: schemas.ForecastRequest) -> schemas.ForecastAnswer:
         """Draw, or take what was drawn for the same question."""
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
-        behind = await run_in_threadpool(self._behind, order)
-        return responses.forecast_answer(
-            order,
-            paths,
-            calibrated=order.served.calibrated(self.config),
-            levels=asked.quantiles,
-            shown=asked.paths,
-            behind=behind,
-        )
+        behind = self.market.behind(order.past.key, order.past.origin_ms)
+        calibrated = order.served.calibrated(self.config)
+        return responses.forecast_answer(order, paths, asked, calibrated=calibrated, behind=behind)
 
-    def _behind(self, order: SamplingRequest) -> int:
-        """Candles that have closed since the one the forecast starts after."""
-        interval, now = order.past.key.interval, self.market.now_ms()
-        after = interval.next(order.past.origin_ms)
-        return interval.count(after, interval.floor(now) - 1) if now > after else 0
-
-    def candles(self, asked: CandlesQuery) -> Candles:
+    def candles(self, asked: schemas.CandlesQuery) -> schemas.Candles:
         """Columns of closed candles."""
         if asked.limit > self.config.max_candles:
             raise Refused(
@@ -172,7 +147,7 @@ class Service:
         frame = self.market.tail(key, asked.limit, end_ms=asked.end_ms)
         columns = {name: frame[name].to_list() for name in ("open", "high", "low", "close", "volume")}
         opened = frame["open_time"].dt.epoch("ms").to_list()
-        return Candles(symbol=key.name, interval=key.interval.name, open_ms=opened, **columns)
+        return schemas.Candles(symbol=key.name, interval=key.interval.name, open_ms=opened, **columns)
 
 
 def application(
@@ -185,7 +160,7 @@ def application(
 ) -> FastAPI:
     """The service over a home; with a token, only who sends it is answered."""
     config = config or ServiceConfig()
-    service = Service(home, config, follower, now_ms)
+    service = Service(home, config, token, follower, now_ms)
     app = FastAPI(
         title="Kronos Nightly",
         version=version("kronos-nightly"),
@@ -197,24 +172,24 @@ def application(
     app.state.service = service
     app.add_middleware(Guard, config=config, watch=service.watch, token=token)
     _answers_to_errors(app)
-    _service_routes(app, service, token)
+    _service_routes(app, service)
     _market_routes(app, service)
     _page(app)
     return app
 
 
-def _service_routes(app: FastAPI, service: Service, token: str | None) -> None:
+def _service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", tags=["service"], responses=_REFUSALS)
-    async def health(response: Response) -> Health:
+    async def health(response: Response) -> schemas.Health:
         """Whether the service does its work; 503 where it does not."""
-        found = service.health().model_copy(update={"token": token is not None})
+        found = service.health()
         response.status_code = 503 if found.status == "failing" else 200
         return found
 
     @app.get("/models", tags=["service"], responses=_REFUSALS)
-    async def models() -> Models:
+    async def models() -> schemas.Models:
         """Which models serve."""
-        return Models(
+        return schemas.Models(
             models=[responses.facts_of(one) for one in service.champion_models.models],
             problems=service.champion_models.problems,
         )
@@ -229,40 +204,40 @@ def _market_routes(app: FastAPI, service: Service) -> None:
     home, market, champion_models = service.home, service.market, service.champion_models
 
     @app.get("/forecast", tags=["forecast"], responses=_REFUSALS)
-    async def forecast(asked: Annotated[ForecastRequest, Query()]) -> ForecastAnswer:
+    async def forecast(asked: Annotated[schemas.ForecastRequest, Query()]) -> schemas.ForecastAnswer:
         """Forecast the next candles of a series."""
         return await service.forecast(asked)
 
     @app.post("/forecast", tags=["forecast"], responses=_REFUSALS)
-    async def forecast_of_body(asked: ForecastRequest) -> ForecastAnswer:
+    async def forecast_of_body(asked: schemas.ForecastRequest) -> schemas.ForecastAnswer:
         """The same, asked in JSON."""
         return await service.forecast(asked)
 
     @app.get("/history", tags=["forecast"], responses=_REFUSALS)
-    def history(asked: Annotated[HistoryQuery, Query()]) -> History:
+    def history(asked: Annotated[schemas.HistoryQuery, Query()]) -> schemas.History:
         """What was said before, and what came."""
         key = market.resolve(asked.symbol, asked.interval)
         past = track_record.history(home, market, key, hours=asked.hours)
-        return History(symbol=key.name, interval=key.interval.name, forecasts=past)
+        return schemas.History(symbol=key.name, interval=key.interval.name, forecasts=past)
 
     @app.get("/scores", tags=["forecast"], responses=_REFUSALS)
-    def scores(asked: Annotated[ScoresQuery, Query()]) -> NightScores:
+    def scores(asked: Annotated[schemas.ScoresQuery, Query()]) -> schemas.NightScores:
         """The leaderboard of the last night, and the gate's verdict with its reasons."""
         return track_record.night_scores(service.scoreboard, champion_models, asked.recipe)
 
     @app.get("/series", tags=["candles"], responses=_REFUSALS)
-    def series() -> SeriesList:
+    def series() -> schemas.SeriesList:
         """What the lake has, how fresh and whole it is, and who can forecast it."""
         held = [responses.series_facts(market.inventory(key), champion_models) for key in market.series()]
-        return SeriesList(now_ms=market.now_ms(), series=held)
+        return schemas.SeriesList(now_ms=market.now_ms(), series=held)
 
     @app.get("/candles", tags=["candles"], responses=_REFUSALS)
-    def candles(asked: Annotated[CandlesQuery, Query()]) -> Candles:
+    def candles(asked: Annotated[schemas.CandlesQuery, Query()]) -> schemas.Candles:
         """Closed candles."""
         return service.candles(asked)
 
     @app.get("/pulse", tags=["candles"], responses=_REFUSALS)
-    def pulse(asked: Annotated[SeriesQuery, Query()]) -> Pulse:
+    def pulse(asked: Annotated[schemas.SeriesQuery, Query()]) -> schemas.Pulse:
         """The price now, the newest candle, the model: little, to be asked often."""
         key = market.resolve(asked.symbol, asked.interval)
         return responses.pulse_of(key, market, champion_models, service.follower)

@@ -74,9 +74,8 @@ class CandleCache:
 
     def tail(self, key: SeriesKey, count: int, *, end_ms: int | None = None) -> pl.DataFrame:
         """The last `count` candles, or those that open before `end_ms`."""
-        return self._keep(
-            ("tail", key, count, end_ms), key, lambda: newest(self._lake, key, count, end_ms=end_ms)
-        )
+        question = ("tail", key, count, end_ms)
+        return self._keep(question, key, lambda: newest(self._lake, key, count, end_ms=end_ms))
 
     def last_ms(self, key: SeriesKey) -> int:
         """Open time of the newest candle."""
@@ -84,16 +83,13 @@ class CandleCache:
 
     def inventory(self, key: SeriesKey) -> Inventory:
         """Range, holes and freshness as of now."""
-        opened = key.interval.floor(self.now_ms())
-        return self._keep(
-            ("inventory", key, opened),
-            key,
-            lambda: take_inventory(self._lake, self._ledger, key, now_ms=self.now_ms()),
-        )
+        now_ms = self.now_ms()
+        question = ("inventory", key, key.interval.floor(now_ms))
+        return self._keep(question, key, lambda: take_inventory(self._lake, self._ledger, key, now_ms=now_ms))
 
-    def behind(self, key: SeriesKey) -> int:
-        """Candles that have closed since the newest one in the lake."""
-        after, now = key.interval.next(self.last_ms(key)), self.now_ms()
+    def behind(self, key: SeriesKey, opened_ms: int) -> int:
+        """Candles that have closed since the one that opened then."""
+        after, now = key.interval.next(opened_ms), self.now_ms()
         return key.interval.count(after, key.interval.floor(now) - 1) if now > after else 0
 
     def past(self, key: SeriesKey, *, lookback: int, horizon: int, origin_ms: int | None) -> Past:
@@ -125,7 +121,7 @@ class CandleCache:
         with self._lock:
             self._kept[question] = (state, value)
             self._kept.move_to_end(question)
-            while len(self._kept) > _KEPT:
+            if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return value
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kronos_model.errors import ModelError
 from kronos_model.forecaster import Forecaster
@@ -25,6 +26,8 @@ from storage.schema import SeriesKey
 __all__ = ["ChampionModels", "Served"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _Stamp = tuple[int, int, int]  # of champion.json: modification time, size, inode
 
@@ -68,14 +71,15 @@ class ChampionModels:
         home: Home,
         recipes: tuple[str, ...] = (),
         *,
-        loaded: Callable[[str, bool], object] | None = None,
+        loaded: Callable[[str, bool], object] = lambda recipe, good: None,
     ) -> None:
         self._home = home
         self._recipes = recipes
-        self._loaded = loaded or (lambda recipe, good: None)
+        self._loaded = loaded
         self._stamps: dict[str, _Stamp] = {}
         self._served: dict[str, Served] = {}
-        self._problems: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        """Why a recipe's champion of now does not serve; the one before it does, if there was one."""
 
     @property
     def models(self) -> tuple[Served, ...]:
@@ -83,18 +87,12 @@ class ChampionModels:
         served = self._served
         return tuple(served[recipe] for recipe in sorted(served))
 
-    @property
-    def problems(self) -> dict[str, str]:
-        """Why a recipe's champion of now does not serve; the one before it does, if there was one."""
-        return self._problems
-
     def refresh(self) -> None:
         """Load what is new, forget what is gone; a champion that cannot be loaded leaves the old one."""
         stamps = self._found()
-        for recipe in [recipe for recipe in {*self._served, *self._problems} if recipe not in stamps]:
+        for recipe in {*self._served, *self.problems} - stamps.keys():
             logger.info("%s: champion.json is gone, and so is its model.", recipe)
-            self._served = {name: one for name, one in self._served.items() if name != recipe}
-            self._problems = {name: one for name, one in self._problems.items() if name != recipe}
+            self._served, self.problems = _without(self._served, recipe), _without(self.problems, recipe)
             self._stamps.pop(recipe, None)
         for recipe, stamp in stamps.items():
             if self._stamps.get(recipe) != stamp:
@@ -103,18 +101,19 @@ class ChampionModels:
 
     def choose(self, key: SeriesKey, recipe: str | None) -> Served:
         """The model for a series: of that recipe, or the newest trained on it, or on its interval."""
-        models = {one.recipe: one for one in self.models}
-        if recipe is not None:
-            if recipe not in models:
-                known = ", ".join(models) or "none yet"
-                raise Refused(
-                    404, f"Expected a recipe with a champion ({known}), found {recipe!r}; name one of them."
-                )
-            fitting = [models[recipe]]
-        else:
-            fitting = list(models.values())
+        models = self.models
+        fitting = [one for one in models if recipe in (None, one.recipe)]
+        if not fitting and recipe is not None:
+            known = ", ".join(one.recipe for one in models) or "none yet"
+            raise Refused(
+                404, f"Expected a recipe with a champion ({known}), found {recipe!r}; name one of them."
+            )
         if not fitting:
-            raise Refused(404, _nothing(self._home, self._problems))
+            none_yet = (
+                f"Expected a champion in {self._home.models.name}/, found none yet; `kronos run` trains, judges and "
+                "promotes one."
+            )
+            raise Refused(404, next(iter(self.problems.values()), none_yet))
         same = [one for one in fitting if one.interval == key.interval]
         if not same:
             known = ", ".join(sorted({one.interval.name for one in fitting}))
@@ -145,11 +144,11 @@ class ChampionModels:
             served = self._load(recipe, champion)
         except (StorageError, ModelError, OSError) as error:
             logger.error("%s: %s", recipe, error)
-            self._problems = {**self._problems, recipe: str(error)}
+            self.problems = {**self.problems, recipe: str(error)}
             self._loaded(recipe, False)
             return
         self._served = {**self._served, recipe: served}
-        self._problems = {name: one for name, one in self._problems.items() if name != recipe}
+        self.problems = _without(self.problems, recipe)
         self._loaded(recipe, True)
         logger.info("%s: the model %s serves.", recipe, champion.predictor_digest)
 
@@ -175,7 +174,6 @@ class ChampionModels:
         )
 
 
-def _nothing(home: Home, problems: dict[str, str]) -> str:
-    if problems:
-        return next(iter(problems.values()))
-    return f"Expected a champion in {home.models.name}/, found none yet; `kronos run` trains, judges and promotes one."
+def _without(known: dict[str, T], recipe: str) -> dict[str, T]:
+    """Another mapping: who reads the old one keeps it whole."""
+    return {name: one for name, one in known.items() if name != recipe}

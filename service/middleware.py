@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
-from collections.abc import MutableMapping
-from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import ServiceConfig
@@ -49,7 +48,7 @@ class Guard:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_headers(scope, message)]
+                MutableHeaders(scope=message).update(_headers(scope))
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)
@@ -59,7 +58,8 @@ class Guard:
             body = await self._body(scope, receive)
             await self._app(scope, _replayed(body, receive), told)
         except Refused as refusal:
-            await _refuse(refusal, told)
+            answer = JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
+            await answer(scope, receive, told)
         finally:
             seconds = time.perf_counter() - began
             self._watch.answered(_route(scope), scope["method"], status, seconds)
@@ -68,17 +68,17 @@ class Guard:
     def _check_token(self, scope: Scope) -> None:
         if self._token is None or scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER):
             return
-        scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        fits = hmac.compare_digest(given.strip(), self._token)
-        if scheme.lower() != b"bearer" or not fits:
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        fits = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
+        if scheme.lower() != "bearer" or not fits:
             raise Refused(
                 401, "Expected a valid token, found none; send the header Authorization: Bearer TOKEN."
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The whole request body, within its limits of size and time."""
-        declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > self._config.max_body_bytes:
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._config.max_body_bytes:
             raise self._oversized()
         body = bytearray()
         try:
@@ -119,22 +119,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(refusal: Refused, send: Send) -> None:
-    body = json.dumps({"error": str(refusal)}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _headers(scope: Scope, message: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+def _headers(scope: Scope) -> dict[str, str]:
     cached = scope["path"].startswith(_OPEN_FOLDER) or scope["path"] == "/"
-    headers = {**_HEADERS, "cache-control": "no-cache" if cached else "no-store"}
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((bytes(value) for known, value in scope["headers"] if known == name), b"")
+    return {**_HEADERS, "cache-control": "no-cache" if cached else "no-store"}
 
 
 def _route(scope: Scope) -> str:

@@ -67,7 +67,6 @@ class Metrics:
         """Everything in Prometheus's text format."""
         self._models.clear()
         for one in champion_models.models:
-            self._models.labels(one.recipe, one.champion.predictor_digest, one.champion.tokenizer_digest).set(
-                1
-            )
+            tokenizer, predictor = one.digests
+            self._models.labels(one.recipe, predictor, tokenizer).set(1)
         return generate_latest(self._registry)

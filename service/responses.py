@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +10,11 @@ from numpy.typing import NDArray
 from exchange.inventory import Inventory
 from kronos_model.features import FEATURES
 from kronos_model.outlook import outlook_of
+from service import schemas
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels, Served
 from service.follow import Follower
 from service.sampling_queue import SamplingRequest
-from service.schemas import (
-    Fan,
-    ForecastAnswer,
-    Forming,
-    HoleFacts,
-    HorizonEnd,
-    ModelFacts,
-    Price,
-    Pulse,
-    SeriesFacts,
-)
 from storage.schema import SeriesKey
 
 __all__ = ["facts_of", "forecast_answer", "pulse_of", "series_facts"]
@@ -34,10 +24,10 @@ _SHOWN_HOLES = 20
 _DAY_MS = 86_400_000
 
 
-def facts_of(one: Served) -> ModelFacts:
+def facts_of(one: Served) -> schemas.ModelFacts:
     """A champion."""
     champion = one.champion
-    return ModelFacts(
+    return schemas.ModelFacts(
         recipe=one.recipe,
         predictor=champion.predictor_digest,
         tokenizer=champion.tokenizer_digest,
@@ -58,16 +48,15 @@ def facts_of(one: Served) -> ModelFacts:
 def forecast_answer(
     order: SamplingRequest,
     paths: NDArray[np.float32],
+    asked: schemas.ForecastRequest,
     *,
     calibrated: bool,
-    levels: Sequence[float],
-    shown: int,
     behind: int,
-) -> ForecastAnswer:
+) -> schemas.ForecastAnswer:
     """A forecast out of its paths (S, H, 6)."""
-    past, key = order.past, order.past.key
+    past, key, levels = order.past, order.past.key, asked.quantiles
     outlook = outlook_of(paths, past.last_close, levels=levels)
-    return ForecastAnswer(
+    return schemas.ForecastAnswer(
         symbol=key.name,
         interval=key.interval.name,
         recipe=order.served.recipe,
@@ -81,7 +70,7 @@ def forecast_answer(
         samples=outlook.samples,
         seed=order.seed,
         behind=behind,
-        outlook=HorizonEnd(
+        outlook=schemas.HorizonEnd(
             end_ms=key.interval.close(int(past.future[-1])),
             median=float(outlook.median[-1]),
             mean=float(outlook.mean[-1]),
@@ -89,20 +78,20 @@ def forecast_answer(
             volatility=float(outlook.volatility[-1]),
             probability_up=float(outlook.probability_up[-1]),
         ),
-        fan=Fan(
+        fan=schemas.Fan(
             open_ms=past.future.tolist(),
             mean=outlook.mean.tolist(),
             quantiles={
                 f"{level:g}": row.tolist() for level, row in zip(levels, outlook.quantiles, strict=True)
             },
         ),
-        paths=paths[:shown, :, _CLOSE].astype(np.float64).tolist(),
+        paths=paths[: asked.paths, :, _CLOSE].astype(np.float64).tolist(),
     )
 
 
-def series_facts(held: Inventory, champion_models: ChampionModels) -> SeriesFacts:
+def series_facts(held: Inventory, champion_models: ChampionModels) -> schemas.SeriesFacts:
     """A series with its holes and who can forecast it."""
-    return SeriesFacts(
+    return schemas.SeriesFacts(
         symbol=held.key.name,
         interval=held.key.interval.name,
         rows=held.rows,
@@ -114,13 +103,7 @@ def series_facts(held: Inventory, champion_models: ChampionModels) -> SeriesFact
         outages=held.count("outage"),
         repaired=held.repaired,
         holes=[
-            HoleFacts(
-                start_ms=hole.start_ms,
-                end_ms=hole.end_ms,
-                candles=hole.candles,
-                status=hole.status,
-                name=held.names.get(hole.start_ms),
-            )
+            schemas.HoleFacts(**asdict(hole), name=held.names.get(hole.start_ms))
             for hole in held.holes[-_SHOWN_HOLES:]
         ],
         recipes=[one.recipe for one in champion_models.models if one.interval == held.key.interval],
@@ -129,33 +112,26 @@ def series_facts(held: Inventory, champion_models: ChampionModels) -> SeriesFact
 
 def pulse_of(
     key: SeriesKey, market: CandleCache, champion_models: ChampionModels, follower: Follower | None
-) -> Pulse:
+) -> schemas.Pulse:
     """What is new of a series."""
     seen = follower.of(key) if follower else None
     newest = market.tail(key, 1).row(0, named=True)
     last_ms, now_ms = market.last_ms(key), market.now_ms()
-    price = Price(value=newest["close"], at_ms=key.interval.close(last_ms), live=False)
+    price = schemas.Price(value=newest["close"], at_ms=key.interval.close(last_ms), live=False)
     forming = None
     if seen and seen.forming and seen.forming.open_ms > last_ms:
         candle = seen.forming
-        price = Price(value=candle.close, at_ms=now_ms, live=True)
-        forming = Forming(
-            open_ms=candle.open_ms,
-            open=candle.open,
-            high=candle.high,
-            low=candle.low,
-            close=candle.close,
-            volume=candle.volume,
-        )
+        price = schemas.Price(value=candle.close, at_ms=now_ms, live=True)
+        forming = schemas.Forming.model_validate(candle, from_attributes=True)
     fitting = [one for one in champion_models.models if one.interval == key.interval]
     serving = champion_models.choose(key, None) if fitting else None
-    return Pulse(
+    return schemas.Pulse(
         symbol=key.name,
         interval=key.interval.name,
         now_ms=now_ms,
         last_ms=last_ms,
         next_close_ms=key.interval.next(key.interval.floor(now_ms)),
-        behind=market.behind(key),
+        behind=market.behind(key, last_ms),
         price=price,
         forming=forming,
         change_24h=_change(key, market, price.value),

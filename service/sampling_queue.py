@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +44,9 @@ class SamplingRequest:
     @property
     def name(self) -> Hashable:
         """Orders of one name get the same paths."""
-        seen = hashlib.blake2b(self.past.features.tobytes(), digest_size=16).digest()
-        return (
-            self.served.digests,
-            self.past.key,
-            self.past.origin_ms,
-            len(self.past.future),
-            self.samples,
-            self.seed,
-            seen,
-        )
+        past, digests = self.past, self.served.digests
+        seen = hashlib.blake2b(past.features.tobytes(), digest_size=16).digest()
+        return digests, past.key, past.origin_ms, len(past.future), self.samples, self.seed, seen
 
     @property
     def kind(self) -> Hashable:
@@ -101,17 +93,19 @@ class SamplingQueue:
             self._kept.move_to_end(name)
             return self._kept[name]
         ticket = self._tickets.get(name) or self._enter(order, name)
-        with _waiting_for(ticket):
-            try:
-                async with asyncio.timeout(self._config.timeout_s):
-                    return await asyncio.shield(ticket.paths)
-            except TimeoutError:
-                raise Refused(
-                    504,
-                    f"Expected the forecast within {self._config.timeout_s:g} s, found the sampler too busy; "
-                    "ask for fewer samples or a shorter horizon.",
-                    retry_s=self._retry_s(),
-                ) from None
+        ticket.waiters += 1
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                return await asyncio.shield(ticket.paths)
+        except TimeoutError:
+            raise Refused(
+                504,
+                f"Expected the forecast within {self._config.timeout_s:g} s, found the sampler too busy; "
+                "ask for fewer samples or a shorter horizon.",
+                retry_s=self._retry_s(),
+            ) from None
+        finally:
+            ticket.waiters -= 1
 
     async def run(self) -> None:
         """Draw what comes, until cancelled."""
@@ -126,7 +120,9 @@ class SamplingQueue:
                         continue
                     began = time.monotonic()
                     await loop.run_in_executor(thread, self._draw, batch, loop)
-                    self._finished(batch, time.monotonic() - began)
+                    seconds = time.monotonic() - began
+                    self._seconds = 0.8 * self._seconds + 0.2 * seconds / len(batch)
+                    self._watch.drawn(len(batch), seconds)
             finally:
                 self._closing = True
                 for ticket in list(self._tickets.values()):
@@ -151,17 +147,15 @@ class SamplingQueue:
 
     def _next(self) -> list[_Ticket]:
         """The oldest order with those of its kind, as many as fit; those nobody waits for are dropped."""
-        wanted = [ticket for ticket in self._waiting if ticket.waiters]
-        for ticket in self._waiting:
-            if not ticket.waiters:
-                self._leave(ticket)
-        if not wanted:
-            self._waiting = []
+        for ticket in [one for one in self._waiting if not one.waiters]:
+            self._waiting.remove(ticket)
+            self._leave(ticket)
+        if not self._waiting:
             return []
-        first = wanted[0].order
+        first = self._waiting[0].order
         room = max(1, self._config.batch_rows // first.samples)
-        batch = [ticket for ticket in wanted if ticket.order.kind == first.kind][:room]
-        self._waiting = [ticket for ticket in wanted if ticket not in batch]
+        batch = [ticket for ticket in self._waiting if ticket.order.kind == first.kind][:room]
+        self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
         return batch
 
     def _draw(self, batch: list[_Ticket], loop: asyncio.AbstractEventLoop) -> None:
@@ -199,9 +193,9 @@ class SamplingQueue:
         return (paths.copy() for paths in forecast.paths)  # so that one kept does not hold its whole batch
 
     def _answer(self, ticket: _Ticket, result: Paths | Exception) -> None:
-        if isinstance(result, np.ndarray) and self._config.cache:
+        if isinstance(result, np.ndarray):
             self._kept[ticket.name] = result
-            while len(self._kept) > self._config.cache:
+            if len(self._kept) > self._config.cache:
                 self._kept.popitem(last=False)
         if isinstance(result, _Abandoned) and ticket.waiters:  # somebody came just then
             self._waiting.append(ticket)
@@ -209,10 +203,6 @@ class SamplingQueue:
             return
         self._leave(ticket)
         _settle(ticket, Refused(422, str(result)) if isinstance(result, ModelError) else result)
-
-    def _finished(self, batch: list[_Ticket], seconds: float) -> None:
-        self._seconds = 0.8 * self._seconds + 0.2 * seconds / len(batch)
-        self._watch.drawn(len(batch), seconds)
 
     def _leave(self, ticket: _Ticket) -> None:
         if self._tickets.get(ticket.name) is ticket:
@@ -225,15 +215,6 @@ class SamplingQueue:
     def _prepare(self) -> None:
         if self._config.threads is not None:
             torch.set_num_threads(self._config.threads)
-
-
-@contextmanager
-def _waiting_for(ticket: _Ticket) -> Iterator[None]:
-    ticket.waiters += 1
-    try:
-        yield
-    finally:
-        ticket.waiters -= 1
 
 
 def _settle(ticket: _Ticket, result: Paths | Exception) -> None:

@@ -6,28 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = [
-    "Candles",
-    "CandlesQuery",
-    "ForecastAnswer",
-    "ForecastRequest",
-    "Health",
-    "History",
-    "HistoryQuery",
-    "LiveScores",
-    "ModelFacts",
-    "Models",
-    "NightScores",
-    "PastForecast",
-    "Problem",
-    "Pulse",
-    "Query",
-    "ScoresQuery",
-    "SeriesFacts",
-    "SeriesList",
-    "SeriesQuery",
-]
-
 LATEST_MS = 253_402_300_799_000  # year 9999
 
 
@@ -39,29 +17,12 @@ def _split(value: Any) -> Any:
     return value
 
 
-Symbol = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=60,
-        description="BTCUSDT, or um:BTCUSDT where the lake has it of several markets.",
-        examples=["um:DOGEUSDT"],
-    ),
-]
-IntervalName = Annotated[
-    str,
-    Field(
-        max_length=4,
-        description="Candle interval; may be left out where the lake has one only.",
-        examples=["1h"],
-    ),
-]
-Recipe = Annotated[
-    str,
-    Field(
-        max_length=60, description="Whose champion; left out: the best fit for the series.", examples=["demo"]
-    ),
-]
+_SYMBOL = "BTCUSDT, or um:BTCUSDT where the lake has it of several markets."
+_INTERVAL = "Candle interval; may be left out where the lake has one only."
+_RECIPE = "Whose champion; left out: the best fit for the series."
+Symbol = Annotated[str, Field(min_length=1, max_length=60, description=_SYMBOL, examples=["um:DOGEUSDT"])]
+IntervalName = Annotated[str, Field(max_length=4, description=_INTERVAL, examples=["1h"])]
+Recipe = Annotated[str, Field(max_length=60, description=_RECIPE, examples=["demo"])]
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -141,6 +102,13 @@ class ForecastRequest(SeriesQuery):
     paths: int = Field(0, ge=0, le=100, description="How many of the sampled paths of the close to return.")
 
 
+class OfSeries(BaseModel):
+    """An answer about one series."""
+
+    symbol: str
+    interval: str
+
+
 class Problem(BaseModel):
     """Any answer but 200."""
 
@@ -201,11 +169,9 @@ class HoleFacts(BaseModel):
     name: str | None = Field(description="The publicly known outage behind it.")
 
 
-class SeriesFacts(BaseModel):
+class SeriesFacts(OfSeries):
     """One series of the lake."""
 
-    symbol: str
-    interval: str
     rows: int
     first_ms: int
     last_ms: int
@@ -225,11 +191,9 @@ class SeriesList(BaseModel):
     series: list[SeriesFacts]
 
 
-class Candles(BaseModel):
+class Candles(OfSeries):
     """Closed candles, oldest first."""
 
-    symbol: str
-    interval: str
     open_ms: list[int]
     open: list[float]
     high: list[float]
@@ -257,11 +221,9 @@ class HorizonEnd(BaseModel):
     probability_up: float
 
 
-class ForecastAnswer(BaseModel):
+class ForecastAnswer(OfSeries):
     """A forecast made now."""
 
-    symbol: str
-    interval: str
     recipe: str
     predictor: str
     tokenizer: str
@@ -292,19 +254,15 @@ class PastForecast(BaseModel):
     came: list[float | None] = Field(description="The closes that came; null where none has yet.")
 
 
-class History(BaseModel):
+class History(OfSeries):
     """Forecasts on record, oldest first."""
 
-    symbol: str
-    interval: str
     forecasts: list[PastForecast]
 
 
-class LiveScores(BaseModel):
+class LiveScores(OfSeries):
     """How the forecasts on record did, of everyone who ever served the recipe; pooled over their steps."""
 
-    symbol: str
-    interval: str
     scored: int
     waiting: int = Field(description="Forecasts whose truth has not come yet.")
     crps_bps: float | None
@@ -346,11 +304,9 @@ class Price(BaseModel):
     live: bool = Field(description="From the exchange's stream; else the last close.")
 
 
-class Pulse(BaseModel):
+class Pulse(OfSeries):
     """What changes from minute to minute: ask often."""
 
-    symbol: str
-    interval: str
     now_ms: int
     last_ms: int = Field(description="Open time of the newest closed candle.")
     next_close_ms: int = Field(description="When the next candle closes.")

@@ -17,18 +17,11 @@ from service.errors import Refused
 from service.follow import Follower
 from storage.layout import Home
 
-__all__ = ["TOKEN_VARIABLE", "Unservable", "check_exposure", "serve"]
+__all__ = ["TOKEN_VARIABLE", "check_exposure", "serve"]
 
 TOKEN_VARIABLE = "KRONOS_SERVE_TOKEN"
 
 logger = logging.getLogger(__name__)
-
-
-class Unservable(Refused):
-    """The service cannot start like this; one sentence."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(503, sentence)
 
 
 def check_exposure(host: str, token: str | None) -> None:
@@ -36,14 +29,16 @@ def check_exposure(host: str, token: str | None) -> None:
     if token is not None and (
         len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token
     ):
-        raise Unservable(
+        raise Refused(
+            503,
             f"Expected at least {MIN_TOKEN} characters without spaces in {TOKEN_VARIABLE}, found another text; "
-            "make one with `openssl rand -hex 32`."
+            "make one with `openssl rand -hex 32`.",
         )
     if token is None and not _loopback(host):
-        raise Unservable(
+        raise Refused(
+            503,
             f"Expected a token, since {host} can be reached from other machines, found none; set {TOKEN_VARIABLE}, or "
-            "serve on 127.0.0.1."
+            "serve on 127.0.0.1.",
         )
 
 
@@ -99,9 +94,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise Unservable(
+        raise Refused(
+            503,
             f"Expected to listen on {host}:{port}, found that it cannot be ({error.strerror or error}); "
-            "choose another --host or --port."
+            "choose another --host or --port.",
         ) from error
     return listening
 

@@ -74,15 +74,9 @@ def night_scores(board: Scoreboard, champion_models: ChampionModels, recipe: str
         verdict=summary["verdict"],
         reasons=summary["reasons"],
         leaderboard=summary["leaderboard"],
-        live=_live(board, summary["recipe"]),
+        live=[
+            LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
+            for key, one in live_record(board, summary["recipe"]).series.items()
+        ],
         champion=facts_of(serving) if serving else None,
     )
-
-
-def _live(board: Scoreboard, recipe: str) -> list[LiveScores]:
-    """Every series that somebody who served the recipe has forecast, scored up to now."""
-    record = live_record(board, recipe)
-    return [
-        LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
-        for key, one in record.series.items()
-    ]

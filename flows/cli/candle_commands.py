@@ -130,7 +130,7 @@ def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> No
 def verify(obj: dict[str, Any], /, **options: Any) -> None:
     """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong."""
     home = start(obj, reads=True)
-    from flows.cli.verify_screen import verify_lake
+    from flows.cli.candle_screen import verify_lake
     from flows.config import parse_assignments
 
     settings: dict[str, Any] = {"replay": "", **parse_assignments(options.pop("assignments"))}

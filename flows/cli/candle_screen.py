@@ -1,33 +1,36 @@
-"""What the lake has, on a terminal."""
+"""What the lake has, and whether it is sound, on a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from exchange.inventory import Inventory, take_inventory
-from flows.cli.screen import candles_table, console
+from flows.cli.screen import candles_table, console, time_text
+from flows.recipes import configure
 from storage.errors import LakeError
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey, utc_text
+from storage.verify import Finding, verify_series
 
 if TYPE_CHECKING:
+    from exchange.connect import Exchange
     from tasks.refs import IngestRef, SeriesRef
 
-__all__ = ["chosen_series", "list_candles", "show_ingested", "show_series", "wide_console"]
+__all__ = ["list_candles", "show_ingested", "show_series", "verify_lake"]
 
 
 def show_ingested(ingested: IngestRef) -> None:
     """What an ingest did and what the lake holds now."""
-    screen = wide_console()
+    screen = _wide_console()
     if ingested.series:
         screen.print(candles_table([asdict(one) for one in ingested.series]))
     if zips := sum(one.zips for one in ingested.series):
@@ -48,10 +51,11 @@ def show_series(series: Sequence[SeriesRef]) -> None:
 
 def list_candles(home: Home, names: Sequence[str], interval: str | None) -> None:
     """The inventory of the lake, or of some series, and what is to be known of it."""
-    lake, ledger, screen = Lake(home.lake), Ledger(home.lake), wide_console()
+    lake, ledger, screen = Lake(home.lake), Ledger(home.lake), _wide_console()
     now_ms = time.time_ns() // 1_000_000
     held = [
-        take_inventory(lake, ledger, key, now_ms=now_ms) for key in chosen_series(lake, home, names, interval)
+        take_inventory(lake, ledger, key, now_ms=now_ms)
+        for key in _chosen_series(lake, home, names, interval)
     ]
     table = Table(title="The lake")
     for name in ("series", "candles", "from (UTC)", "to (UTC)", "holes", "behind", "last source", "MB"):
@@ -61,8 +65,8 @@ def list_candles(home: Home, names: Sequence[str], interval: str | None) -> None
         table.add_row(
             str(one.key),
             f"{one.rows:,}",
-            utc_text(one.first_ms)[:16],
-            utc_text(one.last_ms)[:16],
+            time_text(one.first_ms),
+            time_text(one.last_ms),
             ", ".join(f"{count} {status}" for count, status in counts if count),
             f"{one.behind:,}",
             one.last_source.replace("https://", "").replace("http://", ""),
@@ -90,7 +94,53 @@ def _notes(held: Inventory) -> list[str]:
     return notes + [failure.reason for failure in held.failures]
 
 
-def chosen_series(lake: Lake, home: Home, names: Sequence[str], interval: str | None) -> list[SeriesKey]:
+def verify_lake(
+    home: Home,
+    names: Sequence[str],
+    *,
+    interval: str | None,
+    sample: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> bool:
+    """Whether every series is sound; what is wrong is printed, each with its remedy."""
+    lake, ledger, screen = Lake(home.lake), Ledger(home.lake), _wide_console()
+    keys = _chosen_series(lake, home, names, interval)
+    config = configure("demo", settings)
+    findings: dict[SeriesKey, list[Finding]] = {key: verify_series(lake, ledger, key) for key in keys}
+    if sample:
+        from exchange.connect import connected
+
+        places = (config.exchange, config.archive)
+        with connected(home.lake, config.replay, keys, *places, seed=config.seed, reads=True) as exchange:
+            for key in keys:
+                if not findings[key]:
+                    findings[key] += _compare(exchange, lake, ledger, key, sample=sample, seed=seed)
+    compared = f"{sample} pages and zips of each compared with the exchange" if sample else "nothing compared"
+    for key, wrong in findings.items():
+        state = f"[red]{len(wrong)} wrong[/]" if wrong else "[green]sound[/]"
+        screen.print(f"{key}: {state}, {len(lake.files(key))} months", highlight=False)
+        for finding in wrong:
+            screen.print(f"  {finding}", highlight=False, soft_wrap=True, markup=False)
+    total = sum(map(len, findings.values()))
+    screen.print(f"{len(keys)} series read again, {compared}: {total or 'nothing'} wrong.")
+    return total == 0
+
+
+def _compare(
+    exchange: Exchange, lake: Lake, ledger: Ledger, key: SeriesKey, *, sample: int, seed: int
+) -> list[Finding]:
+    from exchange.audit import compare_archive, compare_pages
+
+    with exchange.client(key.market) as client:
+        findings = compare_pages(client, lake, key, pages=sample, seed=seed)
+    archive = exchange.archive(key.market)
+    if archive is not None:
+        findings += compare_archive(archive, lake, ledger, key, parts=sample, seed=seed)
+    return findings
+
+
+def _chosen_series(lake: Lake, home: Home, names: Sequence[str], interval: str | None) -> list[SeriesKey]:
     """The series of the lake, or those of that name and interval. A name that it does not have is a LakeError."""
     keys = [key for key in lake.series() if interval is None or key.interval.name == interval]
     if unknown := [name for name in names if name not in {key.name for key in keys}]:
@@ -103,6 +153,6 @@ def chosen_series(lake: Lake, home: Home, names: Sequence[str], interval: str | 
     return [key for key in keys if not names or key.name in names]
 
 
-def wide_console() -> Console:
+def _wide_console() -> Console:
     """Full width in a terminal; wide enough for the tables in a pipe or a log."""
     return Console(width=None if sys.stdout.isatty() else 160)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.screen import candles_table, console, time_text
+from flows.cli.screen import candles_table, console, note, number, time_text
 
 if TYPE_CHECKING:
     from storage.layout import Home
@@ -30,7 +30,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         f"(dataset {summary['dataset']['digest'][:16]})"
     )
     for warning in summary["warnings"]:
-        screen.print(Text.assemble(("note:", "yellow"), " ", warning))
+        screen.print(note(warning))
     screen.print(_stages(summary["stages"]))
     screen.print(_leaderboard(summary["leaderboard"]))
     screen.print(Text.assemble("Gate: ", (summary["verdict"], "bold")))
@@ -43,7 +43,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
     if summary["forecasts"]:
         screen.print(_forecasts(summary["forecasts"]))
     for one in summary.get("not_forecast", ()):  # a night of an older version has none
-        screen.print(Text.assemble(("note:", "yellow"), f" {one['series']} is not forecast: {one['reason']}"))
+        screen.print(note(f"{one['series']} is not forecast: {one['reason']}"))
     if summary["nothing_new"]:
         said = "same candles and settings as a finished night; nothing was trained."
         screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
@@ -59,15 +59,10 @@ def show_nights(nights: Sequence[Mapping[str, Any]], home: Home, *, seconds: flo
             (scores,) = (
                 row for row in one["leaderboard"] if (row["model"], row["series"]) == ("challenger", "all")
             )
+            series = ", ".join(each["series"] for each in one["candles"])
+            told = f"{scores['crps_bps']:.1f}", number(scores["skill"])
             why = "nothing new" if one["nothing_new"] else one["reasons"][0]
-            table.add_row(
-                ", ".join(each["series"] for each in one["candles"]),
-                one["recipe"],
-                one["verdict"],
-                f"{scores['crps_bps']:.1f}",
-                _share(scores["skill"]),
-                why,
-            )
+            table.add_row(series, one["recipe"], one["verdict"], *told, why)
         screen.print(table)
     _where(screen, home, seconds)
 
@@ -89,15 +84,8 @@ def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(
-        "stage",
-        "steps",
-        "loss before",
-        "best loss",
-        "kept step",
-        "ended by",
-        title="Validation loss by stage",
-    )
+    table = Table("stage", "steps", "loss before", "best loss", "kept step", "ended by")
+    table.title = "Validation loss by stage"
     for row in rows:
         table.add_row(
             row["stage"],
@@ -111,43 +99,23 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (
-        "model",
-        "origins",
-        "MAE bps",
-        "RMSE bps",
-        "CRPS bps",
-        "skill",
-        "direction",
-        "cover 50",
-        "cover 90",
-    )
-    table = Table(
-        *columns, title="Leaderboard, test range, all series (bps of log return; skill against last value)"
-    )
+    errors, shares = ("MAE bps", "RMSE bps", "CRPS bps"), ("skill", "direction", "cover 50", "cover 90")
+    table = Table("model", "origins", *errors, *shares)
+    table.title = "Leaderboard, test range, all series (bps of log return; skill against last value)"
     for row in rows:
         if row["series"] == "all":
             table.add_row(
                 row["model"],
                 str(row["origins"]),
                 *(f"{row[name]:.1f}" for name in ("mae_bps", "rmse_bps", "crps_bps")),
-                *(_share(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
+                *(number(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
             )
     return table
 
 
 def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(
-        "series",
-        "after (UTC)",
-        "close",
-        "until (UTC)",
-        "5 to 95 %",
-        "P(up)",
-        "return",
-        "volatility",
-        title="Forecast",
-    )
+    end = ("until (UTC)", "5 to 95 %", "P(up)", "return", "volatility")
+    table = Table("series", "after (UTC)", "close", *end, title="Forecast")
     for row in rows:
         table.add_row(
             row["series"],
@@ -166,20 +134,11 @@ def _where(screen: Console, home: Home, seconds: float) -> None:
     here = Path.cwd() / ".kronos" == home.root
     option = "" if here else f"--home {home.root} "
     screen.print(f"Run time {seconds:.0f} s. Everything is in {home.root}", highlight=False, soft_wrap=True)
-    screen.print(
-        f"  Prefect:  .venv/bin/kronos {option}ui prefect   then http://127.0.0.1:4200",
-        highlight=False,
-        soft_wrap=True,
-    )
-    screen.print(
-        f"  MLflow:   .venv/bin/kronos {option}ui mlflow    then http://127.0.0.1:5000",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    for name, port in (("Prefect", 4200), ("MLflow", 5000)):
+        command = (
+            f"{name + ':':<10}.venv/bin/kronos {option}ui {name.lower():<10}then http://127.0.0.1:{port}"
+        )
+        screen.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 def _price(value: float) -> str:

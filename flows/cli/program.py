@@ -16,8 +16,7 @@ import click
 from flows.cli.candle_commands import candles, export, import_, ingest, verify
 from flows.cli.market_commands import monitor, replay
 from flows.cli.night_commands import each, evaluate, finetune, forecast, run
-from flows.cli.recipe_commands import recipes
-from flows.cli.registry_commands import promote, rollback, scores
+from flows.cli.registry_commands import promote, recipes, rollback, scores
 from flows.cli.serve_command import serve
 from flows.cli.site_commands import deploy, doctor, gc, ui, up, worker
 

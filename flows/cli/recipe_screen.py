@@ -1,16 +1,18 @@
-"""What the terminal shows of recipes and their settings."""
+"""What the terminal shows of recipes, their settings, and who served them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.cli.screen import console
 from flows.config import RunConfig, knobs
+from storage.layout import Home
+from storage.registry import read_history
 
-__all__ = ["show_recipe", "show_recipes"]
+__all__ = ["show_history", "show_recipe", "show_recipes"]
 
 
 def show_recipes(recipes: Mapping[str, Callable[[], RunConfig]]) -> None:
@@ -28,6 +30,17 @@ def show_recipe(config: RunConfig) -> None:
         table.add_row(knob.path, _value(knob.value), knob.kind, " ".join(knob.help.split()))
     console().print(table)
     console().print("Change any of them with --set SETTING=VALUE.")
+
+
+def show_history(home: Home, recipe: str) -> None:
+    """Who served a recipe, since when and why; the last line serves."""
+    table = Table("since (UTC)", "night", "MLflow run", "by", Column("why", overflow="fold"))
+    table.title = f"Champions of {recipe}, the last one serves"
+    for one in (change.champion for change in read_history(home, recipe)):
+        table.add_row(
+            one.since[:16].replace("T", " "), one.night, one.mlflow_run[:8], one.by, "; ".join(one.reasons)
+        )
+    console().print(table)
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`kronos promote`, `kronos rollback` and `kronos scores`. They import what they need when they run."""
+"""`kronos recipes`, `promote`, `rollback` and `scores`. They import what they need when they run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import click
 
 from flows.cli.terminal import start
 
-__all__ = ["promote", "rollback", "scores"]
+__all__ = ["promote", "recipes", "rollback", "scores"]
 
 _RECIPE = click.option("--recipe", "-r", required=True, help="Whose champion; `kronos recipes` lists them.")
 _REASON = click.option("--reason", required=True, help="Why, kept in the history, e.g. 'spread too narrow'.")
+
+
+@click.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or every setting of recipe NAME with its value and meaning."""
+    from flows.cli.recipe_screen import show_recipe, show_recipes
+    from flows.recipes import RECIPES, recipe
+
+    if name is None:
+        show_recipes(RECIPES)
+    else:
+        show_recipe(recipe(name))
 
 
 @click.command()
@@ -22,7 +35,7 @@ _REASON = click.option("--reason", required=True, help="Why, kept in the history
 def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
     """Make the model of any finished night serve, whatever the gate said."""
     home = start(obj)
-    from flows.cli.history_screen import show_history
+    from flows.cli.recipe_screen import show_history
     from flows.recipes import recipe as known
     from tasks.promotion import promote_run
 
@@ -39,7 +52,7 @@ def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
 def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> None:
     """Make an earlier champion serve again: champion.json, MLflow's alias and the Hub's tag in one step."""
     home = start(obj)
-    from flows.cli.history_screen import show_history
+    from flows.cli.recipe_screen import show_history
     from flows.recipes import recipe as known
     from tasks.promotion import roll_back
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from math import exp
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.screen import console
+from flows.cli.screen import console, note, number
 from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home
@@ -52,7 +55,7 @@ def _show(recipe: str, live: Live) -> None:
     if live.drifts:
         page.print(_drift(live))
     for warning in live.warnings:
-        page.print(Text.assemble(("note:", "yellow"), " ", warning))
+        page.print(note(warning))
 
 
 def _by_series(recipe: str, live: Live) -> Table:
@@ -86,37 +89,19 @@ def _over_time(live: Live) -> Table:
         "from (UTC)", *(name for name in _NUMBERS if name != "waiting"), title="Over time, all series"
     )
     for row in by_period(live.record.rows).iter_rows(named=True):
-        numbers = (row["skill"], row["coverage_50"], row["coverage_90"])
-        table.add_row(
-            f"{row['period']:%Y-%m-%d}",
-            f"{row['scored']:,}",
-            _number(row["crps_bps"], 1),
-            _number(row["last_value_bps"], 1),
-            *(_number(value, 3) for value in numbers),
-        )
+        table.add_row(f"{row['period']:%Y-%m-%d}", f"{row['scored']:,}", *_scores(row))
     return table
 
 
 def _drift(live: Live) -> Table:
-    table = Table(
-        "series",
-        "of",
-        "PSI",
-        "usual",
-        "KS",
-        "spread",
-        "level",
-        "",
-        title="Now against the champion's training",
-    )
+    table = Table("series", "of", "PSI", "usual", "KS", "spread", "level", "")
+    table.title = "Now against the champion's training"
     for one in live.drifts:
         drift = one.drift
         table.add_row(
             one.series,
             one.quantity,
-            _number(drift.psi, 2),
-            _number(drift.usual, 2),
-            _number(drift.ks, 2),
+            *(number(value, 2) for value in (drift.psi, drift.usual, drift.ks)),
             f"x {drift.spread:.2f}",
             f"x {exp(drift.shift):.2f}" if one.quantity == "volume" else "",
             Text("drifted", "yellow") if drift.drifted else Text("as usual", "green"),
@@ -125,14 +110,9 @@ def _drift(live: Live) -> Table:
 
 
 def _cells(one: Tally) -> list[str]:
-    return [
-        f"{one.scored:,}",
-        f"{one.waiting:,}",
-        _number(one.crps_bps, 1),
-        _number(one.last_value_bps, 1),
-        *(_number(value, 3) for value in (one.skill, one.coverage_50, one.coverage_90)),
-    ]
+    return [f"{one.scored:,}", f"{one.waiting:,}", *_scores(asdict(one))]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    bps, shares = ("crps_bps", "last_value_bps"), ("skill", "coverage_50", "coverage_90")
+    return [number(row[name], 1) for name in bps] + [number(row[name]) for name in shares]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["candles_table", "console", "lines", "time_text"]
+from storage.schema import utc_text
+
+__all__ = ["candles_table", "console", "lines", "note", "number", "time_text"]
 
 
 def console() -> Console:
@@ -42,5 +44,16 @@ def candles_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def note(sentence: str) -> Text:
+    """Something that is worth knowing."""
+    return Text.assemble(("note:", "yellow"), " ", sentence)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def time_text(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1000, tz=UTC):%Y-%m-%d %H:%M}"
+    """`2024-06-01 00:00`, UTC."""
+    return utc_text(ms)[:16]

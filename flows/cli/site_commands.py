@@ -6,6 +6,7 @@ They import what they need when they run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,7 +16,6 @@ from flows.cli.terminal import start
 
 __all__ = ["deploy", "doctor", "gc", "ui", "up", "worker"]
 
-_SERVER_PORT = click.IntRange(1, 65_535)
 _NOTIFY = click.option(
     "--notify",
     metavar="URL",
@@ -25,6 +25,13 @@ _NOTIFY = click.option(
 _PAUSED = click.option(
     "--no-schedules", "paused", is_flag=True, help="Pause every schedule; runs start by hand alone."
 )
+
+
+def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
+    span = click.IntRange(1, 65_535)
+    return click.option(
+        f"--{name}-port", type=span, default=default, show_default=True, help=f"Port of {what}."
+    )
 
 
 @click.command()
@@ -72,15 +79,9 @@ def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
 @click.command()
 @_NOTIFY
 @_PAUSED
-@click.option(
-    "--prefect-port", type=_SERVER_PORT, default=4200, show_default=True, help="Port of Prefect's UI and API."
-)
-@click.option(
-    "--mlflow-port", type=_SERVER_PORT, default=5000, show_default=True, help="Port of MLflow's UI and API."
-)
-@click.option(
-    "--service-port", type=_SERVER_PORT, default=8765, show_default=True, help="Port of the forecast service."
-)
+@_port("prefect", 4200, "Prefect's UI and API")
+@_port("mlflow", 5000, "MLflow's UI and API")
+@_port("service", 8765, "the forecast service")
 @click.pass_obj
 def up(obj: dict[str, Any], /, **options: Any) -> None:
     """Run everything on this machine until Ctrl-C: Prefect, MLflow, the forecast service and a worker.

@@ -34,23 +34,15 @@ def begin_embedded(home: Home) -> ServerProcess | None:
     if PREFECT_API_URL.value():  # in the environment, a profile or a prefect.toml
         return None
     port = _free_port()
-    url = f"http://{HOST}:{port}"
     command = [
         "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port),
         "--log-level", "error", "--lifespan", "on",
     ]  # fmt: skip
-    service = ServerProcess(
-        "Prefect's embedded server",
-        command,
-        home.root / "logs" / "prefect-embedded.log",
-        url,
-        health=f"{url}/api/health",
-        port=port,
-        environment=_ENVIRONMENT,
-    )
+    log = home.root / "logs" / "prefect-embedded.log"
+    service = ServerProcess("Prefect's embedded server", command, log, port, "/api", environment=_ENVIRONMENT)
     service.start()
     atexit.register(service.stop)
-    os.environ["PREFECT_API_URL"] = f"{url}/api"
+    os.environ["PREFECT_API_URL"] = service.address
     refresh_global_settings_context()
     return service
 

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,15 +59,23 @@ class ServerProcess:
     name: str
     command: Sequence[str]
     log: Path
-    url: str = ""  # where people find it, if they do
-    variable: str = ""  # the environment variable that tells others where it is
-    address: str = ""  # what that says
-    health: str = ""
-    port: int = 0
+    port: int = 0  # of a server
+    api: str = ""  # below which path its API is
+    variable: str = ""  # the environment variable that tells others where that is
     drain: bool = False  # its children are runs, which end before it does
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
+
+    @property
+    def url(self) -> str:
+        """Where people find it; empty for what is no server."""
+        return f"http://{HOST}:{self.port}" if self.port else ""
+
+    @property
+    def address(self) -> str:
+        """Where programs find it."""
+        return self.url + self.api
 
     def start(self) -> None:
         """Start it, its output in its log."""
@@ -87,7 +95,7 @@ class ServerProcess:
     def wait_until_healthy(self, stop: threading.Event) -> None:
         """Return once it answers, or `stop` is set. Raises ConfigError where it ends or stays silent."""
         deadline = time.monotonic() + _START_S
-        while self.health and not stop.is_set() and not self._answers():
+        while self.port and not stop.is_set() and not self._answers():
             if not self.alive() or time.monotonic() > deadline:
                 raise ConfigError(f"Expected {self.name} to answer at {self.url}, found {self.last_words()}.")
             stop.wait(_POLL_S)
@@ -123,25 +131,15 @@ class ServerProcess:
         try:
             with requests.Session() as session:
                 session.trust_env = False  # a proxy has no business on the loopback
-                return session.get(self.health, timeout=5).ok
+                return session.get(f"{self.address}/health", timeout=5).ok
         except requests.RequestException:
             return False
 
 
 def prefect_service(home: Home, port: int) -> ServerProcess:
     """A Prefect server over the home's database."""
-    url = f"http://{HOST}:{port}"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return ServerProcess(
-        "Prefect",
-        command,
-        _log(home, "prefect"),
-        url,
-        "PREFECT_API_URL",
-        f"{url}/api",
-        f"{url}/api/health",
-        port,
-    )
+    return ServerProcess("Prefect", command, _log(home, "prefect"), port, "/api", "PREFECT_API_URL")
 
 
 def mlflow_service(home: Home, port: int, store: str) -> ServerProcess:
@@ -149,29 +147,20 @@ def mlflow_service(home: Home, port: int, store: str) -> ServerProcess:
 
     A command line is for everybody on the machine to read, so the store, and its password, is in the environment.
     """
-    url = f"http://{HOST}:{port}"
     command = [
         "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
         "--artifacts-destination", str(home.mlartifacts),
     ]  # fmt: skip
+    private = {"MLFLOW_BACKEND_STORE_URI": store}
     return ServerProcess(
-        "MLflow",
-        command,
-        _log(home, "mlflow"),
-        url,
-        "MLFLOW_TRACKING_URI",
-        url,
-        f"{url}/health",
-        port,
-        environment={"MLFLOW_BACKEND_STORE_URI": store},
+        "MLflow", command, _log(home, "mlflow"), port, variable="MLFLOW_TRACKING_URI", environment=private
     )
 
 
 def forecast_service(home: Home, port: int) -> ServerProcess:
     """The forecast API and the dashboard over the home's champions."""
-    url = f"http://{HOST}:{port}"
     command = ["flows.cli", "--home", str(home.root), "serve", "--host", HOST, "--port", str(port)]
-    return ServerProcess("service", command, _log(home, "service"), url, "", "", f"{url}/health", port)
+    return ServerProcess("service", command, _log(home, "service"), port)
 
 
 def worker_service(home: Home, pool: str) -> ServerProcess:
@@ -202,7 +191,9 @@ def run_site(
     One that ends by itself is started again; ConfigError when it ends within a minute of its start.
     """
     stop = stop or threading.Event()
-    with stop_on_signals(stop), _stopping(services):
+    with stop_on_signals(stop), ExitStack() as stack:
+        for service in services:
+            stack.callback(service.stop)  # the last one first
         for service in services[:-1]:
             service.start()
         for service in services[:-1]:
@@ -227,15 +218,6 @@ def _look_after(services: Sequence[ServerProcess]) -> None:
             )
         logger.warning("%s ended by itself (%s); it is started again.", service.name, service.last_words())
         service.start()
-
-
-@contextmanager
-def _stopping(services: Sequence[ServerProcess]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for service in reversed(services):
-            service.stop()
 
 
 def _end_runs(worker: psutil.Process) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 
 from flows.config import ConfigError
+from flows.site.processes import mlflow_service, prefect_service
 from storage.layout import Home
 from tasks.database import without_login
 from tasks.tracking import prepare_store, tracking_uri
@@ -19,19 +20,15 @@ def serve_ui(which: str, home: Home, port: int | None) -> None:
     Raises ConfigError where a server of MLflow is configured, which has a UI already.
     """
     if which == "prefect":
-        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port or 4200)]
+        server = prefect_service(home, port or 4200)
         # Its pages would ask PREFECT_API_URL, or port 4200, whatever port they came from.
-        os.environ["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port or 4200}/api"
+        os.environ["PREFECT_UI_API_URL"] = server.address
     else:
         if (address := tracking_uri(home)).startswith("http"):
             raise ConfigError(
                 f"Expected a store to open a UI over, found that MLFLOW_TRACKING_URI names a server; open "
                 f"{without_login(address)} in a browser, or unset the variable to look into this home."
             )
-        command = [
-            "mlflow", "server", "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1",
-            "--artifacts-destination", str(home.mlartifacts),
-        ]  # fmt: skip
-        # A command line is for everybody on the machine to read; the store may have a password.
-        os.environ["MLFLOW_BACKEND_STORE_URI"] = prepare_store(home)
-    os.execv(sys.executable, [sys.executable, "-m", *command])
+        server = mlflow_service(home, port or 5000, prepare_store(home))
+    os.environ.update(server.environment)
+    os.execv(sys.executable, [sys.executable, "-m", *server.command])

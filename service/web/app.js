@@ -12,7 +12,7 @@ const DAY_MS = 86_400_000;
 const LEVELS = ["0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95"];
 const MINUTES = { s: 1 / 60, m: 1, h: 60, d: 1440, w: 10_080, M: 43_830 };
 
-const $ = (id) => document.getElementById(id);
+const { $ } = panels;
 const root = document.documentElement;
 
 const state = {
@@ -63,8 +63,7 @@ async function attempt(name, work) {
     delete state.refusals[name];
     return found;
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401) throw error;
+    if (!(error instanceof Refusal) || error.status === 401) throw error;
     state.refusals[name] = error.message;
     return null;
   }
@@ -78,8 +77,7 @@ async function begin() {
   state.series = listed.series;
   if (!state.series.length) {
     root.dataset.state = "empty";
-    veil("No candles yet", "`kronos ingest` brings them; this page shows them as soon as they are there.");
-    return;
+    return veil("No candles yet", "`kronos ingest` brings them; this page shows them as soon as they are there.");
   }
   choices();
   await open(chosen());

@@ -339,14 +339,19 @@ export class Chart {
   tag(y, text, paint) {
     const { context } = this;
     if (y < TOP - 4 || y > this.floor) return;
+    this.box(this.width - AXIS + 2, y - 9.5, AXIS - 6, 19, paint);
+    context.textAlign = "left";
+    context.fillText(text, this.width - AXIS + 8, y + 0.5);
+  }
+
+  // A box for a text in the panel's colour.
+  box(x, y, width, height, paint) {
+    const { context } = this;
     context.fillStyle = paint;
     context.beginPath();
-    context.roundRect(this.width - AXIS + 2, y - 9.5, AXIS - 6, 19, 4);
+    context.roundRect(x, y, width, height, 4);
     context.fill();
     context.fillStyle = this.colour.panel;
-    context.textAlign = "left";
-    context.textBaseline = "middle";
-    context.fillText(text, this.width - AXIS + 8, y + 0.5);
   }
 
   cross() {
@@ -366,11 +371,7 @@ export class Chart {
     const text = `${say.day(slot.ms, this.local)} ${say.hour(slot.ms, this.local)}`;
     const wide = context.measureText(text).width + 16;
     const left = Math.min(Math.max(x - wide / 2, 0), edge - wide);
-    context.fillStyle = colour.soft;
-    context.beginPath();
-    context.roundRect(left, this.floor + 2, wide, 20, 4);
-    context.fill();
-    context.fillStyle = colour.panel;
+    this.box(left, this.floor + 2, wide, 20, colour.soft);
     context.textAlign = "center";
     context.fillText(text, left + wide / 2, this.floor + 12.5);
   }

@@ -12,7 +12,9 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const fill = (id, ...children) => document.getElementById(id).replaceChildren(...children.filter(Boolean));
+export const $ = (id) => document.getElementById(id);
+
+export const fill = (id, ...children) => $(id).replaceChildren(...children.filter(Boolean));
 
 const row = (name, value) => h("div", { class: "row" }, h("span", {}, name), h("span", {}, value));
 
@@ -26,24 +28,20 @@ const empty = (text) => h("p", { class: "empty" }, ...sentence(text));
 const arrow = (share) => (share > 0 ? "▲" : share < 0 ? "▼" : "");
 const tone = (share) => (share > 0 ? "up" : share < 0 ? "down" : "");
 
-export function delta(element, share, what) {
-  element.className = `delta ${tone(share)}`;
-  element.textContent = share == null ? "" : `${arrow(share)} ${say.percent(share)} ${what}`;
-}
-
 export function headline(state) {
   const { pulse, local } = state;
   const [market, symbol] = state.key.symbol.split(":");
-  document.getElementById("name").textContent = symbol;
-  document.getElementById("market").textContent = `${say.MARKETS[market] ?? market} · ${state.key.interval}`;
+  $("name").textContent = symbol;
+  $("market").textContent = `${say.MARKETS[market] ?? market} · ${state.key.interval}`;
   if (!pulse) return;
-  document.getElementById("price").textContent = say.price(pulse.price.value);
-  delta(document.getElementById("change"), pulse.change_24h, "24 h");
-  const asof = document.getElementById("asof");
-  asof.textContent = pulse.price.live
+  const { price, change_24h: day } = pulse;
+  $("price").textContent = say.price(price.value);
+  $("change").className = `delta ${tone(day)}`;
+  $("change").textContent = day == null ? "" : `${arrow(day)} ${say.percent(day)} 24 h`;
+  $("asof").textContent = price.live
     ? `Live. This candle closes in ${say.clock(pulse.next_close_ms - state.now())}.`
     : `Close of the candle that ended ${say.both(pulse.price.at_ms + 1, local)}`;
-  const live = document.getElementById("live");
+  const live = $("live");
   live.hidden = pulse.following === "off";
   live.classList.toggle("off", pulse.following !== "streaming");
   live.textContent = { streaming: "live", polling: "polling", connecting: "connecting", stopped: "stopped" }[pulse.following] ?? "";
@@ -53,8 +51,7 @@ export function outlook(state) {
   const { forecast, local } = state;
   if (!forecast) {
     const why = state.models.length ? state.refusals.forecast : null; // the banner says that there is no model
-    fill("ahead", why ? h("p", { class: "empty" }, ...sentence(why)) : null);
-    return;
+    return fill("ahead", why ? empty(why) : null);
   }
   const { outlook: ends, fan, last_close: last } = forecast;
   const at = (level) => fan.quantiles[level].at(-1);
@@ -79,10 +76,7 @@ function fact(name, big, small) {
 
 export function past(state) {
   const { past: said, local } = state;
-  if (!said) {
-    fill("past", empty(state.refusals.past ?? "Nothing yet: a forecast has to wait until its candles have come."));
-    return;
-  }
+  if (!said) return fill("past", empty(state.refusals.past ?? "Nothing yet: a forecast has to wait until its candles have come."));
   const points = said.fan.slice(1);
   const came = points.filter((one) => one.came != null);
   const inside = came.filter((one) => one.q["0.05"] <= one.came && one.came <= one.q["0.95"]).length;
@@ -106,10 +100,7 @@ const VERDICTS = { promote: "Promoted", keep: "Kept the champion", reject: "Reje
 
 export function gate(state) {
   const { scores, local } = state;
-  if (!scores) {
-    fill("gate", empty("No night has been judged yet."));
-    return;
-  }
+  if (!scores) return fill("gate", empty("No night has been judged yet."));
   const badge = h("span", { class: `badge ${scores.verdict}` }, VERDICTS[scores.verdict] ?? scores.verdict);
   const reasons = h("ul", {}, ...scores.reasons.map((one) => h("li", {}, one)));
   fill("gate", h("div", {}, badge), reasons, h("p", { class: "sub" }, `Night ${scores.night.slice(0, 8)} of ${scores.recipe}, ${say.moment(scores.finished_ms, local)}`));
@@ -123,10 +114,7 @@ const COLUMNS = [
 ];
 
 export function scores(state) {
-  if (!state.scores) {
-    fill("scores", empty(state.refusals.scores ? "They come with the first finished night." : "…"));
-    return;
-  }
+  if (!state.scores) return fill("scores", empty(state.refusals.scores ? "They come with the first finished night." : "…"));
   const board = state.scores.leaderboard;
   const own = board.filter((one) => one.series === state.key.symbol);
   const rows = own.length ? own : board.filter((one) => one.series === "all");
@@ -152,10 +140,7 @@ function since(live) {
 
 export function data(state) {
   const { held, pulse, local } = state;
-  if (!held || !pulse) {
-    fill("data", empty("…"));
-    return;
-  }
+  if (!held || !pulse) return fill("data", empty("…"));
   const fresh = pulse.behind === 0 ? "up to date" : `${say.count(pulse.behind)} candle${pulse.behind > 1 ? "s" : ""} behind`;
   const open = held.open_holes ? `${say.count(held.open_holes)} open` : "none open";
   const known = held.outages ? `, ${say.count(held.outages)} outage${held.outages > 1 ? "s" : ""}` : "";
@@ -173,10 +158,7 @@ export function data(state) {
 
 export function model(state) {
   const one = state.models.find((known) => known.recipe === state.forecast?.recipe) ?? state.models.find((known) => known.interval === state.key.interval);
-  if (!one) {
-    fill("model", empty(state.problem ?? "No model yet: `kronos run` trains one, judges it and lets it serve if it is better."));
-    return;
-  }
+  if (!one) return fill("model", empty(state.problem ?? "No model yet: `kronos run` trains one, judges it and lets it serve if it is better."));
   const trained = one.series.includes(state.key.symbol);
   fill(
     "model",

@@ -22,8 +22,7 @@ from rich.console import Console
 
 from exchange.monitor_state import Candle, MonitorState, SeriesState, Ticker
 from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
-from flows.cli.live_table import live_table, view
-from flows.cli.monitor_screen import watch
+from flows.cli.monitor_screen import live_table, view, watch
 from flows.cli.program import cli
 from flows.config import ConfigError
 from flows.monitor import monitor, seconds, watch_config
