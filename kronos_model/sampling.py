@@ -123,7 +123,9 @@ class PathSampler:
         task = _Task(self, config, max_context, future_stamps, _counter(progress, uniforms))
         paths = torch.empty(len(context), drawn, horizon, context.shape[2], device=context.device)
         for series, cached in _groups(own.tolist(), horizon=horizon, max_context=max_context):
-            for chosen in torch.tensor(series, device=context.device).split(max(1, config.rows // drawn)):
+            for chosen in torch.split(
+                torch.tensor(series, device=context.device), max(1, config.rows // drawn)
+            ):
                 paths[chosen] = task.grow(whole.rows(chosen), chosen, uniforms[chosen], cached=cached)
         return paths.expand(-1, count, -1, -1).contiguous()
 
@@ -151,7 +153,7 @@ class _Task:
         future = self.future_stamps[series]
         horizon = future.shape[1]
         parts = []
-        for numbers in uniforms.split(self.config.rows, dim=1):
+        for numbers in torch.split(uniforms, self.config.rows, dim=1):
             ids = numbers.new_zeros((2, *numbers.shape[:3]), dtype=torch.long)  # (2, B, S, H)
             self._grow_cached(prompt.newest(self.max_context), future, ids, numbers, stop=cached)
             for step in range(cached, horizon):
@@ -160,7 +162,7 @@ class _Task:
         tokens = torch.cat(parts, dim=2)
         read = DecodedPrompt(self.sampler.decoder, prompt.newest(self.max_context - horizon), horizon=horizon)
         few = max(1, _DECODED_ROWS // len(future))
-        return torch.cat([read.bars(ids) for ids in tokens.split(few, dim=2)], dim=1)
+        return torch.cat([read.bars(ids) for ids in torch.split(tokens, few, dim=2)], dim=1)
 
     def _grow_cached(
         self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, *, stop: int
