@@ -23,7 +23,7 @@ from flows.ingest import ingest_series
 from flows.nightly import run_night
 from flows.recipes import IntervalName, RecipeName, configure, recipe_of
 from flows.run_names import run_name
-from kronos_model.publish import repository_names
+from kronos_model.publish_config import repository_names
 from storage.errors import StorageError
 from storage.layout import Home
 from tasks.download import IncompleteIngest

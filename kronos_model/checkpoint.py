@@ -19,7 +19,7 @@ from kronos_model.distributed import World
 from kronos_model.errors import ModelError
 from kronos_model.files import read_json, replace_directory, settle_directory, write_json
 
-__all__ = ["Progress", "TrainState", "restore_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "TrainState", "restore_checkpoint", "save_checkpoint", "start_streams"]
 
 _VERSION = 2
 
@@ -139,7 +139,10 @@ def restore_checkpoint(directory: Path, state: TrainState, *, job: str, world: W
     if told["processes"] == world.size:
         _restore_random(state, _under(f"random.{world.rank}.", tensors))
     else:
-        _reseed(state, world)
+        # streams that no process has drawn from: the old ones belonged to other processes
+        start_streams(
+            state.generator, [state.generator.initial_seed(), state.progress.step, world.size, world.rank]
+        )
     return True
 
 
@@ -156,12 +159,11 @@ def _restore_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _reseed(state: TrainState, world: World) -> None:
-    """New streams, which no process has drawn from: the old ones belonged to other processes."""
-    root = [state.generator.initial_seed(), state.progress.step, world.size, world.rank]
+def start_streams(generator: torch.Generator, root: Sequence[int]) -> None:
+    """Seed dropout's default generators and this one, which samples, from the root."""
     dropout, sampling = np.random.SeedSequence(root).generate_state(2)
     torch.manual_seed(int(dropout))
-    state.generator.manual_seed(int(sampling))
+    generator.manual_seed(int(sampling))
 
 
 def _random_states(state: TrainState) -> dict[str, Tensor]:
@@ -173,7 +175,7 @@ def _random_states(state: TrainState) -> dict[str, Tensor]:
 
 
 def _restore_random(state: TrainState, states: dict[str, Tensor]) -> None:
-    expected: Sequence[str] = sorted(_random_states(state))
+    expected = sorted(_random_states(state))
     if sorted(states) != expected:
         raise ModelError(
             f"expected the generators {', '.join(expected)} in the checkpoint, "

@@ -26,7 +26,7 @@ from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.projection import projection
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["CachedDecoder", "CachedPredictor", "Memory", "Prompt"]
+__all__ = ["CachedDecoder", "CachedPredictor", "DecodedPrompt", "Memory", "Prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,26 @@ class Prompt:
     stamps: Tensor  # (B, C, 5)
     lengths: Tensor  # (B,)
 
-    @classmethod
-    def of(cls, s1_ids: Tensor, s2_ids: Tensor, stamps: Tensor, lengths: Tensor) -> "Prompt":
-        """Cut to the longest of them."""
-        longest = int(lengths.max())
-        return cls(s1_ids[:, :longest], s2_ids[:, :longest], stamps[:, :longest], lengths)
+    def rows(self, series: Tensor) -> "Prompt":
+        """Some of the series, cut to the longest of them."""
+        lengths = self.lengths[series]
+        bars = slice(int(lengths.max()))
+        return Prompt(
+            self.s1_ids[series, bars], self.s2_ids[series, bars], self.stamps[series, bars], lengths
+        )
+
+    def newest(self, bars: int) -> "Prompt":
+        """At most so many bars of each, its newest."""
+        if int(self.lengths.max()) <= bars:
+            return self
+        kept = self.lengths.clamp(max=bars)
+        first = (self.lengths - kept)[:, None]
+        columns = first + torch.arange(int(kept.max()), device=first.device)
+        columns = columns.clamp(max=self.s1_ids.shape[1] - 1)  # what follows a shorter one's end is ignored
+        rows = torch.arange(len(first), device=first.device)[:, None]
+        return Prompt(
+            self.s1_ids[rows, columns], self.s2_ids[rows, columns], self.stamps[rows, columns], kept
+        )
 
     @property
     def ragged(self) -> bool:
@@ -56,7 +71,7 @@ class Prompt:
 
 
 class CachedPredictor:
-    """A predictor's weights, prepared; `memory` reads prompts."""
+    """A predictor's weights, prepared; a `Memory` of it reads prompts."""
 
     def __init__(self, predictor: Kronos, *, s2_decode: S2Decode, dtype: torch.dtype = torch.float32) -> None:
         self.stack = CachedStack(cast(list[TransformerBlock], predictor.transformer), dtype)
@@ -83,31 +98,17 @@ class CachedPredictor:
         """Bars (..., D) of tokens (...) and the embedding of their stamps."""
         return self.coarse[s1_ids] + self.fine[s2_ids] + calendar
 
-    def memory(
-        self, *, series: int, prompt: int, samples: int, horizon: int, ragged: bool = True
-    ) -> "Memory":
-        """Room for prompts, which may differ in length if `ragged`, and their continuations."""
-        return Memory(self, series=series, prompt=prompt, samples=samples, horizon=horizon, ragged=ragged)
-
 
 class Memory:
     """What a predictor remembers of B prompts, and of what S samples of each have added to them.
 
-    Its tensors are allocated once and written in place, so that a CUDA graph may refer to them.
+    Its tensors are allocated once, for prompts as ragged and as long as `room`, and written in place, so that a
+    CUDA graph may refer to them.
     """
 
-    def __init__(
-        self,
-        model: CachedPredictor,
-        *,
-        series: int,
-        prompt: int,
-        samples: int,
-        horizon: int,
-        ragged: bool,
-    ) -> None:
+    def __init__(self, model: CachedPredictor, room: Prompt, *, samples: int, horizon: int) -> None:
         self.model, self.samples, self.horizon = model, samples, horizon
-        like = model.siblings
+        like, (series, prompt) = model.siblings, room.s1_ids.shape
         self.caches = model.stack.caches(like, series=series, prompt=prompt)
         heads, width = model.dependency_heads, like.shape[-1]
         self.states = Cache(like, series=series, heads=heads, width=width, prompt=prompt)
@@ -118,7 +119,7 @@ class Memory:
         after = torch.zeros(series, horizon + 1, dtype=torch.long, device=like.device)
         self.turns, self.state_turns = self.table.at(after[:, 1:]), self.state_table.at(after)
         self.future = like.new_zeros((series, horizon, width), dtype=torch.float32)
-        self.padding = like.new_zeros((series, 1, prompt)) if ragged else None
+        self.padding = like.new_zeros((series, 1, prompt)) if room.ragged else None
 
     def read(self, prompt: Prompt, future_stamps: Tensor) -> None:
         """Read prompts of the room's length, which bars with the stamps (B, H, 5) will follow."""
@@ -180,7 +181,7 @@ class Memory:
 
 
 class CachedDecoder:
-    """The tokenizer's decoder: a prompt is decoded once per series, and only the horizon of its samples."""
+    """The tokenizer's decoder, prepared; a `DecodedPrompt` of it reads prompts."""
 
     def __init__(self, tokenizer: KronosTokenizer) -> None:
         self.codes = tokenizer.tokenizer
@@ -188,13 +189,9 @@ class CachedDecoder:
         self.embed = projection(tokenizer.post_quant_embed.weight, tokenizer.post_quant_embed.bias)
         self.head = projection(tokenizer.head.weight, tokenizer.head.bias)
 
-    def read(self, prompt: Prompt, *, horizon: int) -> "DecodedPrompt":
-        """Read prompts that H bars will follow."""
-        return DecodedPrompt(self, prompt, horizon=horizon)
-
 
 class DecodedPrompt:
-    """Prompts that have been read; `bars` decodes what follows them."""
+    """Prompts read once per series; `bars` decodes what follows them, and only that."""
 
     def __init__(self, decoder: CachedDecoder, prompt: Prompt, *, horizon: int) -> None:
         self.decoder = decoder

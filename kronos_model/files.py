@@ -15,6 +15,7 @@ from kronos_model.errors import ModelError
 
 __all__ = [
     "CALIBRATION_FILE",
+    "METADATA_FILE",
     "MODEL_FILES",
     "model_digest",
     "read_json",
@@ -27,6 +28,8 @@ __all__ = [
 MODEL_FILES = ("config.json", "model.safetensors")
 CALIBRATION_FILE = "calibration.json"
 """Beside a predictor's files, where it was calibrated."""
+METADATA_FILE = "kronos_nightly.json"
+"""Beside a model's files: what upstream's config.json has no key for."""
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run it again",
@@ -47,17 +50,13 @@ def _explained(path: Path) -> Iterator[None]:
         raise ModelError(f"{path} cannot be written, {_REMEDIES[error.errno]}.") from error
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Put a file or a directory on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -71,12 +70,12 @@ def replace_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o666 & ~_umask())
-            _sync_file(temporary)
+            _sync(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -93,12 +92,8 @@ def replace_directory(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync_file(file)
-                else:
-                    _sync_directory(file)
-            _sync_directory(temporary)
+            for one in (*temporary.rglob("*"), temporary):
+                _sync(one)
             if path.exists():
                 path.replace(_previous(path))
             temporary.replace(path)
@@ -106,7 +101,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             settle_directory(path)
             raise
-        _sync_directory(path.parent)
+        _sync(path.parent)
         settle_directory(path)
 
 
@@ -158,16 +153,13 @@ def model_digest(folder: Path) -> str:
     A model's identity: whatever changes its forecasts changes it.
     """
     digest = hashlib.sha256()
-    calibrated = (Path(folder) / CALIBRATION_FILE).exists()
-    for name in (*MODEL_FILES, CALIBRATION_FILE) if calibrated else MODEL_FILES:
-        path = Path(folder) / name
-        if not path.is_file():
-            raise ModelError(f"{folder} is not a model folder, {name} is missing: give one with {_names()}.")
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    for path in (Path(folder) / name for name in (*MODEL_FILES, CALIBRATION_FILE)):
+        if path.is_file():
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        elif path.name in MODEL_FILES:
+            wanted = " and ".join(MODEL_FILES)
+            raise ModelError(
+                f"{folder} is not a model folder, {path.name} is missing: give one with {wanted}."
+            )
     return digest.hexdigest()[:16]
-
-
-def _names() -> str:
-    return " and ".join(MODEL_FILES)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from kronos_model.accounting import Accounting
 from kronos_model.checkpoint import TrainState
 from kronos_model.distributed import World
 from kronos_model.errors import NonFiniteLoss
+from kronos_model.job_files import JobKeeper
 from kronos_model.jobs import StageConfig
 from kronos_model.objective import Objective
 
-__all__ = ["Interrupted", "Keeper", "StageConfig", "WindowSampler", "fit", "learning_rate", "make_optimizer"]
+__all__ = ["Interrupted", "StageConfig", "WindowSampler", "fit", "learning_rate", "make_optimizer"]
 
 Indices = NDArray[np.int64]
 _NAMED = 4  # windows that an error names
@@ -31,22 +32,6 @@ _NAMED = 4  # windows that an error names
 
 class Interrupted(Exception):  # noqa: N818, it is no failure
     """Asked to stop; the checkpoint holds everything that was done."""
-
-
-class Keeper(Protocol):
-    """Where a run writes what it learns; none of it decides what the run does next, but for stopping."""
-
-    def log(self, phase: str, values: dict[str, float]) -> None:
-        """One line of metrics."""
-
-    def save(self, state: TrainState) -> None:
-        """A checkpoint."""
-
-    def keep(self, state: TrainState) -> None:
-        """The best weights so far: those of the state, whose checkpoint has just been saved."""
-
-    def stopping(self) -> bool:
-        """Whether someone has asked the run to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +102,7 @@ def fit(
     sampler: WindowSampler,
     config: StageConfig,
     *,
-    keeper: Keeper,
+    keeper: JobKeeper,
     bfloat16: bool = False,
     world: World | None = None,
     accounting: Accounting | None = None,
@@ -168,7 +153,7 @@ class _Run:
     state: TrainState
     objective: Objective
     config: StageConfig
-    keeper: Keeper
+    keeper: JobKeeper
     world: World
     bfloat16: bool
 

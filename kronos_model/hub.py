@@ -9,13 +9,12 @@ import torch
 
 from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfig
 from kronos_model.errors import DataError, MismatchedPair, ModelError
-from kronos_model.files import model_digest, read_json, write_json
+from kronos_model.files import METADATA_FILE, model_digest, read_json, write_json
 from kronos_model.predictor import Kronos
-from kronos_model.pretrained import METADATA_FILE, fetch_repository
+from kronos_model.pretrained import fetch_repository
 from kronos_model.tokenizer import KronosTokenizer
 
 __all__ = [
-    "METADATA_FILE",
     "Lineage",
     "MadeFor",
     "ModelPair",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of whichever client it has
@@ -21,15 +21,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     OfflineModeIsEnabled,
 )
 from huggingface_hub.hf_api import RepoFile
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from kronos_model.errors import ModelError
 
-__all__ = ["Account", "FileDigest", "Remote", "file_digests", "folder_revision"]
+__all__ = ["FileDigest", "Remote", "file_digests", "folder_revision"]
 
 T = TypeVar("T")
-_ATTEMPTS = 4
-_WAIT = wait_chain(wait_fixed(1), wait_fixed(4), wait_fixed(15))
+_WAITS_S = (1.0, 4.0, 15.0)  # between attempts
 _LONGEST_WAIT_S = 310.0  # the Hub counts requests over five minutes
 # An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a Value- or KeyError.
 _FAILURES = (HTTPError, OSError, RuntimeError, ValueError, KeyError)
@@ -71,16 +69,7 @@ class TagNotMovedError(ConnectionError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Account:
-    """Whose token it is."""
-
-    name: str
-    organisations: tuple[str, ...]
-    role: str
-
-
-@dataclass(kw_only=True)
-class _Failure(Exception):  # noqa: N818, it says what is known of one
+class _Failure:
     """What is known of a failed call; `said` holds no token."""
 
     status: int | None
@@ -114,13 +103,6 @@ class Remote:
         """Address of a revision for a browser."""
         return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}"
 
-    def account(self) -> Account:
-        """Who the token belongs to."""
-        told = self.attempt(lambda: self.api.whoami())
-        role = told.get("auth", {}).get("accessToken", {}).get("role", "")
-        organisations = tuple(str(one["name"]) for one in told.get("orgs", []))
-        return Account(name=str(told["name"]), organisations=organisations, role=str(role))
-
     def ensure(self, *, private: bool) -> str:
         """Create the repository if it is missing; its head. A public one does not pass for private."""
         self.attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
@@ -132,16 +114,8 @@ class Remote:
             )
         return str(info.sha)
 
-    def head(self) -> str:
-        """The newest revision, asked once, without retries."""
-        return str(self.api.model_info(self.repo_id).sha)
-
     def holds(self, revision: str, digests: Mapping[str, FileDigest]) -> bool:
-        """Whether the repository has exactly this content under these names, compared without a download."""
-        return self.attempt(lambda: self.holds_now(revision, digests))
-
-    def holds_now(self, revision: str, digests: Mapping[str, FileDigest]) -> bool:
-        """As `holds`, asked once, without retries."""
+        """Whether it has exactly this content under these names: no download, and asked once, without retries."""
         listed = self.api.get_paths_info(self.repo_id, list(digests), revision=revision)
         files = {entry.path: entry for entry in listed if isinstance(entry, RepoFile)}
         return files.keys() == digests.keys() and all(
@@ -195,27 +169,18 @@ class Remote:
 
     def attempt(self, call: Callable[[], T]) -> T:
         """The answer of `call`, asked again while the Hub is busy or away; ModelError if it stays so."""
-        retrying = Retrying(
-            sleep=self._sleep,
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_wait_s,
-            retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.passing),
-            before_sleep=_tell,
-            reraise=True,
-        )
-        try:
-            answer: T = retrying(self._once, call)
-        except _Failure as failure:
-            raise ModelError(self._sentence(failure)) from None
-        return answer
-
-    def _once(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except _FAILURES as error:
-            failure = _examine(error, token=self._token)
-        # Raised outside the except block: the client's own error, which may quote headers, is not chained.
-        raise failure
+        for wait_s in (*_WAITS_S, None):
+            try:
+                return call()
+            except _FAILURES as error:
+                failure = _examine(error, token=self._token)
+            # Outside the except block: the client's own error, which may quote headers, is not chained.
+            if wait_s is None or not failure.passing:
+                raise ModelError(self._sentence(failure))
+            wait_s = min(max(wait_s, failure.wait_s), _LONGEST_WAIT_S)  # at least what the Hub asks for
+            logger.warning("the Hub answered %s; asking again in %.0f s", failure.said, wait_s)
+            self._sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
 
     def changed(self) -> str:
         """The sentence about a concurrent writer."""
@@ -237,25 +202,10 @@ class Remote:
         elif failure.status is None:
             remedy = "it cannot be reached; check the network and HF_ENDPOINT, then publish again"
         elif failure.passing:
-            remedy = f"it stayed busy over {_ATTEMPTS} attempts; publish again later"
+            remedy = f"it stayed busy over {len(_WAITS_S) + 1} attempts; publish again later"
         else:
             remedy = "the request was refused; correct what it names"
         return f"{what} at {self.api.endpoint} failed ({failure.said}): {remedy}"
-
-
-def _failure_of(state: RetryCallState) -> _Failure:
-    assert state.outcome is not None  # tenacity asks after an attempt
-    return cast(_Failure, state.outcome.exception())
-
-
-def _wait_s(state: RetryCallState) -> float:
-    """At least as long as the Hub asks for, within bounds."""
-    return min(max(_WAIT(state), _failure_of(state).wait_s), _LONGEST_WAIT_S)
-
-
-def _tell(state: RetryCallState) -> None:
-    said = _failure_of(state).said
-    logger.warning("the Hub answered %s; asking again in %.0f s", said, state.upcoming_sleep)
 
 
 def _examine(error: Exception, *, token: str) -> _Failure:
@@ -267,23 +217,21 @@ def _examine(error: Exception, *, token: str) -> _Failure:
         cause = cause.__cause__
     if isinstance(cause, HfHubHTTPError) and cause.response is not None:
         status = cause.response.status_code
-        said = f"HTTP {status} {_words(cause)}".strip().replace(token, "***")[:200]
-        return _Failure(
-            status=status, said=said, wait_s=_retry_after(cause), passing=status == 429 or status >= 500
-        )
+        said = _hidden(f"HTTP {status} {cause.server_message or ''}", token)
+        passing = status == 429 or status >= 500
+        return _Failure(status=status, said=said, wait_s=_retry_after(cause), passing=passing)
     broken_answer = isinstance(cause, json.JSONDecodeError | KeyError)
     own_disk = isinstance(cause, OSError) and cause.errno in _OWN_DISK
     if (isinstance(cause, HTTPError | OSError) and not own_disk) or broken_answer:
         said = "an answer without the JSON it should have" if broken_answer else type(cause).__name__
         passing = not isinstance(cause, OfflineModeIsEnabled)
         return _Failure(status=None, said=said, wait_s=0.0, passing=passing)
-    said = " ".join(str(cause).split()).replace(token, "***")[:200]
-    return _Failure(status=400, said=said, wait_s=0.0, passing=False)
+    return _Failure(status=400, said=_hidden(str(cause), token), wait_s=0.0, passing=False)
 
 
-def _words(error: HfHubHTTPError) -> str:
-    """What the server itself said."""
-    return " ".join((error.server_message or "").split())
+def _hidden(said: str, token: str) -> str:
+    """What was said on one line, without the token."""
+    return " ".join(said.split()).replace(token, "***")[:200]
 
 
 def _retry_after(error: HfHubHTTPError) -> float:

@@ -25,7 +25,7 @@ Show = Callable[[str, Mapping[str, float]], object]
 
 
 class JobKeeper:
-    """A job directory, open for writing."""
+    """A job directory, open for writing; nothing in it but `stopping` decides what the run does next."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class JobKeeper:
         save_checkpoint(self.directory / "checkpoint", state, job=self._job.digest(), world=self._world)
 
     def keep(self, state: TrainState) -> None:
-        """Replace best/ by the state's weights."""
+        """Replace best/ by the state's weights, whose checkpoint has just been saved."""
         if not self._world.leads:
             return
         progress, model = state.progress, state.model

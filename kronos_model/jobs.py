@@ -156,6 +156,7 @@ class Job:
 
 
 _Part = TypeVar("_Part", Job, Reference, StageConfig)
+_REFERENCES = ("dataset", "tokenizer", "predictor")
 
 
 def write_job(directory: Path, job: Job) -> None:
@@ -167,19 +168,12 @@ def write_job(directory: Path, job: Job) -> None:
 def read_job(directory: Path) -> Job:
     """Read job.json; ModelError where it is missing, of another version, or says something unknown."""
     path = directory / "job.json"
-    told = read_json(path)
+    told = {"predictor": None, "config": {}} | read_json(path)
     if told.pop("version", None) != _VERSION:
         raise ModelError(f"expected a training job of version {_VERSION} in {path}; write it again")
     try:
-        references = {name: _build(Reference, told.pop(name)) for name in ("dataset", "tokenizer")}
-        predictor = told.pop("predictor", None)
-        return _build(
-            Job,
-            told
-            | references
-            | {"predictor": predictor and _build(Reference, predictor)}
-            | {"config": _build(StageConfig, told.pop("config", {}))},
-        )
+        parts = {name: told[name] and _build(Reference, told[name]) for name in _REFERENCES}
+        return _build(Job, told | parts | {"config": _build(StageConfig, told["config"])})
     except KeyError as error:
         raise ModelError(f"expected {error} in {path}, found none; write the job again") from error
     except (TypeError, ValueError) as error:

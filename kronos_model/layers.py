@@ -32,7 +32,6 @@ __all__ = [
     "TokenEmbedding",
     "TransformerBlock",
     "initialise",
-    "transformer_blocks",
 ]
 
 Angles = tuple[Tensor, Tensor]
@@ -210,13 +209,11 @@ class Attention(nn.Module):
         position holds nothing; no other position attends to it.
         """
         q, k, v = self.project(query, memory)
+        past = k.shape[2] - q.shape[2]
         if angles is not None:
-            tail = (angles[0][k.shape[2] - q.shape[2] :], angles[1][k.shape[2] - q.shape[2] :])
-            q, k = _rotated(q, *tail), _rotated(k, *angles)
-        square = q.shape[2] == k.shape[2]
-        implied = causal and square and padding is None  # the kernel's own causal mask is the fastest
+            q, k = _rotated(q, angles[0][past:], angles[1][past:]), _rotated(k, *angles)
         share = self.attn_dropout_p if self.training else 0.0
-        if implied:
+        if causal and past == 0 and padding is None:  # the kernel's own causal mask is the fastest
             return self.merge(causal_attention(q, k, v, share))
         mask = _mask(q, k, causal=causal, padding=padding)
         return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share))
@@ -263,41 +260,18 @@ def _mask(q: Tensor, k: Tensor, *, causal: bool, padding: Tensor | None) -> Tens
 class TransformerBlock(nn.Module):
     """Causal self-attention and SwiGLU, each after its norm (pre-norm, Xiong et al. 2020, arXiv 2002.04745)."""
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        ff_dim: int,
-        *,
-        ffn_dropout: float,
-        attn_dropout: float,
-        resid_dropout: float,
-    ) -> None:
+    def __init__(self, config: PredictorConfig | TokenizerConfig) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(d_model)
-        self.self_attn = Attention(d_model, n_heads, attn_dropout, resid_dropout)
-        self.norm2 = RMSNorm(d_model)
-        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout)
+        width = config.d_model
+        self.norm1 = RMSNorm(width)
+        self.self_attn = Attention(width, config.n_heads, config.attn_dropout_p, config.resid_dropout_p)
+        self.norm2 = RMSNorm(width)
+        self.ffn = FeedForward(width, config.ff_dim, config.ffn_dropout_p)
 
     def forward(self, x: Tensor, angles: Angles, padding: Tensor | None = None) -> Tensor:
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, angles, causal=True, padding=padding)
         return cast(Tensor, x + self.ffn(self.norm2(x)))
-
-
-def transformer_blocks(config: PredictorConfig | TokenizerConfig, count: int) -> nn.ModuleList:
-    """So many blocks of the config's shape."""
-    return nn.ModuleList(
-        TransformerBlock(
-            config.d_model,
-            config.n_heads,
-            config.ff_dim,
-            ffn_dropout=config.ffn_dropout_p,
-            attn_dropout=config.attn_dropout_p,
-            resid_dropout=config.resid_dropout_p,
-        )
-        for _ in range(count)
-    )
 
 
 class DependencyLayer(nn.Module):

@@ -22,6 +22,7 @@ class LocalRepository:
         self.repo_id = name
         self.folder = hub_root / name
         self._revisions = hub_root / ".revisions" / name
+        self._tags = self._revisions / "tags.json"
 
     def revision_folder(self, revision: str) -> Path:
         """Where the files of a revision lie; ModelError where the local hub has no such revision."""
@@ -54,8 +55,8 @@ class LocalRepository:
 
     def tags(self) -> dict[str, str]:
         """Revisions by tag."""
-        path = self._tags_file()
-        return {name: str(revision) for name, revision in read_json(path).items()} if path.exists() else {}
+        told = read_json(self._tags) if self._tags.exists() else {}
+        return {name: str(revision) for name, revision in told.items()}
 
     def set_tag(self, tag: str, revision: str | None) -> None:
         """Make the tag point at the revision, or remove it."""
@@ -65,10 +66,7 @@ class LocalRepository:
             self.check_revision(revision)
             wanted[tag] = revision
         if wanted != tags:
-            write_json(self._tags_file(), wanted)
-
-    def _tags_file(self) -> Path:
-        return self._revisions / "tags.json"
+            write_json(self._tags, wanted)
 
 
 def _holds(folder: Path, digests: Mapping[str, FileDigest]) -> bool:

@@ -1,11 +1,13 @@
 """What each stage minimises in training, and what it is judged by in validation.
 
+`losses` are means over train windows; training minimises "loss". `tally` gives sums over validation windows, of a
+model in evaluation mode, to be added up; `summary` makes numbers of them, and the lowest "loss" is the best model.
 Shapes: B windows, L bars, F=6 features, V1 and V2 vocabularies of the coarse and the fine token.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,23 +24,6 @@ __all__ = ["Objective", "PredictorObjective", "TokenizerObjective"]
 
 Indices = NDArray[np.integer]
 _VALIDATION_SEED = 0  # of the coarse tokens drawn in validation: the same for every model and step
-
-
-class Objective(Protocol):
-    """One stage's losses on the windows of a dataset."""
-
-    @property
-    def dataset(self) -> WindowDataset:
-        """Where the windows come from."""
-
-    def losses(self, model: nn.Module, indices: Indices, generator: torch.Generator) -> dict[str, Tensor]:
-        """Means over these train windows; "loss" is what training minimises."""
-
-    def tally(self, model: nn.Module, indices: Indices) -> dict[str, Tensor]:
-        """Sums over these validation windows, to be added up; the model is in evaluation mode."""
-
-    def summary(self, sums: Mapping[str, Tensor], windows: int) -> dict[str, float]:
-        """Validation numbers from the sums over so many windows; the lowest "loss" is the best model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +124,9 @@ class PredictorObjective:
         """Coarse tokens (B, L - 1), drawn from a generator that depends on the windows alone."""
         generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + int(indices[0]))
         return draw_tokens(s1_logits, generator)
+
+
+Objective = TokenizerObjective | PredictorObjective
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

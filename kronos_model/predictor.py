@@ -18,7 +18,6 @@ from kronos_model.layers import (
     TokenEmbedding,
     TransformerBlock,
     initialise,
-    transformer_blocks,
 )
 from kronos_model.pretrained import Pretrained
 
@@ -38,7 +37,7 @@ class Kronos(Pretrained[PredictorConfig]):
         self.embedding = TokenEmbedding(config.s1_bits, config.s2_bits, config.d_model)
         self.time_emb = CalendarEmbedding(config.d_model, learned=config.learn_te)
         self.token_drop = nn.Dropout(config.token_dropout_p)
-        self.transformer = transformer_blocks(config, config.n_layers)
+        self.transformer = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.recompute = False  # in the backward pass, what is inside a block
         self.norm = RMSNorm(config.d_model)
         self.dep_layer = DependencyLayer(config.d_model, DEPENDENCY_HEADS)

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from kronos_model.config import PredictorConfig, TokenizerConfig
 from kronos_model.errors import ModelError, UnreachableModel
-from kronos_model.files import MODEL_FILES, read_json, replace_directory, replace_file
+from kronos_model.files import METADATA_FILE, MODEL_FILES, read_json, replace_directory, replace_file
 
 __all__ = ["Pretrained", "fetch_repository"]
 
 ConfigT = TypeVar("ConfigT", TokenizerConfig, PredictorConfig)
 
-METADATA_FILE = "kronos_nightly.json"
 TIMEOUT_S = 20.0
 
 

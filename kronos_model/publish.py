@@ -14,15 +14,13 @@ from typing import Protocol
 from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
-from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, replace_directory
+from kronos_model.files import CALIBRATION_FILE, METADATA_FILE, MODEL_FILES, replace_directory
 from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
-from kronos_model.publish_config import PublishConfig, repository_names
 
 __all__ = [
     "CHAMPION",
     "ChampionTags",
-    "PublishConfig",
     "Published",
     "TaggedRepository",
     "assemble_repository",
@@ -30,13 +28,11 @@ __all__ = [
     "check_token",
     "publish_local",
     "publish_to_hub",
-    "repository_names",
     "tag_champion",
 ]
 
 CHAMPION = "champion"
 CARD_FILE = "README.md"
-METADATA_FILE = "kronos_nightly.json"  # also kronos_model.pretrained's, which would cost an import of torch
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +102,7 @@ def publish_to_hub(
     digests = _digests_of(folder)
     remote = Remote(repo_id, token=token, endpoint=endpoint, sleep=sleep)
     head = remote.ensure(private=private)
-    uploaded = not remote.holds(head, digests)
+    uploaded = not remote.attempt(lambda: remote.holds(head, digests))
     revision = _commit(remote, folder, digests, head=head, message=message) if uploaded else head
     compared = not uploaded and revision in remote.tags().values()
     if not compared and remote.downloaded(revision, digests, folder.parent) != digests:
@@ -124,9 +120,9 @@ def _commit(
     """The revision that holds the folder, made on top of `head` and of nothing else."""
 
     def once() -> str:
-        current = remote.head()
+        current = str(remote.api.model_info(remote.repo_id).sha)
         if current != head:
-            if remote.holds_now(current, digests):
+            if remote.holds(current, digests):
                 return current  # the last attempt arrived, only its answer was lost
             raise ModelError(remote.changed())
         operations = [
@@ -222,16 +218,18 @@ def check_token(token: str, endpoint: str | None = None, *, namespace: str = "")
     The user's own where none is given. ModelError where the token is refused, can only read, or belongs to
     nobody in the namespace.
     """
-    account = Remote("", token=token, endpoint=endpoint).account()
-    owner = namespace or account.name
-    if owner not in (account.name, *account.organisations):
+    remote = Remote("", token=token, endpoint=endpoint)
+    told = remote.attempt(lambda: remote.api.whoami())
+    name = str(told["name"])
+    owner = namespace or name
+    if owner not in (name, *(one["name"] for one in told.get("orgs", []))):
         raise ModelError(
-            f"the Hub's token belongs to {account.name}, which is not a member of {owner}; use a token of a "
-            f"member, or set namespace={account.name}"
+            f"the Hub's token belongs to {name}, which is not a member of {owner}; use a token of a "
+            f"member, or set namespace={name}"
         )
-    if account.role == "read":
+    if told.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ModelError(
-            f"the Hub's token of {account.name} can only read; create one with write access and set HF_TOKEN"
+            f"the Hub's token of {name} can only read; create one with write access and set HF_TOKEN"
         )
     return owner
 

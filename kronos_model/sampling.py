@@ -3,16 +3,15 @@
 B series, S samples, R rows (series x sample), C context bars, H horizon, T tokens so far, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kronos_model.cache import Place
-from kronos_model.decoding import CachedDecoder, CachedPredictor, Memory, Prompt
+from kronos_model.decoding import CachedDecoder, CachedPredictor, DecodedPrompt, Memory, Prompt
 from kronos_model.errors import MismatchedPair
 from kronos_model.graphs import BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
@@ -85,13 +84,7 @@ class PathSampler:
         key = (prompt.s1_ids.shape, prompt.ragged, shape, config)
         if self._program is None or self._program[0] != key:
             self._program = None  # its memory is free before the next one's is taken
-            memory = self.predictor.memory(
-                series=shape[0],
-                prompt=prompt.s1_ids.shape[1],
-                samples=shape[1],
-                horizon=shape[2] - 1,
-                ragged=prompt.ragged,
-            )
+            memory = Memory(self.predictor, prompt, samples=shape[1], horizon=shape[2] - 1)
             self._program = key, BarProgram(memory, shape, _bar_drawer(config), config.acceleration)
         return self._program[1]
 
@@ -116,11 +109,13 @@ class PathSampler:
         One generator serves the batch; one per series makes a series' paths independent of its batch.
         """
         horizon, count = future_stamps.shape[1], config.samples if samples is None else samples
-        _check_horizon(horizon, max_context)
+        if not 1 <= horizon < max_context:
+            raise ValueError(
+                f"the horizon must be in 1..{max_context - 1}, below max_context, found {horizon}: change it."
+            )
         drawn = 1 if config.greedy else count
         uniforms = _uniforms(generator, (len(context), drawn, horizon, 2)).to(context.device)
-        with _evaluating(self.tokenizer):
-            tokens = self.tokenizer.encode_halves(context)
+        tokens = self._encode(context)
         own = torch.tensor(
             lengths or [context.shape[1]] * len(context), device=context.device, dtype=torch.long
         )
@@ -128,10 +123,19 @@ class PathSampler:
         task = _Task(self, config, max_context, future_stamps, _counter(progress, uniforms))
         paths = torch.empty(len(context), drawn, horizon, context.shape[2], device=context.device)
         for series, cached in _groups(own.tolist(), horizon=horizon, max_context=max_context):
-            for few in _split(series, max(1, config.rows // drawn)):
-                chosen = torch.tensor(few, device=context.device)
-                paths[chosen] = task.grow(_rows(whole, chosen), chosen, uniforms[chosen], cached=cached)
+            for chosen in torch.split(
+                torch.tensor(series, device=context.device), max(1, config.rows // drawn)
+            ):
+                paths[chosen] = task.grow(whole.rows(chosen), chosen, uniforms[chosen], cached=cached)
         return paths.expand(-1, count, -1, -1).contiguous()
+
+    def _encode(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens without dropout, whatever mode the tokenizer is in."""
+        mode = self.tokenizer.training
+        try:
+            return self.tokenizer.eval().encode_halves(context)
+        finally:
+            self.tokenizer.train(mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +153,16 @@ class _Task:
         future = self.future_stamps[series]
         horizon = future.shape[1]
         parts = []
-        for rows in _chunks(uniforms.shape[1], self.config.rows):
-            numbers = uniforms[:, rows]
+        for numbers in torch.split(uniforms, self.config.rows, dim=1):
             ids = numbers.new_zeros((2, *numbers.shape[:3]), dtype=torch.long)  # (2, B, S, H)
-            self._grow_cached(_newest(prompt, self.max_context), future, ids, numbers, stop=cached)
+            self._grow_cached(prompt.newest(self.max_context), future, ids, numbers, stop=cached)
             for step in range(cached, horizon):
                 self._slide(prompt, future, ids, numbers, step)
             parts.append(ids)
         tokens = torch.cat(parts, dim=2)
-        return self._decode(_newest(prompt, self.max_context - horizon), tokens)
+        read = DecodedPrompt(self.sampler.decoder, prompt.newest(self.max_context - horizon), horizon=horizon)
+        few = max(1, _DECODED_ROWS // len(future))
+        return torch.cat([read.bars(ids) for ids in torch.split(tokens, few, dim=2)], dim=1)
 
     def _grow_cached(
         self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, *, stop: int
@@ -166,7 +171,7 @@ class _Task:
         if stop > 1 and accelerates(ids.device, self.config.acceleration):
             self._replay(prompt, future, ids, uniforms, stop=stop)
             return
-        memory = self._memory(prompt, samples=ids.shape[2], horizon=stop - 1)
+        memory = Memory(self.sampler.predictor, prompt, samples=ids.shape[2], horizon=stop - 1)
         memory.read(prompt, future[:, : stop - 1])
         for step in range(stop):
             if step:
@@ -187,26 +192,15 @@ class _Task:
 
     def _slide(self, prompt: Prompt, future: Tensor, ids: Tensor, uniforms: Tensor, step: int) -> None:
         """Draw one bar past the model's context, as upstream does: every position moves, so all is read again."""
-        window = _newest(prompt, self.max_context - step)
-        memory = self._memory(window, samples=ids.shape[2], horizon=step)
+        window = prompt.newest(self.max_context - step)
+        memory = Memory(self.sampler.predictor, window, samples=ids.shape[2], horizon=step)
         memory.read(window, future[:, :step])
         memory.extend(ids[..., :step], 0)
         self._draw_bar(memory, ids, uniforms, step)
 
-    def _memory(self, prompt: Prompt, *, samples: int, horizon: int) -> Memory:
-        series, length = prompt.s1_ids.shape
-        return self.sampler.predictor.memory(
-            series=series, prompt=length, samples=samples, horizon=horizon, ragged=prompt.ragged
-        )
-
     def _draw_bar(self, memory: Memory, ids: Tensor, uniforms: Tensor, step: int) -> None:
         ids[..., step] = _bar_drawer(self.config)(memory, uniforms[:, :, step], step)
         self.count(ids.shape[1] * ids.shape[2])
-
-    def _decode(self, prompt: Prompt, ids: Tensor) -> Tensor:
-        read = self.sampler.decoder.read(prompt, horizon=ids.shape[-1])
-        few = max(1, _DECODED_ROWS // ids.shape[1])
-        return torch.cat([read.bars(ids[:, :, rows]) for rows in _chunks(ids.shape[2], few)], dim=1)
 
 
 def _bar_drawer(config: SamplingConfig) -> Callable[[Memory, Tensor, Place], Tensor]:
@@ -232,29 +226,6 @@ def _groups(lengths: Sequence[int], *, horizon: int, max_context: int) -> list[t
     return [(some, max(1, min(horizon, max_context - key + 1))) for key, some in groups.items()]
 
 
-def _rows(prompt: Prompt, series: Tensor) -> Prompt:
-    return Prompt.of(
-        prompt.s1_ids[series], prompt.s2_ids[series], prompt.stamps[series], prompt.lengths[series]
-    )
-
-
-def _newest(prompt: Prompt, bars: int) -> Prompt:
-    """At most so many bars of each prompt, its newest."""
-    cut = int((prompt.lengths - bars).clamp_min(0).max())
-    if cut == 0:
-        return prompt
-    kept = prompt.lengths.clamp(max=bars)
-    first = prompt.lengths - kept
-    columns = first[:, None] + torch.arange(int(kept.max()), device=first.device)
-    columns = columns.clamp(
-        max=prompt.s1_ids.shape[1] - 1
-    )  # of shorter ones, what follows the end is ignored
-    rows = torch.arange(len(first), device=first.device)[:, None]
-    return Prompt(
-        prompt.s1_ids[rows, columns], prompt.s2_ids[rows, columns], prompt.stamps[rows, columns], kept
-    )
-
-
 def _counter(progress: Progress, uniforms: Tensor) -> Callable[[int], object]:
     """Tells `progress` how many bars have been drawn, of how many."""
     total, done = uniforms.shape[0] * uniforms.shape[1] * uniforms.shape[2], 0
@@ -267,14 +238,6 @@ def _counter(progress: Progress, uniforms: Tensor) -> Callable[[int], object]:
     return count
 
 
-def _split(items: list[int], size: int) -> list[list[int]]:
-    return [items[part] for part in _chunks(len(items), size)]
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
 def _uniforms(generator: Generators, shape: tuple[int, int, int, int]) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.rand(shape, generator=generator, device=generator.device)
@@ -285,13 +248,6 @@ def _uniforms(generator: Generators, shape: tuple[int, int, int, int]) -> Tensor
     return torch.stack([torch.rand(shape[1:], generator=one, device=one.device) for one in generator])
 
 
-def _check_horizon(horizon: int, max_context: int) -> None:
-    if not 1 <= horizon < max_context:
-        raise ValueError(
-            f"the horizon must be in 1..{max_context - 1}, below max_context, found {horizon}: change it."
-        )
-
-
 def _check_pair(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
     bits = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
     found = (predictor.config.s1_bits, predictor.config.s2_bits)
@@ -300,16 +256,3 @@ def _check_pair(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
             f"the tokenizer makes tokens of {bits[0]}+{bits[1]} bits, the predictor reads "
             f"{found[0]}+{found[1]}: give the pair that was trained together."
         )
-
-
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    """Without dropout, whatever mode the models are in."""
-    modes = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kronos_model.config import TokenizerConfig
-from kronos_model.layers import Linear, TransformerBlock, transformer_blocks
+from kronos_model.layers import Linear, TransformerBlock
 from kronos_model.pretrained import Pretrained
 from kronos_model.quantizer import BinaryQuantizer
 
@@ -40,8 +40,8 @@ class KronosTokenizer(Pretrained[TokenizerConfig]):
         bits = config.s1_bits + config.s2_bits
         self.embed = Linear(config.d_in, config.d_model)
         self.head = Linear(config.d_model, config.d_in)
-        self.encoder = transformer_blocks(config, config.n_enc_layers - 1)
-        self.decoder = transformer_blocks(config, config.n_dec_layers - 1)
+        self.encoder = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_enc_layers - 1))
+        self.decoder = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_dec_layers - 1))
         self.quant_embed = Linear(config.d_model, bits)
         self.post_quant_embed_pre = Linear(config.s1_bits, config.d_model)
         self.post_quant_embed = Linear(bits, config.d_model)

@@ -4,10 +4,10 @@ Stored as <dataset>/tokens/<tokenizer digest>/<split>.npy. Shapes: N windows of 
 L bars of a window, F=6 features; the last axis of tokens is coarse, fine.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,23 +23,14 @@ __all__ = [
     "LiveTokens",
     "StoredTokens",
     "TokenSource",
-    "encode_split",
     "normalised",
     "to_device",
     "token_source",
 ]
 
 _CHUNK = 16  # windows per call of the tokenizer, always: see _encode
-_BYTES_PER_BAR = 4  # two uint16
 
 Progress = Callable[[int, int], object]
-
-
-class TokenSource(Protocol):
-    """Tokens of a split's windows, by index."""
-
-    def batch(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
-        """Tokens (B, L, 2) int64, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +54,43 @@ class LiveTokens:
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
         chosen = np.asarray(indices)
-        parts = [
-            _encode(self.dataset, self.tokenizer, self.split, chosen[first : first + _CHUNK], self.device)
-            for first in range(0, len(chosen), _CHUNK)
-        ]
-        return torch.cat(parts)
+        return torch.cat([self._encode(chosen[at : at + _CHUNK]) for at in range(0, len(chosen), _CHUNK)])
+
+    def store(self, path: Path, progress: Progress = lambda done, total: None) -> None:
+        """Write all of the split, (N, L, 2) uint16, unless the file exists; one process at a time."""
+        count = self.dataset.count(self.split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent / ".lock", what="encoding", waiting=lambda: progress(0, count)):
+            if path.exists():
+                return
+            for leftover in path.parent.glob(".*.tmp"):  # of a killed process: nobody else holds the lock
+                leftover.unlink()
+            with replace_file(path) as temporary:
+                tokens = np.lib.format.open_memmap(
+                    temporary, mode="w+", dtype=np.uint16, shape=(count, self.dataset.length, 2)
+                )
+                for first in range(0, count, _CHUNK):
+                    indices = np.arange(first, min(first + _CHUNK, count))
+                    tokens[indices] = self._encode(indices).numpy()
+                    progress(int(indices[-1]) + 1, count)
+                tokens.flush()
+
+    @torch.inference_mode()
+    def _encode(self, indices: NDArray[np.integer]) -> Tensor:
+        """Tokens (B, L, 2) int64 of at most _CHUNK windows, on the CPU.
+
+        In float32 and always in calls of _CHUNK windows, the last ones repeated: a kernel's rounding may depend
+        on the shape of its input, and a latent near zero flips its bit.
+        """
+        padded = np.pad(indices, (0, _CHUNK - len(indices)), mode="edge")
+        with torch.autocast(self.device.type, enabled=False):
+            x = normalised(self.dataset, self.dataset.batch(self.split, padded), self.device)  # (B, L, F)
+            tokens = torch.stack(self.tokenizer.encode_halves(x), dim=-1)  # (B, L, 2)
+        return tokens[: len(indices)].cpu()
+
+
+TokenSource = StoredTokens | LiveTokens
+"""Tokens of a split's windows, by index: `batch` gives (B, L, 2) int64 on the CPU."""
 
 
 def normalised(dataset: WindowDataset, windows: Windows, device: torch.device) -> Tensor:
@@ -100,66 +123,11 @@ def token_source(
 
     folder is the dataset's, digest the tokenizer's, draws the windows that will be asked for in all.
     """
-    size = dataset.count(split) * dataset.length * _BYTES_PER_BAR
-    pays = size <= budget_mb << 20 and draws >= dataset.count(split)
-    if pays or _path(folder, digest, split).exists():
-        path = encode_split(
-            dataset, tokenizer, split, folder=folder, digest=digest, device=device, progress=progress
-        )
-        shape, remedy = (dataset.count(split), dataset.length, 2), "delete that file and run again"
-        return StoredTokens(tokens=mapped(path, np.uint16, shape, what="tokens in", remedy=remedy))
-    return LiveTokens(dataset=dataset, tokenizer=tokenizer, split=split, device=device)
-
-
-def encode_split(
-    dataset: WindowDataset,
-    tokenizer: KronosTokenizer,
-    split: Split,
-    *,
-    folder: Path,
-    digest: str,
-    device: torch.device,
-    progress: Progress = lambda done, total: None,
-) -> Path:
-    """The split's token file (N, L, 2) uint16, encoded unless it exists, by one process at a time."""
-    path, count = _path(folder, digest, split), dataset.count(split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent / ".lock", what="encoding", waiting=lambda: progress(0, count)):
-        if path.exists():
-            return path
-        for leftover in path.parent.glob(".*.tmp"):  # of a killed process: nobody else holds the lock
-            leftover.unlink()
-        with replace_file(path) as temporary:
-            tokens = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=np.uint16, shape=(count, dataset.length, 2)
-            )
-            for first in range(0, count, _CHUNK):
-                indices = np.arange(first, min(first + _CHUNK, count))
-                tokens[indices] = _encode(dataset, tokenizer, split, indices, device).numpy()
-                progress(int(indices[-1]) + 1, count)
-            tokens.flush()
-    return path
-
-
-@torch.inference_mode()
-def _encode(
-    dataset: WindowDataset,
-    tokenizer: KronosTokenizer,
-    split: Split,
-    indices: NDArray[np.integer],
-    device: torch.device,
-) -> Tensor:
-    """Tokens (B, L, 2) int64 of at most _CHUNK windows, on the CPU.
-
-    In float32 and always in calls of _CHUNK windows, the last ones repeated: a kernel's rounding may depend
-    on the shape of its input, and a latent near zero flips its bit.
-    """
-    padded = np.pad(indices, (0, _CHUNK - len(indices)), mode="edge")
-    with torch.autocast(device.type, enabled=False):
-        x = normalised(dataset, dataset.batch(split, padded), device)  # (B, L, F)
-        tokens = torch.stack(tokenizer.encode_halves(x), dim=-1)  # (B, L, 2)
-    return tokens[: len(indices)].cpu()
-
-
-def _path(folder: Path, digest: str, split: Split) -> Path:
-    return folder / "tokens" / digest / f"{split}.npy"
+    live = LiveTokens(dataset=dataset, tokenizer=tokenizer, split=split, device=device)
+    path, shape = folder / "tokens" / digest / f"{split}.npy", (dataset.count(split), dataset.length, 2)
+    pays = math.prod(shape) * np.uint16().itemsize <= budget_mb << 20 and draws >= shape[0]
+    if not pays and not path.exists():
+        return live
+    live.store(path, progress)
+    remedy = "delete that file and run again"
+    return StoredTokens(tokens=mapped(path, np.uint16, shape, what="tokens in", remedy=remedy))

@@ -15,12 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kronos_model.accounting import Accounting, device_peak, training_flops
 from kronos_model.adapters import add_adapters, freeze_bottom
-from kronos_model.checkpoint import TrainState
+from kronos_model.checkpoint import TrainState, start_streams
 from kronos_model.config import PRESETS
 from kronos_model.distributed import World, join_world
 from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelError, NonFiniteLoss
@@ -42,7 +41,7 @@ LOST = 3
 """Exit code of a process whose training another one has left."""
 
 _LET_SPEAK_S = (
-    5.0  # the one that is gone may still be writing what went wrong, and torchrun reports who ends first
+    5.0  # the one that is gone may still be writing what went wrong; torchrun reports who ends first
 )
 _ENCODE_LINES = 10  # lines of metrics per split: encoding a long history takes minutes
 
@@ -179,13 +178,9 @@ def _checked(directory: Path, reference: Reference, part: str) -> Path:
 
 def _new_state(model: Model, job: Job, *, world: World, device: torch.device) -> TrainState:
     """The state before the first step; each process draws its own random numbers."""
-    dropout, sampling = np.random.SeedSequence([job.seed, world.rank]).generate_state(2)
-    torch.manual_seed(int(dropout))
-    return TrainState(
-        model=model,
-        optimizer=make_optimizer(model, job.config),
-        generator=torch.Generator(device).manual_seed(int(sampling)),
-    )
+    generator = torch.Generator(device)
+    start_streams(generator, [job.seed, world.rank])
+    return TrainState(model=model, optimizer=make_optimizer(model, job.config), generator=generator)
 
 
 def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -> dict[str, Any]:

@@ -25,10 +25,16 @@ from kronos_model.evaluation.leaks import check_not_trained_on
 from kronos_model.evaluation.scores import QUANTILES, Scores
 from kronos_model.evaluation.tokenizer_gate import judge_tokenizer, read_quality
 from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
-from kronos_model.files import CALIBRATION_FILE, MODEL_FILES, model_digest, read_json, write_json
+from kronos_model.files import (
+    CALIBRATION_FILE,
+    METADATA_FILE,
+    MODEL_FILES,
+    model_digest,
+    read_json,
+    write_json,
+)
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
-from kronos_model.pretrained import METADATA_FILE
 from kronos_model.windows import WindowDataset
 from storage.atomic import atomic_directory, remove_directory
 from storage.evaluations import ForecastTable, forecast_frame, paths_frame

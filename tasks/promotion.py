@@ -17,7 +17,7 @@ from prefect import task
 
 from kronos_model.errors import ModelError
 from kronos_model.files import model_digest
-from kronos_model.publish import PublishConfig
+from kronos_model.publish_config import PublishConfig
 from kronos_model.sampling import SamplingConfig
 from kronos_model.windows import FEATURES, WindowDataset
 from storage.errors import StorageError

@@ -16,7 +16,6 @@ from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import (
     CHAMPION,
     ChampionTags,
-    PublishConfig,
     Published,
     TaggedRepository,
     assemble_repository,
@@ -24,9 +23,9 @@ from kronos_model.publish import (
     check_token,
     publish_local,
     publish_to_hub,
-    repository_names,
     tag_champion,
 )
+from kronos_model.publish_config import PublishConfig, repository_names
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.policies import IDEMPOTENT

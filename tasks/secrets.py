@@ -7,7 +7,7 @@ from typing import cast
 
 from prefect.blocks.system import Secret
 
-from kronos_model.publish import PublishConfig
+from kronos_model.publish_config import PublishConfig
 
 __all__ = ["hub_token"]
 

@@ -13,7 +13,7 @@ from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 from kronos_model.hub import read_metadata
-from kronos_model.publish import PublishConfig, repository_names
+from kronos_model.publish_config import PublishConfig, repository_names
 from storage.dataset import load_manifest
 from storage.layout import Home
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef

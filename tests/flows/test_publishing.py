@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from flows import nightly as nightly_module
 from kronos_model.errors import ModelError
 from kronos_model.local_hub import LocalRepository
-from kronos_model.publish import PublishConfig
+from kronos_model.publish_config import PublishConfig
 from storage.candle_files import write_candles
 from storage.lake import Lake
 from storage.schema import SeriesKey

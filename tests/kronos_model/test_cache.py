@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kronos_model import graphs, sampling
 from kronos_model.config import PRESETS
-from kronos_model.decoding import CachedDecoder, CachedPredictor, Prompt
+from kronos_model.decoding import CachedDecoder, CachedPredictor, DecodedPrompt, Memory, Prompt
 from kronos_model.forecaster import Forecaster
 from kronos_model.normalise import Normaliser
 from kronos_model.predictor import Kronos, S2Decode
@@ -106,8 +106,9 @@ def test_cached_logits_are_the_uncached_ones(name: str, s2_decode: S2Decode) -> 
     context, stamps, future = market(2, 20, 4)
     s1, s2 = tokenizer.encode_halves(context)
     model = CachedPredictor(predictor, s2_decode=s2_decode)
-    memory = model.memory(series=2, prompt=20, samples=3, horizon=4)
-    memory.read(Prompt(s1, s2, stamps, torch.full((2,), 20)), future)
+    prompt = Prompt(s1, s2, stamps, torch.full((2,), 20))
+    memory = Memory(model, prompt, samples=3, horizon=4)
+    memory.read(prompt, future)
     added = torch.randint(0, 1024, (2, 2, 3, 4), generator=torch.Generator().manual_seed(1))
     rows = [ids.repeat_interleave(3, dim=0) for ids in (s1, s2)]  # (R, C)
     calendar = torch.cat([stamps, future], dim=1).repeat_interleave(3, dim=0)
@@ -132,7 +133,7 @@ def test_bars_read_one_by_one_or_together_leave_the_same_state(tiny: Pair) -> No
     model = CachedPredictor(tiny[1], s2_decode="trained")
     logits = []
     for parts in ([1] * 5, [5], [2, 3]):
-        memory = model.memory(series=2, prompt=16, samples=3, horizon=5)
+        memory = Memory(model, prompt, samples=3, horizon=5)
         memory.read(prompt, future)
         start = 0
         for bars in parts:
@@ -151,8 +152,8 @@ def test_only_the_horizon_is_decoded_and_is_what_the_whole_would_give() -> None:
     ]
     added = torch.randint(0, 1024, (2, 2, 3, 7), generator=torch.Generator().manual_seed(3))
     lengths = torch.tensor([30, 19])
-    read = CachedDecoder(tokenizer).read(
-        Prompt(prompt[0], prompt[1], torch.zeros(2, 30, 5), lengths), horizon=7
+    read = DecodedPrompt(
+        CachedDecoder(tokenizer), Prompt(prompt[0], prompt[1], torch.zeros(2, 30, 5), lengths), horizon=7
     )
     found = read.bars(added)
     for series, sample in product(range(2), range(3)):
@@ -252,7 +253,7 @@ def test_half_precision_hardly_moves_the_distribution() -> None:
     logits = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = CachedPredictor(predictor, s2_decode="trained", dtype=dtype)
-        memory = model.memory(series=1, prompt=40, samples=2, horizon=2)
+        memory = Memory(model, prompt, samples=2, horizon=2)
         memory.read(prompt, future)
         memory.extend(torch.tensor([[[[3], [9]]], [[[5], [7]]]]), 0)
         logits[dtype] = memory.coarse_logits().log_softmax(dim=-1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kronos_model.errors import DataError
 from kronos_model.tokenizer import KronosTokenizer
-from kronos_model.tokens import LiveTokens, StoredTokens, encode_split, normalised, token_source
+from kronos_model.tokens import LiveTokens, StoredTokens, normalised, token_source
 from kronos_model.windows import WindowDataset, Windows
 from tests.support.training import Ground, make_ground
 
@@ -60,8 +60,8 @@ def test_stored_tokens_are_those_of_each_window_by_itself(
     expected: NDArray[np.int64],
     tmp_path: Path,
 ) -> None:
-    path = encode_split(dataset, tokenizer, "train", folder=tmp_path, digest="d", device=CPU)
-    assert path == tmp_path / "tokens" / "d" / "train.npy"
+    source(ground, dataset, tokenizer, tmp_path)
+    path = tmp_path / "tokens" / "d" / "train.npy"
     stored = np.load(path, mmap_mode="r")
     assert stored.dtype == np.uint16
     # numpy and torch sum in another order, and a latent near zero flips its bit
@@ -123,19 +123,11 @@ def test_encoding_that_is_stopped_leaves_no_tokens_and_starts_again(
 
     folder = tmp_path / "tokens" / "d"
     with pytest.raises(KeyboardInterrupt):
-        encode_split(dataset, tokenizer, "train", folder=tmp_path, digest="d", device=CPU, progress=stop)
+        source(ground, dataset, tokenizer, tmp_path, progress=stop)
     assert told == [(16, count), (32, count)]
     assert not (folder / "train.npy").exists()
     (folder / ".train.npy.killed.tmp").write_bytes(b"what a killed process leaves")
-    encode_split(
-        dataset,
-        tokenizer,
-        "train",
-        folder=tmp_path,
-        digest="d",
-        device=CPU,
-        progress=lambda *_: told.append(_),
-    )
+    source(ground, dataset, tokenizer, tmp_path, progress=lambda *_: told.append(_))
     assert told[-1] == (count, count)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "train.npy"]
 
@@ -143,7 +135,8 @@ def test_encoding_that_is_stopped_leaves_no_tokens_and_starts_again(
 def test_tokens_of_another_shape_are_refused(
     ground: Ground, dataset: WindowDataset, tokenizer: KronosTokenizer, tmp_path: Path
 ) -> None:
-    path = encode_split(dataset, tokenizer, "train", folder=tmp_path, digest="d", device=CPU)
+    path = tmp_path / "tokens" / "d" / "train.npy"
+    source(ground, dataset, tokenizer, tmp_path)
     np.save(path, np.zeros((3, 2), np.uint16))
     with pytest.raises(DataError, match=r"expected uint16 .* found uint16 \(3, 2\); delete that file"):
         source(ground, dataset, tokenizer, tmp_path)

@@ -10,7 +10,7 @@ from kronos_model.config import PRESETS
 from kronos_model.files import model_digest
 from kronos_model.hub import scratch_pair, write_metadata
 from kronos_model.normalise import Normaliser
-from kronos_model.publish import PublishConfig
+from kronos_model.publish_config import PublishConfig
 from kronos_model.sampling import SamplingConfig
 from storage.dataset import BuiltDataset, DatasetConfig
 from storage.layout import Home

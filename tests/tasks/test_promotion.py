@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from flows.site.doctor import examine
-from kronos_model.publish import PublishConfig
+from kronos_model.publish_config import PublishConfig
 from storage import registry
 from storage.errors import StorageError
 from storage.registry import champions, read_champion, read_history
