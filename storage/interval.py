@@ -42,7 +42,10 @@ _FIRST_MONDAY = 4 * _DAY  # 1970-01-05; 1970-01-01 was a Thursday
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A Binance interval by its name; `1m` is a minute and `1M` a month. Ordered by length."""
+    """A Binance interval by its name; `1m` is a minute and `1M` a month. Ordered by length.
+
+    An unknown name is a CandleError that lists the known.
+    """
 
     name: str
 
@@ -52,11 +55,6 @@ class Interval:
             raise CandleError(
                 f"expected an interval out of {known} (case matters), found {self.name!r}; choose one"
             )
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        """The interval of that name; an unknown one is a CandleError that lists the known."""
-        return cls(name)
 
     @classmethod
     def of_slug(cls, slug: str) -> Self:

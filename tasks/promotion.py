@@ -36,7 +36,7 @@ from storage.registry import (
 from tasks.policies import IDEMPOTENT
 from tasks.publish import mirror_champion, misplaced_tags
 from tasks.refs import BuiltDataset, PairRef, PublishedRef, RunRef, VerdictRef
-from tasks.tracking import (
+from tasks.tracking.registered import (
     RegisteredVersion,
     alias_version,
     move_alias,

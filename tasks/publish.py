@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from prefect import task
+from prefect.blocks.system import Secret
 
 from kronos_model.hub_repository import Remote
 from kronos_model.jobs import Stage
@@ -32,9 +34,8 @@ from storage.registry import Champion
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
 from tasks.reports.model_card import NightFacts, card_facts, model_card
-from tasks.secrets import hub_token
 
-__all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]
+__all__ = ["check_publishing", "hub_token", "mirror_champion", "misplaced_tags", "publish", "wanted"]
 
 
 def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
@@ -122,6 +123,20 @@ def _places(home: Home, champion: Champion, config: PublishConfig | None) -> Ite
         LocalRepository(home.hub, predictor.name),
         ChampionTags(tokenizer=tokenizer.local_revision, predictor=predictor.local_revision),
     )
+
+
+def hub_token(config: PublishConfig | None = None) -> str:
+    """HF_TOKEN, else what the Secret block holds; empty where there is neither.
+
+    A task calls this itself: the token is nobody's parameter or result, so that no server stores it.
+    """
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        return token
+    try:
+        block = cast("Secret[str]", Secret.load((config or PublishConfig()).token_block))
+    except ValueError:  # Prefect's word for a block that is not there
+        return ""
+    return str(block.get()).strip()
 
 
 def _upload(folder: Path, name: str, config: PublishConfig, night: str) -> Published | None:

@@ -29,7 +29,8 @@ from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
-from tasks.tracking import MetricTail, tolerant
+from tasks.tracking.store import tolerant
+from tasks.tracking.tail import MetricTail
 
 __all__ = ["base_model", "train"]
 

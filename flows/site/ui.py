@@ -8,7 +8,7 @@ import sys
 from flows.config import ConfigError
 from storage.layout import Home
 from tasks.database import without_login
-from tasks.tracking import prepare_store, tracking_uri
+from tasks.tracking.store import prepare_store, tracking_uri
 
 __all__ = ["serve_ui"]
 
