@@ -3,6 +3,7 @@
 Fixed intervals are counted from 1970-01-01 UTC, weeks from its first Monday, months by the calendar.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import total_ordering
@@ -10,7 +11,7 @@ from typing import Self
 
 from storage.errors import CandleError
 
-__all__ = ["INTERVALS", "Interval"]
+__all__ = ["INTERVALS", "Interval", "wall_clock_ms"]
 
 _MINUTE = 60_000
 _DAY = 86_400_000
@@ -103,6 +104,11 @@ class Interval:
         if (step := self.milliseconds) is None:
             return max(0, _month_index(last_ms) - _month_index(first_ms) + 1)
         return max(0, (last_ms - first_ms) // step + 1)
+
+
+def wall_clock_ms() -> int:
+    """Now, in ms since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _month_index(ms: int) -> int:

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -86,14 +86,12 @@ class Home:
         with lock.hold(purpose, run=run) as dead, self.writing(purpose, run=run) as dead_elsewhere:
             yield dead or dead_elsewhere
 
-    @contextmanager
-    def writing(self, purpose: str, *, run: str = "") -> Iterator[str]:
+    def writing(self, purpose: str, *, run: str = "") -> AbstractContextManager[str]:
         """Write here for the block, beside others of this machine; on object storage what was made is then pushed.
 
         LockedError where another machine writes there. Yields the `run` of one that died in its turn, else nothing.
         """
-        with turn(self.root, purpose, run=run) as dead:
-            yield dead
+        return turn(self.root, purpose, run=run)
 
 
 def series_folder(lake: Path, key: SeriesKey) -> Path:

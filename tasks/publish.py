@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +70,9 @@ def publish(
             draft = assemble_repository(Path(folder), Path(scratch) / name, card=card, pictures=pictures)
             local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))
             uploaded = _upload(draft, name, config, facts.night)
-        published.append(_published_ref(home.hub / name, local, uploaded))
+        on_the_hub = asdict(uploaded) if uploaded else {}
+        here = {"path": str(home.hub / name), "local_revision": local.revision}
+        published.append(PublishedRef(name=local.repo_id, **here, **on_the_hub))
     return tuple(published)
 
 
@@ -159,16 +161,3 @@ def _night_tag(night: str) -> str:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
-
-
-def _published_ref(path: Path, local: Published, uploaded: Published | None) -> PublishedRef:
-    here = PublishedRef(name=local.repo_id, path=str(path), local_revision=local.revision)
-    if uploaded is None:
-        return here
-    return replace(
-        here,
-        repo_id=uploaded.repo_id,
-        url=uploaded.url,
-        revision=uploaded.revision,
-        uploaded=uploaded.uploaded,
-    )
