@@ -214,7 +214,7 @@ def counted(home: str, settings: list[str]) -> dict[str, float]:
     from flows.config import parse_assignments
     from flows.nightly import nightly
     from tasks import train
-    from tasks.tracking import MetricTail
+    from tasks.tracking.tail import MetricTail
 
     spent = {"call_s": 0.0, "training_s": 0.0, "calls": 0}
 

@@ -105,7 +105,7 @@ def files(folder: Path, klines: Path | None) -> Iterator[Row]:
             built = build({key.name: candles}, config, folder / "datasets")
             yield _row("dataset", _bytes(built.path) / count, "bytes per candle", f"{count:,} candles")
     if klines:
-        hours = Interval.parse("1h")
+        hours = Interval("1h")
         for key, candles in read_folder(klines, hours).items():
             size = _in_lake(folder / "real", key, candles)
             columns = sum(candles[name].null_count() < len(candles) for name in candles.columns)

@@ -129,7 +129,7 @@ class RunConfig:
 
     def keys(self) -> list[SeriesKey]:
         """The series as storage keys. Raises StorageError for a malformed market, symbol or interval."""
-        Interval.parse(self.interval)
+        Interval(self.interval)
         return [SeriesKey.parse(name, self.interval) for name in self.series]
 
     def start_ms(self) -> int | None:

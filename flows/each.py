@@ -31,7 +31,7 @@ from tasks.fan_out import Ended, NightOrder, can_fan_out, fanned_out
 from tasks.publish import check_publishing
 from tasks.refs import IngestRef
 from tasks.reports.prefect_artifacts import show_text
-from tasks.tracking import end_dead_runs
+from tasks.tracking.runs import end_dead_runs
 from tasks.train import base_model
 
 __all__ = ["IncompleteNights", "each", "night"]

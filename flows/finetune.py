@@ -24,7 +24,7 @@ from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
 from tasks.reports.loss_chart import loss_chart
 from tasks.reports.prefect_artifacts import show_picture, show_text
-from tasks.tracking import log_artifact, log_text
+from tasks.tracking.runs import log_artifact, log_text
 from tasks.train import base_model, train
 
 __all__ = ["Trained", "build_dataset", "calibrated", "finetune", "train_challenger"]

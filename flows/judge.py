@@ -19,7 +19,7 @@ from tasks.refs import PairRef, ScoresRef, VerdictRef
 from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
 from tasks.reports.prefect_artifacts import leaderboard_markdown, show_leaderboard, show_picture, show_text
-from tasks.tracking import describe_run, log_artifact, log_metrics, log_table
+from tasks.tracking.runs import describe_run, log_artifact, log_metrics, log_table
 
 __all__ = ["Judged", "champion_pair", "judge_challenger", "report_judgement"]
 

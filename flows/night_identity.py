@@ -17,7 +17,8 @@ from storage.layout import Home
 from tasks.code_digest import code_digest
 from tasks.refs import BuiltDataset, PairRef, RunRef
 from tasks.reports.prefect_artifacts import show_run
-from tasks.tracking import begin_run, end_dead_runs, end_run, log_dataset, system_metrics, tolerant
+from tasks.tracking.runs import begin_run, end_dead_runs, end_run, log_dataset, system_metrics
+from tasks.tracking.store import tolerant
 
 __all__ = ["Night", "night_identity", "tracked"]
 

@@ -24,14 +24,14 @@ from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
 from storage.layout import Home
 from storage.registry import Champion, read_champion, read_night, write_night
-from tasks.live_scores import score_live
+from tasks.forecast import score_live
 from tasks.policies import within
 from tasks.promotion import mend, promote, register
 from tasks.publish import check_publishing, publish, wanted
 from tasks.refs import ForecastsRef, IngestRef, PairRef, PublishedRef, RunRef
 from tasks.reports.model_card import NightFacts
 from tasks.reports.prefect_artifacts import show_published
-from tasks.tracking import log_artifact, log_metrics
+from tasks.tracking.runs import log_artifact, log_metrics
 from tasks.train import base_model
 
 __all__ = ["nightly", "run_night"]

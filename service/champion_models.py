@@ -166,7 +166,7 @@ class ChampionModels:
             recipe=recipe,
             champion=champion,
             forecaster=Forecaster.load(self._home.root / champion.tokenizer, predictor),
-            interval=Interval.parse(made.interval),
+            interval=Interval(made.interval),
             lookback=made.lookback,
             horizon=made.horizon,
             series=tuple((read_metadata(predictor) or {}).get("training", {}).get("series", ())),

@@ -18,9 +18,7 @@ from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.parse import BINANCE_COLUMNS, canonical_columns
 from storage.schema import SeriesKey, validate_candles
 
-__all__ = ["read_candles", "read_folder", "write_candles"]
-
-_TIMES = ("open_time", "close_time")
+__all__ = ["read_candles", "read_folder", "write_candles", "write_table"]
 
 
 def read_candles(path: Path, interval: Interval) -> pl.DataFrame:
@@ -66,16 +64,21 @@ def read_folder(folder: Path, interval: Interval) -> dict[SeriesKey, pl.DataFram
 
 
 def write_candles(frame: pl.DataFrame, path: Path) -> None:
-    """Write candles atomically as .csv (ISO times), .json (records, times in ms) or .parquet."""
-    suffix = _suffix(path)
+    """Write candles as `write_table` does; CandleError for a file of another kind."""
+    _suffix(path)
+    write_table(frame, path)
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write rows atomically as .csv (ISO times), .json (records, times in ms) or .parquet."""
+    buffer, times, suffix = io.BytesIO(), pl.selectors.datetime(), path.suffix.lower()
     if suffix == ".parquet":
         write_parquet(frame, path)
         return
-    buffer = io.BytesIO()
     if suffix == ".csv":
-        frame.with_columns(pl.col(_TIMES).dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")).write_csv(buffer)
+        frame.with_columns(times.dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")).write_csv(buffer)
     else:
-        frame.with_columns(pl.col(_TIMES).dt.epoch("ms")).write_json(buffer)
+        frame.with_columns(times.dt.epoch("ms")).write_json(buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 

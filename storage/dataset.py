@@ -87,19 +87,10 @@ class BuiltDataset:
     """A complete dataset on disk."""
 
     path: Path
-    """Its folder."""
-
-    digest: str
-    """SHA-256 of everything inside, 64 hexadecimal digits."""
-
-    windows: dict[str, int]
-    """Windows per split."""
-
-    rows: int
-    """Candles of all series together."""
-
-    warnings: tuple[str, ...]
-    """What a reader should know, one sentence each."""
+    digest: str  # SHA-256 of everything inside, 64 hexadecimal digits
+    windows: dict[str, int]  # by split
+    rows: int  # candles of all series together
+    warnings: tuple[str, ...]  # what a reader should know, one sentence each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """What a champion was trained on and what the market did since, as columns, for whoever compares them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +13,10 @@ from storage.layout import Home
 from storage.registry import Champion, read_night
 from storage.schema import SeriesKey
 
-__all__ = ["Columns", "then_and_now", "trained_on"]
+__all__ = ["then_and_now", "trained_on"]
 
 Floats = NDArray[np.float64]
 _CLOSE, _VOLUME = 3, 4  # in a dataset's features
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Columns:
-    """One series in training and now, each in order of time."""
-
-    returns_then: Floats
-    """ln(close / close before), per candle."""
-    returns_now: Floats
-    volumes_then: Floats
-    """ln(volume) of candles in which something was traded."""
-    volumes_now: Floats
 
 
 def trained_on(home: Home, recipe: str, champion: Champion) -> Path:
@@ -42,28 +30,25 @@ def trained_on(home: Home, recipe: str, champion: Champion) -> Path:
     return home.datasets / Path(night["dataset"]["path"]).name  # by name: the home may have been moved
 
 
-def then_and_now(home: Home, folder: Path, *, candles: int) -> dict[SeriesKey, Columns]:
-    """Every series of a dataset: its training part, and its newest `candles` that came after it.
+def then_and_now(
+    home: Home, folder: Path, *, candles: int
+) -> Iterator[tuple[SeriesKey, str, Floats, Floats]]:
+    """For every series of a dataset and for returns and volume: its training part, and its newest `candles` after it.
 
-    StorageError where the dataset is gone.
+    Returns are ln(close / close before), per candle; volume is its ln where something was traded. StorageError where
+    the dataset is gone.
     """
     manifest, lake = load_manifest(folder), Lake(home.lake)
-    found = {}
     for entry in manifest["series"]:
         key = SeriesKey.parse(entry["key"], manifest["interval"])
-        opened = np.load(
-            folder / "series" / entry["slug"] / "open_time.npy", mmap_mode="r", allow_pickle=False
+        opened, rows = (
+            np.load(folder / "series" / entry["slug"] / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("open_time", "features")
         )
-        rows = np.load(folder / "series" / entry["slug"] / "features.npy", mmap_mode="r", allow_pickle=False)
         then = np.asarray(rows[: np.searchsorted(opened, manifest["validation_from_ms"])], dtype=np.float64)
         now = lake.read(key, manifest["validation_from_ms"]).tail(candles)
-        found[key] = Columns(
-            returns_then=_returns(then[:, _CLOSE]),
-            returns_now=_returns(now["close"].to_numpy()),
-            volumes_then=_logs(then[:, _VOLUME]),
-            volumes_now=_logs(now["volume"].to_numpy()),
-        )
-    return found
+        yield key, "returns", _returns(then[:, _CLOSE]), _returns(now["close"].to_numpy())
+        yield key, "volume", _logs(then[:, _VOLUME]), _logs(now["volume"].to_numpy())
 
 
 def _returns(close: Floats) -> Floats:

@@ -1,20 +1,19 @@
 """Forecasts that people take away: one row per step as CSV or Parquet, one object per forecast as JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from storage.atomic import atomic_path, storage_errors
+from storage.atomic import write_json
+from storage.candle_files import write_table
 from storage.errors import StorageError
 from storage.forecasts import StoredForecast
 
 __all__ = ["check_export", "write_forecasts"]
 
 _SUFFIXES = (".csv", ".json", ".parquet")
-_TIMES = ("origin", "open_time")
 
 
 def check_export(path: Path) -> None:
@@ -31,16 +30,10 @@ def write_forecasts(forecasts: Sequence[StoredForecast], path: Path) -> int:
     """Write forecasts atomically; the number of steps written. Times are UTC: ISO in CSV, ms in JSON."""
     check_export(path)
     rows = pl.concat([_rows(one) for one in forecasts])
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as draft:
-            if path.suffix.lower() == ".parquet":
-                rows.write_parquet(draft)
-            elif path.suffix.lower() == ".csv":
-                rows.with_columns(pl.col(_TIMES).dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")).write_csv(draft)
-            else:
-                objects = [_object(one) for one in forecasts]
-                draft.write_text(json.dumps(objects, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        write_json(path, [_object(one) for one in forecasts])
+    else:
+        write_table(rows, path)
     return len(rows)
 
 

@@ -6,7 +6,6 @@ named by origin and model, and are read as they were.
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ import polars as pl
 
 from storage.atomic import atomic_directory, write_json
 from storage.errors import StorageError
-from storage.interval import Interval
+from storage.interval import Interval, wall_clock_ms
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.schema import SeriesKey, utc_text
 
@@ -82,14 +81,10 @@ class StoredForecast:
             ) from error
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class ForecastStore:
     """All forecasts under one root. What is saved stays."""
 
-    def __init__(self, root: Path, *, now_ms: Callable[[], int] = _wall_clock_ms) -> None:
+    def __init__(self, root: Path, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._root = root
         self._now_ms = now_ms
 

@@ -3,6 +3,7 @@
 Fixed intervals are counted from 1970-01-01 UTC, weeks from its first Monday, months by the calendar.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import total_ordering
@@ -10,7 +11,7 @@ from typing import Self
 
 from storage.errors import CandleError
 
-__all__ = ["INTERVALS", "Interval"]
+__all__ = ["INTERVALS", "Interval", "wall_clock_ms"]
 
 _MINUTE = 60_000
 _DAY = 86_400_000
@@ -42,7 +43,10 @@ _FIRST_MONDAY = 4 * _DAY  # 1970-01-05; 1970-01-01 was a Thursday
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A Binance interval by its name; `1m` is a minute and `1M` a month. Ordered by length."""
+    """A Binance interval by its name; `1m` is a minute and `1M` a month. Ordered by length.
+
+    An unknown name is a CandleError that lists the known.
+    """
 
     name: str
 
@@ -52,11 +56,6 @@ class Interval:
             raise CandleError(
                 f"expected an interval out of {known} (case matters), found {self.name!r}; choose one"
             )
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        """The interval of that name; an unknown one is a CandleError that lists the known."""
-        return cls(name)
 
     @classmethod
     def of_slug(cls, slug: str) -> Self:
@@ -105,6 +104,11 @@ class Interval:
         if (step := self.milliseconds) is None:
             return max(0, _month_index(last_ms) - _month_index(first_ms) + 1)
         return max(0, (last_ms - first_ms) // step + 1)
+
+
+def wall_clock_ms() -> int:
+    """Now, in ms since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _month_index(ms: int) -> int:

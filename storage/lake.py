@@ -6,7 +6,6 @@ open_time wins.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import polars as pl
 
 from storage.atomic import atomic_path, remove_leftovers
 from storage.errors import LakeError
-from storage.interval import Interval
+from storage.interval import Interval, wall_clock_ms
 from storage.layout import series_folder
 from storage.ledger import Ledger, Part, Source
 from storage.locks import ProcessLock
@@ -51,14 +50,10 @@ class Span:
     rows: int
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Lake:
     """All series under one root. Any number of readers; one writer per series."""
 
-    def __init__(self, root: Path, *, now_ms: Callable[[], int] = _wall_clock_ms) -> None:
+    def __init__(self, root: Path, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._root = root
         self._now_ms = now_ms
         self._ledger = Ledger(root)

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,11 +16,40 @@ from storage.schema import SeriesKey
 __all__ = ["Home", "series_folder"]
 
 
+class _Place:
+    """A folder of a home, under the name that it has here."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, home: "Home", owner: type) -> Path:
+        return home.root / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The root folder and the places below it; `Home.at` makes and checks it."""
 
     root: Path
+
+    lake = _Place()
+    """Candles and their ledger."""
+    datasets = _Place()
+    """One folder per digest."""
+    jobs = _Place()
+    """Training jobs and evaluations, one folder each."""
+    models = _Place()
+    """Starting weights and the champion of each recipe."""
+    forecasts = _Place()
+    """Forecasts made live."""
+    reports = _Place()
+    """What each ingest brought, as JSON and as a picture."""
+    hub = _Place()
+    """Published repositories as folders, where nothing is uploaded."""
+    mlartifacts = _Place()
+    """MLflow's artifacts."""
+    prefect = _Place()
+    """Prefect's home."""
 
     @classmethod
     def at(cls, path: str | Path, *, reads: bool = False) -> Self:
@@ -43,54 +72,9 @@ class Home:
         return cls(root)
 
     @property
-    def lake(self) -> Path:
-        """Candles and their ledger."""
-        return self.root / "lake"
-
-    @property
-    def datasets(self) -> Path:
-        """Datasets, one folder per digest."""
-        return self.root / "datasets"
-
-    @property
-    def jobs(self) -> Path:
-        """Training jobs, one folder each."""
-        return self.root / "jobs"
-
-    @property
-    def models(self) -> Path:
-        """Starting weights and the champion of each recipe."""
-        return self.root / "models"
-
-    @property
-    def forecasts(self) -> Path:
-        """Forecasts made live."""
-        return self.root / "forecasts"
-
-    @property
-    def reports(self) -> Path:
-        """What each ingest brought, as JSON and as a picture."""
-        return self.root / "reports"
-
-    @property
-    def hub(self) -> Path:
-        """Published repositories as folders, where nothing is uploaded."""
-        return self.root / "hub"
-
-    @property
-    def mlartifacts(self) -> Path:
-        """MLflow's artifacts."""
-        return self.root / "mlartifacts"
-
-    @property
     def mlflow_uri(self) -> str:
         """MLflow's store: SQLite under the root."""
         return f"sqlite:///{self.root / 'mlflow.db'}"
-
-    @property
-    def prefect(self) -> Path:
-        """Prefect's home."""
-        return self.root / "prefect"
 
     @contextmanager
     def exclusive(self, purpose: str, *, run: str = "") -> Iterator[str]:
@@ -102,14 +86,12 @@ class Home:
         with lock.hold(purpose, run=run) as dead, self.writing(purpose, run=run) as dead_elsewhere:
             yield dead or dead_elsewhere
 
-    @contextmanager
-    def writing(self, purpose: str, *, run: str = "") -> Iterator[str]:
+    def writing(self, purpose: str, *, run: str = "") -> AbstractContextManager[str]:
         """Write here for the block, beside others of this machine; on object storage what was made is then pushed.
 
         LockedError where another machine writes there. Yields the `run` of one that died in its turn, else nothing.
         """
-        with turn(self.root, purpose, run=run) as dead:
-            yield dead
+        return turn(self.root, purpose, run=run)
 
 
 def series_folder(lake: Path, key: SeriesKey) -> Path:

@@ -66,7 +66,7 @@ class SeriesKey:
             raise CandleError(
                 f"expected market:SYMBOL, found {name!r}; write it as spot:BTCUSDT or um:BTCUSDT"
             )
-        parsed = interval if isinstance(interval, Interval) else Interval.parse(interval)
+        parsed = interval if isinstance(interval, Interval) else Interval(interval)
         return cls(market, symbol, parsed)  # type: ignore[arg-type]  # checked in __post_init__
 
     def __str__(self) -> str:

@@ -31,20 +31,11 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class SplitRule:
     """How pooled windows are cut by time."""
 
-    length: int
-    """Candles of a window."""
-
-    step_ms: int
-    """Length of a candle in milliseconds."""
-
-    train_share: float
-    """Share of the windows before the validation border."""
-
-    validation_share: float
-    """Share of the windows between the validation and the test border."""
-
-    purge: bool
-    """Leave out the windows that start less than one window length after a border."""
+    length: int  # candles of a window
+    step_ms: int  # of a candle
+    train_share: float  # of the windows, before the validation border
+    validation_share: float  # between the validation and the test border
+    purge: bool  # leave out the windows that start less than one window length after a border
 
     def borders(self, windows: int) -> tuple[int, int]:
         """Positions in time order where validation and test begin."""
@@ -55,14 +46,9 @@ class SplitRule:
 class Splits:
     """Pooled windows, cut."""
 
-    windows: dict[Split, NDArray[np.int32]]
-    """(N, 2) per split: series index and start row, in order of start time."""
-
-    validation_from_ms: int
-    """Border of validation; no statistic may be fitted on a candle from here on."""
-
+    windows: dict[Split, NDArray[np.int32]]  # (N, 2) each: series index and start row, in order of start time
+    validation_from_ms: int  # border; no statistic may be fitted on a candle from here on
     test_from_ms: int
-    """Border of test."""
 
 
 def find_segments(open_time: NDArray[np.int64], step_ms: int) -> list[tuple[int, int]]:

@@ -1,8 +1,6 @@
 """What a series looks like in numbers: prices, volume, rows that say little. A month in memory at a time."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -11,8 +9,37 @@ from storage.schema import SeriesKey
 
 __all__ = ["Statistics", "series_statistics"]
 
-_PRICES = ("open", "high", "low", "close")
 _FLAT = (pl.col("volume") == 0) & (pl.col("high") == pl.col("low"))
+_SUMS = {  # of a month; over all months each sum is the sum of these
+    "rows": pl.len(),
+    "first_close": pl.col("close").first(),
+    "last_close": pl.col("close").last(),
+    "lowest": pl.col("low").min(),
+    "highest": pl.col("high").max(),
+    "volume": pl.col("volume").sum(),
+    "quote_volume": pl.col("quote_volume").sum(),
+    "quote_volume_missing": pl.col("quote_volume").null_count(),
+    "zero_volume": (pl.col("volume") == 0).sum(),
+    "flat": _FLAT.sum(),
+}
+_MEAN = pl.col("sum").sum() / pl.col("returns").sum()
+_VARIANCE = (pl.col("square").sum() / pl.col("returns").sum() - _MEAN**2).clip(0)
+_TOTALS = {
+    "rows": pl.col("rows").sum(),
+    "first_close": pl.col("first_close").first(),
+    "last_close": pl.col("last_close").last(),
+    "lowest": pl.col("lowest").min(),
+    "highest": pl.col("highest").max(),
+    "return_std": pl.when(pl.col("returns").sum() > 0).then(_VARIANCE.sqrt()),
+    "volume": pl.col("volume").sum(),
+    "volume_mean": pl.col("volume").sum() / pl.col("rows").sum(),
+    "quote_volume": pl.when(pl.col("quote_volume_missing").sum() < pl.col("rows").sum()).then(
+        pl.col("quote_volume").sum()
+    ),
+    "quote_volume_missing": pl.col("quote_volume_missing").sum(),
+    "zero_volume": pl.col("zero_volume").sum(),
+    "flat": pl.col("flat").sum(),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,78 +69,15 @@ class Statistics:
 
 def series_statistics(lake: Lake, key: SeriesKey) -> Statistics:
     """The numbers of a whole series. A series that the lake does not have is a LakeError."""
-    totals = _Totals()
+    months: list[pl.DataFrame] = []
+    last, run, longest = pl.Series("close", [], dtype=pl.Float64), 0, 0
     for _, candles in lake.months(key):
-        totals.add(candles)
-    if not totals.rows:
+        moves = pl.concat([last, candles["close"]]).log().diff().drop_nulls()
+        months.append(candles.select(**_SUMS, returns=len(moves), sum=moves.sum(), square=moves.dot(moves)))
+        last = candles["close"].tail(1)
+        for length, flat in candles.select(_FLAT.rle().alias("runs"))["runs"].struct.unnest().iter_rows():
+            run = run + length if flat else 0
+            longest = max(longest, run)
+    if not months:
         lake.read(key)  # raises, and says what to do
-    return totals.finish()
-
-
-class _Totals:
-    def __init__(self) -> None:
-        self.rows = self.zero = self.flat = self.longest = self.missing = self.returns = 0
-        self.run = 0  # flat rows at the end of what was added so far
-        self.volume = self.quote = self.square = self.sum = 0.0
-        self.lowest, self.highest = float("inf"), 0.0
-        self.first: float | None = None
-        self.last: float | None = None
-
-    def add(self, candles: pl.DataFrame) -> None:
-        row = candles.select(
-            pl.len().alias("rows"),
-            pl.col("low").min(),
-            pl.col("high").max(),
-            pl.col("volume").sum(),
-            pl.col("quote_volume").sum().alias("quote"),
-            pl.col("quote_volume").null_count().alias("missing"),
-            (pl.col("volume") == 0).sum().alias("zero"),
-            _FLAT.sum().alias("flat"),
-        ).row(0, named=True)
-        self._add_sums(row)
-        self._add_runs(candles.select(_FLAT.rle().alias("runs"))["runs"].struct.unnest().iter_rows())
-        self._add_returns(candles["close"])
-
-    def _add_sums(self, row: dict[str, Any]) -> None:
-        self.rows += row["rows"]
-        self.zero, self.flat, self.missing = (
-            self.zero + row["zero"],
-            self.flat + row["flat"],
-            self.missing + row["missing"],
-        )
-        self.volume, self.quote = self.volume + row["volume"], self.quote + row["quote"]
-        self.lowest, self.highest = min(self.lowest, row["low"]), max(self.highest, row["high"])
-
-    def _add_runs(self, runs: Iterable[tuple[int, bool]]) -> None:
-        for length, flat in runs:
-            self.run = self.run + length if flat else 0
-            self.longest = max(self.longest, self.run)
-
-    def _add_returns(self, closes: pl.Series) -> None:
-        before = pl.Series("close", [] if self.last is None else [self.last], dtype=pl.Float64)
-        moves = pl.concat([before, closes]).log().diff().drop_nulls()
-        self.returns, self.sum = self.returns + len(moves), self.sum + float(moves.sum())
-        self.square += float((moves * moves).sum())
-        self.first = closes[0] if self.first is None else self.first
-        self.last = closes[-1]
-
-    def finish(self) -> Statistics:
-        assert self.first is not None
-        assert self.last is not None
-        mean = self.sum / self.returns if self.returns else 0.0
-        variance = max(0.0, self.square / self.returns - mean * mean) if self.returns else None
-        return Statistics(
-            rows=self.rows,
-            first_close=self.first,
-            last_close=self.last,
-            lowest=self.lowest,
-            highest=self.highest,
-            return_std=None if variance is None else variance**0.5,
-            volume=self.volume,
-            volume_mean=self.volume / self.rows,
-            quote_volume=self.quote if self.missing < self.rows else None,
-            quote_volume_missing=self.missing,
-            zero_volume=self.zero,
-            flat=self.flat,
-            longest_flat=self.longest,
-        )
+    return Statistics(**pl.concat(months).select(**_TOTALS).row(0, named=True), longest_flat=longest)

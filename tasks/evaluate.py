@@ -8,10 +8,9 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-import polars as pl
 import torch
 from prefect import task
 
@@ -136,9 +135,11 @@ def _walk(
     forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
 
     def keep(batch: int, made: Forecasts) -> None:
-        forecasts.write(batch, _frame(made))
-        if made.paths:
-            paths.write(batch, paths_frame(made.paths, series=made.series, origin_ms=made.origin_ms))
+        facts = {one.name: getattr(made, one.name) for one in fields(made)}
+        drawn = facts.pop("paths")
+        forecasts.write(batch, forecast_frame(levels=QUANTILES, **facts))
+        if drawn:
+            paths.write(batch, paths_frame(drawn, series=made.series, origin_ms=made.origin_ms))
 
     with progress_bar("evaluate") as progress:
         scores = walk_forward(
@@ -154,19 +155,6 @@ def _walk(
         _marked(scores, models).save(draft)
         for table in (forecasts, paths):
             table.join(draft)
-
-
-def _frame(made: Forecasts) -> pl.DataFrame:
-    return forecast_frame(
-        models=made.models,
-        series=made.series,
-        origin_ms=made.origin_ms,
-        open_time=made.open_time,
-        quantiles=made.quantiles,
-        levels=QUANTILES,
-        mean=made.mean,
-        realised=made.realised,
-    )
 
 
 def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:

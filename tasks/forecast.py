@@ -1,4 +1,4 @@
-"""The next horizon of every series, sampled from the serving model, stored and drawn."""
+"""The next horizon of every series, sampled from the serving model, stored and drawn, and scored later."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from prefect import task
 
+from kronos_model.evaluation.stored_scores import score_quantiles
 from kronos_model.features import FEATURES
 from kronos_model.forecaster import Forecaster
 from kronos_model.outlook import Outlook, outlook_of, quantile_label
@@ -27,12 +28,14 @@ from storage.layout import Home
 from storage.ledger import Ledger
 from storage.past import Past, newest_past
 from storage.schema import SeriesKey
+from storage.scoreboard import Scoreboard, score_due
 from tasks.evaluate import forecaster
+from tasks.live_record import Live, live_board
 from tasks.policies import IDEMPOTENT
 from tasks.refs import BuiltDataset, FailureRef, ForecastRef, ForecastsRef, PairRef
 from tasks.reports.fan_charts import draw_forecast
 
-__all__ = ["IncompleteForecast", "complete", "export_forecasts", "forecast"]
+__all__ = ["IncompleteForecast", "complete", "export_forecasts", "forecast", "score_live"]
 
 _HOW_FAST = ("rows", "acceleration")  # of the settings of sampling, those that do not change the paths
 logger = logging.getLogger(__name__)
@@ -96,6 +99,16 @@ def export_forecasts(home: Home, forecasts: Sequence[ForecastRef], target: Path)
     store = ForecastStore(home.forecasts)
     stored = [store.read(SeriesKey.parse(one.series, one.interval), Path(one.path)) for one in forecasts]
     return write_forecasts(stored, target)
+
+
+@task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
+def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
+    """What has become due scored and kept, and the record; drift is a warning in the log."""
+    score_due(Scoreboard(home, score_quantiles))
+    live = live_board(home, recipe, under_way=under_way)
+    for warning in live.warnings:
+        logger.warning("%s", warning)
+    return live
 
 
 def _pasts(

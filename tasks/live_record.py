@@ -84,20 +84,13 @@ def _drifts(
         return (), ()
     try:
         dataset = under_way.get(champion.night) or trained_on(home, recipe, champion)
-        columns = then_and_now(home, dataset, candles=DRIFT_CANDLES)
+        found = tuple(
+            DriftOf(series=key.name, quantity=quantity, drift=drift)
+            for key, quantity, then, now in then_and_now(home, dataset, candles=DRIFT_CANDLES)
+            if (drift := measure_drift(then, now))
+        )
     except StorageError as error:
         return (), (str(error),)
-    pairs = [
-        (key.name, quantity, measure_drift(then, now))
-        for key, one in columns.items()
-        for quantity, then, now in (
-            ("returns", one.returns_then, one.returns_now),
-            ("volume", one.volumes_then, one.volumes_now),
-        )
-    ]
-    found = tuple(
-        DriftOf(series=name, quantity=quantity, drift=drift) for name, quantity, drift in pairs if drift
-    )
     return found, tuple(_warning(one, recipe) for one in found if one.drift.drifted)
 
 

@@ -33,15 +33,9 @@ _LOG_EVERY_S = 15.0
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `report(done, total)`: a bar where stderr is a terminal, else a log line every 15 s."""
-    if sys.stderr.isatty():
-        with _terminal_bar(label) as report:
-            yield report
-    else:
+    if not sys.stderr.isatty():
         yield _log_lines(label)
-
-
-@contextmanager
-def _terminal_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+        return
     with Progress(*_columns(), console=Console(stderr=True)) as progress:
         bar = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total or None)
@@ -70,7 +64,10 @@ def _log_lines(label: str) -> Callable[[int, int], None]:
 
 
 class IngestProgress:
-    """How far many series are, together and each that is under way. Reports may come from any thread."""
+    """How far many series are, together and each that is under way, in a log line every 15 s.
+
+    Reports may come from any thread.
+    """
 
     def __init__(self, total: int, weight: Callable[[], str]) -> None:
         self._total = total
@@ -80,7 +77,7 @@ class IngestProgress:
         self._sizes: dict[str, int] = {}
         self._finished = 0
         self._rows = 0
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         self._stopped = False
 
     @contextmanager
@@ -129,18 +126,8 @@ class IngestProgress:
         self._show()
 
     def _show(self) -> None:
-        """Nothing: the line is there for who asks."""
-
-
-class _LoggedProgress(IngestProgress):
-    """A log line every 15 s."""
-
-    _last = 0.0
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if now - max(self._last, self._began) >= _LOG_EVERY_S:
-            self._last = now
+        if (now := time.monotonic()) - self._told >= _LOG_EVERY_S:
+            self._told = now
             logger.info("%s", self.line)
 
 
@@ -172,7 +159,7 @@ def ingest_progress(total: int, *, weight: Callable[[], str]) -> Iterator[Ingest
     `weight` says how much request weight is used.
     """
     if not sys.stderr.isatty():
-        yield _LoggedProgress(total, weight)
+        yield IngestProgress(total, weight)
         return
     view = _DrawnProgress(total, weight, Progress(*_columns()))
     with Live(view, console=Console(stderr=True), refresh_per_second=4):

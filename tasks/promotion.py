@@ -36,7 +36,7 @@ from storage.registry import (
 from tasks.policies import IDEMPOTENT
 from tasks.publish import mirror_champion, misplaced_tags
 from tasks.refs import BuiltDataset, PairRef, PublishedRef, RunRef, VerdictRef
-from tasks.tracking import (
+from tasks.tracking.registered import (
     RegisteredVersion,
     alias_version,
     move_alias,
@@ -110,12 +110,8 @@ def promote(
     config: PublishConfig,
 ) -> Champion:
     """Keep a copy of the challenger and make it the champion, unless somebody else changed who serves meanwhile."""
-    folders = _kept(home, recipe, model)
-    champion = Champion(
-        tokenizer=folders["tokenizer"],
-        tokenizer_digest=model.tokenizer_digest,
-        predictor=folders["predictor"],
-        predictor_digest=model.predictor_digest,
+    challenger = _champion(
+        model,
         night=night,
         mlflow_run=mlflow_run,
         since=_now(),
@@ -123,6 +119,7 @@ def promote(
         published=tuple(asdict(one) for one in published),
         previous=judged_against,
     )
+    champion = _kept(home, recipe, challenger)
     with changing_champion(home, recipe):
         found = read_champion(home, recipe)
         if (found and found.digest) != (serving and serving.digest):
@@ -242,74 +239,63 @@ def _installed(home: Home, recipe: str, chosen: Champion, *, reason: str, by: st
             f"Expected another model than the one that serves {recipe}, found that night {chosen.night} serves "
             f"already, since {serving.since}; name another with --to."
         )
-    pair = PairRef(
-        tokenizer=str(home.root / chosen.tokenizer),
-        tokenizer_digest=chosen.tokenizer_digest,
-        predictor=str(home.root / chosen.predictor),
-        predictor_digest=chosen.predictor_digest,
-        origin=f"night {chosen.night}",
-    )
-    _check_weights(pair)
-    folders = _kept(home, recipe, pair)
-    champion = replace(
-        chosen,
-        tokenizer=folders["tokenizer"],
-        predictor=folders["predictor"],
-        since=_now(),
-        reasons=(reason,),
-        by=by,
-    )
+    _check_weights(home, chosen)
+    champion = replace(_kept(home, recipe, chosen), since=_now(), reasons=(reason,), by=by)
     if serving and serving.published and not champion.published:
         logger.warning("Night %s was never published: the tag champion stays where it was.", champion.night)
     return _crown(home, recipe, champion, None)
 
 
-def _check_weights(pair: PairRef) -> None:
+def _check_weights(home: Home, chosen: Champion) -> None:
     """The weights of a night must be there, and the ones that it made."""
-    parts = ((pair.tokenizer, pair.tokenizer_digest), (pair.predictor, pair.predictor_digest))
-    for folder, digest in parts:
-        if not (Path(folder) / "model.safetensors").exists():
+    digests = {"tokenizer": chosen.tokenizer_digest, "predictor": chosen.predictor_digest}
+    for part, folder in _folders(home, chosen).items():
+        if not (folder / "model.safetensors").exists():
             raise StorageError(
-                f"Expected the weights of {pair.origin} in {folder}, found none; restore that folder, take another "
-                "run, or train it again with `kronos run`."
+                f"Expected the weights of night {chosen.night} in {folder}, found none; restore that folder, take "
+                "another run, or train it again with `kronos run`."
             )
-        if (found := model_digest(Path(folder))) != digest:
+        if (found := model_digest(folder)) != digests[part]:
             raise StorageError(
-                f"Expected the weights {digest} of {pair.origin} in {folder}, found {found}; restore that folder or "
-                "take another run."
+                f"Expected the weights {digests[part]} of night {chosen.night} in {folder}, found {found}; restore "
+                "that folder or take another run."
             )
 
 
-def _kept(home: Home, recipe: str, pair: PairRef) -> dict[str, str]:
-    """Folders, relative to the home, of a model that is kept for good."""
-    parts = {"tokenizer": Path(pair.tokenizer), "predictor": Path(pair.predictor)}
-    return keep_model(home, recipe, f"{pair.tokenizer_digest}-{pair.predictor_digest}", parts)
+def _folders(home: Home, champion: Champion) -> dict[str, Path]:
+    return {"tokenizer": home.root / champion.tokenizer, "predictor": home.root / champion.predictor}
+
+
+def _kept(home: Home, recipe: str, champion: Champion) -> Champion:
+    """The same, with a copy of its weights that is kept for good."""
+    return replace(champion, **keep_model(home, recipe, champion.digest, _folders(home, champion)))
+
+
+def _champion(model: PairRef, **facts: Any) -> Champion:
+    """The champion that a model would be."""
+    names = ("tokenizer", "tokenizer_digest", "predictor", "predictor_digest")
+    return Champion(**{name: getattr(model, name) for name in names}, **facts)
 
 
 def _challengers(home: Home, recipe: str) -> list[Champion]:
     """What every finished night trained, as the champion it would be."""
-    found = []
-    for night in read_nights(home, recipe):
-        model = PairRef(**night["challenger"])
-        found.append(
-            Champion(
-                tokenizer=model.tokenizer,
-                tokenizer_digest=model.tokenizer_digest,
-                predictor=model.predictor,
-                predictor_digest=model.predictor_digest,
-                night=night["night"],
-                mlflow_run=night["mlflow_run"],
-                since="",
-                reasons=(),
-                published=tuple(night["published"]),
-            )
+    return [
+        _champion(
+            PairRef(**night["challenger"]),
+            night=night["night"],
+            mlflow_run=night["mlflow_run"],
+            since="",
+            reasons=(),
+            published=tuple(night["published"]),
         )
-    return found
+        for night in read_nights(home, recipe)
+    ]
 
 
 def _chosen(known: Sequence[Champion], run: str, what: str) -> Champion:
     """The one whose night or MLflow run begins with `run`; of the same model, the last one given."""
-    found = {one.digest: one for one in known if len(run) >= _SHORTEST and _is_called(one, run)}
+    called = [one for one in known if one.night.startswith(run) or one.mlflow_run.startswith(run)]
+    found = {one.digest: one for one in called if len(run) >= _SHORTEST}
     if len(found) == 1:
         return next(iter(found.values()))
     names = {one.digest: f"{one.night} (MLflow run {one.mlflow_run[:8]})" for one in known}
@@ -319,10 +305,6 @@ def _chosen(known: Sequence[Champion], run: str, what: str) -> Champion:
         f"Expected the night or MLflow run of one model, of which at least {_SHORTEST} characters, found {count} with "
         f"{run!r}; {what}: {listed}."
     )
-
-
-def _is_called(one: Champion, run: str) -> bool:
-    return one.night.startswith(run) or one.mlflow_run.startswith(run)
 
 
 def _before(home: Home, recipe: str, known: Sequence[Champion]) -> Champion:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from prefect import task
+from prefect.blocks.system import Secret
 
 from kronos_model.hub_repository import Remote
 from kronos_model.jobs import Stage
@@ -31,9 +33,8 @@ from storage.registry import Champion
 from tasks.policies import IDEMPOTENT
 from tasks.refs import PairRef, PublishedRef, VerdictRef
 from tasks.reports.model_card import NightFacts, card_facts, model_card
-from tasks.secrets import hub_token
 
-__all__ = ["check_publishing", "mirror_champion", "misplaced_tags", "publish", "wanted"]
+__all__ = ["check_publishing", "hub_token", "mirror_champion", "misplaced_tags", "publish", "wanted"]
 
 
 def wanted(config: PublishConfig, verdict: VerdictRef) -> bool:
@@ -68,7 +69,9 @@ def publish(
             draft = assemble_repository(Path(folder), Path(scratch) / name, card=card, pictures=pictures)
             local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))
             uploaded = _upload(draft, name, config, facts.night)
-        published.append(_published_ref(home.hub / name, local, uploaded))
+        on_the_hub = asdict(uploaded) if uploaded else {}
+        here = {"path": str(home.hub / name), "local_revision": local.revision}
+        published.append(PublishedRef(name=local.repo_id, **here, **on_the_hub))
     return tuple(published)
 
 
@@ -123,6 +126,20 @@ def _places(home: Home, champion: Champion, config: PublishConfig | None) -> Ite
     )
 
 
+def hub_token(config: PublishConfig | None = None) -> str:
+    """HF_TOKEN, else what the Secret block holds; empty where there is neither.
+
+    A task calls this itself: the token is nobody's parameter or result, so that no server stores it.
+    """
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        return token
+    try:
+        block = cast("Secret[str]", Secret.load((config or PublishConfig()).token_block))
+    except ValueError:  # Prefect's word for a block that is not there
+        return ""
+    return str(block.get()).strip()
+
+
 def _upload(folder: Path, name: str, config: PublishConfig, night: str) -> Published | None:
     if not config.namespace:
         return None
@@ -143,16 +160,3 @@ def _night_tag(night: str) -> str:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
-
-
-def _published_ref(path: Path, local: Published, uploaded: Published | None) -> PublishedRef:
-    here = PublishedRef(name=local.repo_id, path=str(path), local_revision=local.revision)
-    if uploaded is None:
-        return here
-    return replace(
-        here,
-        repo_id=uploaded.repo_id,
-        url=uploaded.url,
-        revision=uploaded.revision,
-        uploaded=uploaded.uploaded,
-    )

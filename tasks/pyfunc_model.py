@@ -40,7 +40,7 @@ class KronosModel(PythonModel):
         if metadata is None:
             raise DataError(f"{predictor} does not say what it was trained on: register a trained model.")
         self._horizon = int(metadata["horizon"])
-        self._interval = Interval.parse(metadata["interval"])
+        self._interval = Interval(metadata["interval"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

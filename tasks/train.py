@@ -29,7 +29,8 @@ from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
-from tasks.tracking import MetricTail, tolerant
+from tasks.tracking.store import tolerant
+from tasks.tracking.tail import MetricTail
 
 __all__ = ["base_model", "train"]
 
@@ -133,10 +134,10 @@ def _run_child(
                     told = time.monotonic()
                     with tolerant(f"{stage} metrics"):
                         tail.send()
-                    _show_progress(artifact, 100.0 * done / total)
+                    update_progress_artifact(artifact, progress=100.0 * done / total)
             if code != 0:
                 raise ModelError(_complaint(folder, stage, code))
-            _show_progress(artifact, 100.0)
+            update_progress_artifact(artifact, progress=100.0)
     tail.poll()
     tail.send()
 
@@ -175,10 +176,6 @@ def _position(record: dict[str, Any], steps: int) -> tuple[int, int]:
         split = "train" if "train_windows" in record else "validation"
         return int(record[f"{split}_windows"]), int(record[f"{split}_total"])
     return int(record["step"]), steps
-
-
-def _show_progress(artifact: Any, percent: float) -> None:
-    update_progress_artifact(artifact, progress=percent)
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int | None:

@@ -84,13 +84,13 @@ def _without_prefect() -> None:
 
 def _without_mlflow() -> None:
     """Before anything takes a function out of tasks.tracking."""
-    from tasks import tracking
     from tasks.refs import RunRef
+    from tasks.tracking import registered, runs, store, tail
 
-    made: list[tracking.RegisteredVersion] = []
+    made: list[registered.RegisteredVersion] = []
 
     def register(home: Any, run: RunRef, recipe: str, *, digest: str, **_: Any) -> Any:
-        made.append(tracking.RegisteredVersion(number=str(len(made) + 1), run_id="", digest=digest))
+        made.append(registered.RegisteredVersion(number=str(len(made) + 1), run_id="", digest=digest))
         return made[-1]
 
     @contextmanager
@@ -98,9 +98,8 @@ def _without_mlflow() -> None:
         yield
 
     silent = "end_dead_runs end_run log_artifact log_dataset log_metrics log_table log_text describe_run move_alias"
-    for name in silent.split():
-        setattr(tracking, name, lambda *_, **__: None)
     replaced: dict[str, Any] = {
+        **dict.fromkeys(silent.split(), lambda *_, **__: None),
         "begin_run": lambda *_, **__: RunRef(run_id="", experiment_id="", uri="", url=""),
         "alias_version": lambda *_: None,
         "register_model": register,
@@ -108,11 +107,12 @@ def _without_mlflow() -> None:
         "system_metrics": nothing,
         "tolerant": nothing,
     }
-    for name, value in replaced.items():
-        setattr(tracking, name, value)
-    tail: Any = tracking.MetricTail
-    tail._last_step = lambda *_: -1
-    tail._metrics = lambda *_: []
+    for module in (registered, runs, store):
+        for name in replaced.keys() & vars(module).keys():
+            setattr(module, name, replaced[name])
+    untold: Any = tail.MetricTail
+    untold._last_step = lambda *_: -1
+    untold._metrics = lambda *_: []
     tail.send = lambda one: one._queue.clear()
 
 

@@ -96,7 +96,7 @@ def _klines(market: ReplayMarket, params: Mapping[str, str], now_ms: int) -> Kli
         )
     if not spot and start_ms is not None and end_ms is not None and start_ms > end_ms:
         raise RequestError(-1023, "Start time is greater than end time.")
-    series = market.series(symbol, Interval.parse(name))
+    series = market.series(symbol, Interval(name))
     if series is None:
         stored = ", ".join(market.intervals(symbol))
         text = f"Data sent for parameter 'interval' is not valid: this replay has {stored} of {symbol}."

@@ -21,7 +21,7 @@ from storage.object_home import describe
 from storage.registry import read_champion
 from storage.schema import Market
 from tasks.database import shown
-from tasks.tracking import tracking_uri
+from tasks.tracking.store import tracking_uri
 
 __all__ = ["CheckResult", "examine", "repair"]
 

@@ -9,7 +9,7 @@ from flows.config import ConfigError
 from flows.site.processes import mlflow_service, prefect_service
 from storage.layout import Home
 from tasks.database import without_login
-from tasks.tracking import prepare_store, tracking_uri
+from tasks.tracking.store import prepare_store, tracking_uri
 
 __all__ = ["serve_ui"]
 

@@ -17,7 +17,7 @@ from flows.site.processes import (
     worker_service,
 )
 from storage.layout import Home
-from tasks.tracking import prepare_store, tracking_uri
+from tasks.tracking.store import prepare_store, tracking_uri
 
 if TYPE_CHECKING:  # at run time it imports Prefect, which reads PREFECT_API_URL then
     from flows.site.deploy import Deployed

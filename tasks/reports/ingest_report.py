@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 
 from exchange.inventory import Inventory, take_inventory
 from storage.atomic import write_json
-from storage.interval import Interval
+from storage.interval import Interval, wall_clock_ms
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Hole, Ledger
@@ -38,7 +37,7 @@ def report_ingest(home: Home, series: Sequence[SeriesRef], failures: Sequence[Fa
     """Write `reports/ingest-<time>.json` and its picture, unless nothing was new."""
     if not any(one.added for one in series) and not failures:
         return IngestRef(series=tuple(series), failures=(), report=None, picture=None)
-    lake, ledger, now_ms = Lake(home.lake), Ledger(home.lake), time.time_ns() // 1_000_000
+    lake, ledger, now_ms = Lake(home.lake), Ledger(home.lake), wall_clock_ms()
     keys = [SeriesKey.parse(one.series, one.interval) for one in series]
     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
     target = home.reports / f"ingest-{moment:%Y%m%dT%H%M%S}-{now_ms % 1000:03d}.json"

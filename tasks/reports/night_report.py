@@ -154,7 +154,7 @@ def summary_markdown(reported: Reported, verdict: VerdictRef, run: RunRef) -> st
 
 
 def _extremes(home: Home, scores: Scores, folder: Path) -> Chart:
-    lake, interval = Lake(home.lake), Interval.parse(scores.interval)
+    lake, interval = Lake(home.lake), Interval(scores.interval)
 
     def past(name: str, origin_ms: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         start_ms = origin_ms - (count - 1) * scores.interval_ms

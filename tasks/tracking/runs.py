@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from storage.interval import wall_clock_ms
 from storage.layout import Home
 from tasks.database import is_database, without_login
 from tasks.refs import RunRef
-from tasks.tracking.store import now_ms, open_client, prepare_store
+from tasks.tracking.store import open_client, prepare_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,10 +101,9 @@ def log_metrics(run: RunRef, values: Mapping[str, float], step: int = 0) -> None
     """Record numbers at a step."""
     from mlflow.entities import Metric
 
-    now = now_ms()
-    open_client(run.uri).log_batch(
-        run.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()]
-    )
+    now = wall_clock_ms()
+    metrics = [Metric(k, float(v), now, step) for k, v in values.items()]
+    open_client(run.uri).log_batch(run.run_id, metrics=metrics)
 
 
 def log_artifact(run: RunRef, path: str | Path, folder: str | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from tasks.database import is_database, one_at_a_time
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["now_ms", "open_client", "prepare_store", "tolerant", "tracking_uri"]
+__all__ = ["open_client", "prepare_store", "tolerant", "tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +72,3 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch, as MLflow stamps a metric."""
-    return int(time.time() * 1000)

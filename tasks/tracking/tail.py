@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.interval import wall_clock_ms
 from tasks.refs import RunRef
-from tasks.tracking.store import now_ms, open_client
+from tasks.tracking.store import open_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -51,7 +52,7 @@ class MetricTail:
         from mlflow.entities import Metric
 
         return [
-            Metric(f"{self._prefix}/{phase}/{name}", float(value), now_ms(), step)
+            Metric(f"{self._prefix}/{phase}/{name}", float(value), wall_clock_ms(), step)
             for name, value in record.items()
             if name not in ("phase", "step", "epoch", "seconds") and isinstance(value, int | float)
         ]

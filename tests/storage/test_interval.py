@@ -14,13 +14,13 @@ def ms(*parts: int) -> int:
 
 def test_the_names_are_binances_in_order_of_length():
     assert " ".join(INTERVALS) == "1s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M"
-    assert [one.name for one in sorted(map(Interval.parse, reversed(INTERVALS)))] == list(INTERVALS)
+    assert [one.name for one in sorted(map(Interval, reversed(INTERVALS)))] == list(INTERVALS)
 
 
 @pytest.mark.parametrize("name", ["1H", "2m", "", "hour", "1mo"])
 def test_an_unknown_interval_is_refused_with_the_known_ones(name):
     with pytest.raises(CandleError, match=r"1s, 1m, .*, 1M \(case matters\), found "):
-        Interval.parse(name)
+        Interval(name)
 
 
 def test_a_minute_and_a_month_differ_in_file_names_on_every_file_system():

@@ -17,7 +17,7 @@ from storage.layout import Home
 from storage.registry import Champion, read_champion, write_night
 from tasks.promotion import promote, register
 from tasks.refs import PairRef, PublishedRef, RunRef, VerdictRef
-from tasks.tracking import begin_run
+from tasks.tracking.runs import begin_run
 from tests.support.datasets import build, make_candles
 
 __all__ = ["RECIPE", "Nights"]

@@ -26,7 +26,7 @@ def make_candles(
 ) -> pl.DataFrame:
     """A valid random walk of rows candles less the missing ones; without_amount rows have no quote volume."""
     rng = np.random.default_rng(seed)
-    parsed = Interval.parse(interval)
+    parsed = Interval(interval)
     close = 0.1 * np.exp(np.cumsum(rng.normal(0, 0.01, rows)))
     opened = np.concatenate([[0.1], close[:-1]])
     high = np.maximum(opened, close) * (1 + rng.exponential(0.002, rows))
@@ -58,7 +58,7 @@ def real_candles(folder: Path, name: str) -> pl.DataFrame:
     """Real hourly candles by series name, such as um:DOGEUSDT, from the shared_data folder."""
     path = folder / f"{name.replace(':', '_')}_1h.parquet"
     frame = pl.read_parquet(path).with_columns(pl.col("open_time").cast(pl.Datetime("ms", "UTC")))
-    return validate_candles(frame, Interval.parse("1h"), origin=path.name)
+    return validate_candles(frame, Interval("1h"), origin=path.name)
 
 
 def build(

@@ -16,7 +16,7 @@ from storage.registry import champions, read_champion, read_history
 from tasks import promotion
 from tasks.promotion import mend, mismatches, promote_run, roll_back
 from tasks.refs import VerdictRef
-from tasks.tracking import alias_version, move_alias, registered_versions
+from tasks.tracking.registered import alias_version, move_alias, registered_versions
 from tests.support.champions import RECIPE, Nights, night_id
 
 

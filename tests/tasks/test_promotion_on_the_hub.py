@@ -11,7 +11,7 @@ from kronos_model.local_hub import LocalRepository
 from kronos_model.publish import publish_local, publish_to_hub
 from tasks.promotion import mend, mismatches, promote_run, roll_back
 from tasks.refs import PublishedRef
-from tasks.tracking import alias_version
+from tasks.tracking.registered import alias_version
 from tests.support.champions import RECIPE, Nights, night_id
 from tests.support.loopback_hub import Fault, LoopbackHub
 

@@ -15,30 +15,22 @@ from mlflow.exceptions import MlflowException
 
 from storage.layout import Home
 from tasks.refs import RunRef
-from tasks.tracking import (
-    MetricTail,
-    begin_run,
-    end_dead_runs,
-    end_run,
-    log_artifact,
-    log_dataset,
-    log_table,
-    prepare_store,
-    tolerant,
-)
+from tasks.tracking.runs import begin_run, end_dead_runs, end_run, log_artifact, log_dataset, log_table
+from tasks.tracking.store import prepare_store, tolerant
+from tasks.tracking.tail import MetricTail
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
 import sys
 from storage.layout import Home
-from tasks.tracking import begin_run
+from tasks.tracking.runs import begin_run
 sys.stdin.readline()
 begin_run(Home.at(sys.argv[1]), experiment="demo", name="night", identity=sys.argv[2], params={"seed": 0}, tags={})
 """
 PREPARE = """
 import sys
 from storage.layout import Home
-from tasks.tracking import prepare_store
+from tasks.tracking.store import prepare_store
 prepare_store(Home.at(sys.argv[1]))
 """
 

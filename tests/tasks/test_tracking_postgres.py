@@ -9,14 +9,15 @@ import pytest
 from mlflow import MlflowClient
 
 from storage.layout import Home
-from tasks.tracking import MetricTail, begin_run, end_dead_runs, end_run, log_text
+from tasks.tracking.runs import begin_run, end_dead_runs, end_run, log_text
+from tasks.tracking.tail import MetricTail
 from tests.support.postgres import Postgres, postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
 import sys
 from storage.layout import Home
-from tasks.tracking import begin_run
+from tasks.tracking.runs import begin_run
 import mlflow.store.tracking.sqlalchemy_store
 print("ready", flush=True)
 sys.stdin.readline()

@@ -23,7 +23,7 @@ from kronos_model.lock import locked
 from storage.layout import Home
 from tasks import train as train_module
 from tasks.refs import PairRef, RunRef, TrainedRef
-from tasks.tracking import begin_run
+from tasks.tracking.runs import begin_run
 from tasks.train import train
 from tests.support.training import Ground, line_count, make_ground
 

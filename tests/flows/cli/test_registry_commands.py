@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage.registry import read_champion
-from tasks.tracking import move_alias
+from tasks.tracking.registered import move_alias
 from tests.support.champions import RECIPE, Nights, night_id
 from tests.support.terminal import Terminal
 

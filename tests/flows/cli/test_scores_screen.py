@@ -19,8 +19,8 @@ from storage.layout import Home
 from storage.ledger import Source
 from storage.registry import Champion, write_champion, write_night
 from storage.schema import SeriesKey
+from tasks.forecast import score_live
 from tasks.live_record import live_board
-from tasks.live_scores import score_live
 from tests.support.candles import asked
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
 from tests.support.snapshots import snapshot
@@ -115,7 +115,7 @@ def test_a_market_that_has_changed_is_a_warning_that_names_the_remedy(
     record.ingest(wild.with_columns(*(pl.col(name) * scale for name in ("open", "high", "low", "close"))).filter(
         pl.col("high") >= pl.col("low")
     ))  # fmt: skip
-    with caplog.at_level("WARNING", logger="tasks.live_scores"):
+    with caplog.at_level("WARNING", logger="tasks.forecast"):
         live = score_live.fn(record.home, "demo")
     assert [(one.quantity, one.drift.drifted) for one in live.drifts] == [
         ("returns", True),

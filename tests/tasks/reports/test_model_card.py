@@ -274,7 +274,7 @@ def test_the_times_that_the_code_makes_are_those_of_the_interval(text: str):
     made = pd.date_range(pd.Timestamp(first, unit="ms", tz="UTC"), periods=4, freq=frequency[1])
     expected = [first]
     while len(expected) < 4:
-        expected.append(Interval.parse(text).next(expected[-1]))
+        expected.append(Interval(text).next(expected[-1]))
     assert [int(one.timestamp() * 1000) for one in made] == expected
 
 
