@@ -163,7 +163,8 @@ class Knob:
 
 def knobs(config: Any, prefix: str = "") -> Iterator[Knob]:
     """Every setting of `config` in order of definition, nested ones with a dotted path."""
-    helps, types = field_docs(type(config)), get_type_hints(type(config), include_extras=True)
+    cls: Any = type(config)
+    helps, types = field_docs(cls), get_type_hints(cls, include_extras=True)
     for item in fields(config):
         value, path = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):

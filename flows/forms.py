@@ -46,7 +46,8 @@ class SettingsForm:
 @cache
 def _model(example: Any, title: str, without: tuple[str, ...] = ()) -> type[BaseModel]:
     """The fields of a dataclass, in its order, as a model that is only ever asked for its schema."""
-    meanings, kinds = field_docs(type(example)), get_type_hints(type(example), include_extras=True)
+    cls: Any = type(example)
+    meanings, kinds = field_docs(cls), get_type_hints(cls, include_extras=True)
     found: dict[str, Any] = {}
     for name in (one.name for one in fields(example) if one.name not in without):
         told: dict[str, Any] = {"title": name, "description": " ".join(meanings[name].split())}

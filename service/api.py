@@ -98,10 +98,9 @@ class Service:
     def health(self) -> schemas.Health:
         """Whether everything that should run runs."""
         dead = any(task.done() for task in self._tasks) or (self.follower and not self.follower.alive)
-        models = len(self.champion_models.models)
-        alive = "degraded" if self.champion_models.problems else "ok" if models else "empty"
+        models, problems = len(self.champion_models.models), self.champion_models.problems
         return schemas.Health(
-            status="failing" if dead else alive,
+            status="failing" if dead else "degraded" if problems else "ok" if models else "empty",
             version=version("kronos-nightly"),
             uptime_s=round(time.monotonic() - self.began, 1),
             models=models,
