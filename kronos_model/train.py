@@ -20,9 +20,9 @@ import torch
 from kronos_model.accounting import Accounting, device_peak, training_flops
 from kronos_model.adapters import add_adapters, freeze_bottom
 from kronos_model.checkpoint import TrainState, start_streams
-from kronos_model.config import PRESETS
+from kronos_model.config import PRESETS, check_bits
 from kronos_model.distributed import World, join_world
-from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelError, NonFiniteLoss
+from kronos_model.errors import DataError, LostProcess, ModelError, NonFiniteLoss
 from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, WindowSampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
@@ -143,13 +143,7 @@ def _load_models(directory: Path, job: Job) -> tuple[KronosTokenizer, Model]:
     if job.predictor is None:
         return tokenizer, tokenizer
     predictor = Kronos.from_pretrained(_checked(directory, job.predictor, "predictor"))
-    made = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
-    read = (predictor.config.s1_bits, predictor.config.s2_bits)
-    if made != read:
-        raise MismatchedPair(
-            f"expected a tokenizer of {read[0]}+{read[1]} bits, as the predictor {job.predictor.path} reads "
-            f"them, found {made[0]}+{made[1]} in {job.tokenizer.path}; choose two that belong together"
-        )
+    check_bits(tokenizer.config, predictor.config, makes=job.tokenizer.path, reads=job.predictor.path)
     return tokenizer, predictor
 
 
