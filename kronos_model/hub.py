@@ -43,13 +43,9 @@ class ModelPair:
     """A tokenizer and a predictor that belong together, as folders."""
 
     tokenizer: Path
-    """Folder of the tokenizer."""
     predictor: Path
-    """Folder of the predictor."""
     tokenizer_digest: str
-    """`model_digest` of the tokenizer."""
     predictor_digest: str
-    """`model_digest` of the predictor."""
     origin: str
     """Where the weights came from, for people."""
 

@@ -179,9 +179,9 @@ def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values corrected so that the chance of any false finding in the family stays what each promises (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
-        corrected[at] = highest
-    return corrected
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    raised = np.minimum(values[order] * np.arange(len(values), 0, -1), 1.0)
+    corrected[order] = np.maximum.accumulate(raised)
+    return [float(value) for value in corrected]
