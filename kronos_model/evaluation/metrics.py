@@ -82,7 +82,8 @@ def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:
     """Interval score (B, H): width + 2 / (1 - share) x how far outside; of r, lower is better (Winkler 1972)."""
-    return np.asarray(scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy"))
+    score = scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy")
+    return np.asarray(score).reshape(realised.shape)  # it drops the axis of a single origin
 
 
 def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:
