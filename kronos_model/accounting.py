@@ -34,10 +34,8 @@ class Accounting:
 
     tokens_per_window: int
     """Positions that the model reads of each window."""
-
     flops_per_token: float
     """Of one training step, forward and backward."""
-
     peak: float
     """FLOP/s that all devices of the run could do."""
 

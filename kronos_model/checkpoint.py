@@ -30,28 +30,20 @@ class Progress:
 
     step: int = 0
     """Optimizer steps taken."""
-
     cursor: int = 0
     """Windows drawn by the sampler."""
-
     validated: int = -1
     """Step of the last validation; -1 before the first."""
-
     initial_loss: float | None = None
     """Validation loss of the starting weights."""
-
     best_loss: float | None = None
     """Lowest validation loss so far."""
-
     best_step: int = 0
     """Step of the lowest validation loss."""
-
     stale: int = 0
     """Epochs since the lowest validation loss."""
-
     lines: int = 0
     """Lines of metrics.jsonl that belong to this state."""
-
     seconds: float = 0.0
     """Time spent training and validating, over all runs of the job."""
 
@@ -73,14 +65,11 @@ class TrainState:
 
     model: nn.Module
     """The weights in training."""
-
     optimizer: torch.optim.Optimizer
     """With its moments; the schedule is a function of the step."""
-
     generator: torch.Generator
     """Draws what the objective samples (coarse tokens), on the device of the model. Dropout draws from
     torch's default generators, which are saved as well."""
-
     progress: Progress = field(default_factory=Progress)
     """Counters, the best so far and patience."""
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Self, get_type_hints
 
-from kronos_model.errors import ModelError
+from kronos_model.errors import MismatchedPair, ModelError
 from kronos_model.settings import Bounds, Count, NotNegative, settings
 
-__all__ = ["PRESETS", "PredictorConfig", "Preset", "TokenizerConfig"]
+__all__ = ["PRESETS", "PredictorConfig", "Preset", "TokenizerConfig", "check_bits"]
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +34,14 @@ class _Keyed:
         kinds = get_type_hints(cls)
         missing = sorted(kinds.keys() - values.keys())
         if missing:
-            raise ModelError(f"{origin} lacks {', '.join(missing)}: it is not the config of a {cls._part()}.")
+            part = cls.__name__.removesuffix("Config").lower()
+            raise ModelError(f"{origin} lacks {', '.join(missing)}: it is not the config of a {part}.")
         if extra := sorted(values.keys() - kinds.keys()):
             log.warning("%s: ignored unknown keys %s", origin, ", ".join(extra))
         try:
             return cls(**{name: _typed(values[name], kind) for name, kind in kinds.items()})
         except ValueError as error:
             raise ModelError(f"{origin}: {error}") from error
-
-    @classmethod
-    def _part(cls) -> str:
-        return cls.__name__.removesuffix("Config").lower()
 
 
 def _typed(value: object, kind: object) -> object:
@@ -138,6 +135,17 @@ class PredictorConfig(_Keyed):
         _check_heads("dependency heads", DEPENDENCY_HEADS, self.d_model)
 
 
+def check_bits(
+    tokenizer: TokenizerConfig, predictor: PredictorConfig, *, makes: object, reads: object
+) -> None:
+    """MismatchedPair where the predictor, called `reads`, does not read the tokens that `makes` makes."""
+    made, read = (f"{one.s1_bits}+{one.s2_bits}" for one in (tokenizer, predictor))
+    if made != read:
+        raise MismatchedPair(
+            f"{reads} reads tokens of {read} bits, {makes} makes {made}: give the tokenizer that it was trained with."
+        )
+
+
 @settings
 class Preset:
     """A tokenizer and a predictor that belong together, and where their released weights are."""
@@ -160,8 +168,7 @@ class Preset:
     """Commit of that repository."""
 
 
-_TOKENIZER_BASE = TokenizerConfig(group_size=4)
-_TOKENIZER_2K = TokenizerConfig(group_size=5)
+_TOKENIZER_BASE = "NeoQuasar/Kronos-Tokenizer-base"
 _TOKENIZER_BASE_REVISION = "0e0117387f39004a9016484a186a908917e22426"
 
 # tiny is ours, for tests and the demo: under 100,000 parameters in all. The rest are the released
@@ -172,21 +179,14 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="tiny",
             tokenizer=TokenizerConfig(
-                d_model=32,
-                n_heads=4,
-                ff_dim=96,
-                n_enc_layers=2,
-                n_dec_layers=2,
-                s1_bits=6,
-                s2_bits=6,
-                group_size=4,
+                d_model=32, ff_dim=96, n_enc_layers=2, n_dec_layers=2, s1_bits=6, s2_bits=6
             ),
             predictor=PredictorConfig(s1_bits=6, s2_bits=6, n_layers=3, d_model=40, n_heads=4, ff_dim=64),
             max_context=512,
         ),
         Preset(
             name="mini",
-            tokenizer=_TOKENIZER_2K,
+            tokenizer=TokenizerConfig(group_size=5),
             predictor=PredictorConfig(
                 n_layers=4, d_model=256, n_heads=4, ff_dim=512, ffn_dropout_p=0.2, resid_dropout_p=0.2
             ),
@@ -198,31 +198,24 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="small",
-            tokenizer=_TOKENIZER_BASE,
+            tokenizer=TokenizerConfig(),
             predictor=PredictorConfig(
-                n_layers=8,
-                d_model=512,
-                n_heads=8,
-                ff_dim=1024,
-                ffn_dropout_p=0.25,
-                attn_dropout_p=0.1,
-                resid_dropout_p=0.25,
-                token_dropout_p=0.1,
+                ffn_dropout_p=0.25, attn_dropout_p=0.1, resid_dropout_p=0.25, token_dropout_p=0.1
             ),
             max_context=512,
-            tokenizer_id="NeoQuasar/Kronos-Tokenizer-base",
+            tokenizer_id=_TOKENIZER_BASE,
             tokenizer_revision=_TOKENIZER_BASE_REVISION,
             predictor_id="NeoQuasar/Kronos-small",
             predictor_revision="901c26c1332695a2a8f243eb2f37243a37bea320",
         ),
         Preset(
             name="base",
-            tokenizer=_TOKENIZER_BASE,
+            tokenizer=TokenizerConfig(),
             predictor=PredictorConfig(
                 n_layers=12, d_model=832, n_heads=16, ff_dim=2048, ffn_dropout_p=0.2, resid_dropout_p=0.2
             ),
             max_context=512,
-            tokenizer_id="NeoQuasar/Kronos-Tokenizer-base",
+            tokenizer_id=_TOKENIZER_BASE,
             tokenizer_revision=_TOKENIZER_BASE_REVISION,
             predictor_id="NeoQuasar/Kronos-base",
             predictor_revision="2b554741eca47781b64468546e77fef3e85130e6",

@@ -26,7 +26,6 @@ class World:
 
     rank: int = 0
     """0 writes the files."""
-
     size: int = 1
     """Processes that train together."""
 

@@ -4,7 +4,7 @@ Free of torch, so that a dataset can be built without loading it. Shapes: T bars
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from kronos_model.errors import DataError
 
 __all__ = [
     "FEATURES",
-    "KINDS",
     "MAD_TO_STD",
     "STAMPS",
     "NormaliserKind",
@@ -28,7 +27,6 @@ STAMPS = ("minute", "hour", "weekday", "day", "month")
 """Order of the last axis of every stamp array; Monday is 0, days and months count from 1, all in UTC."""
 
 NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
-KINDS: tuple[NormaliserKind, ...] = get_args(NormaliserKind)
 
 MAD_TO_STD = 1.4826
 """Median absolute deviation times this estimates the standard deviation of a normal distribution."""

@@ -40,13 +40,10 @@ class WindowSampler:
 
     windows: int
     """Windows of the train split."""
-
     per_step: int
     """Windows of an optimizer step."""
-
     steps_per_epoch: int
     """Optimizer steps of an epoch."""
-
     seed: int
     """Of the permutations."""
 

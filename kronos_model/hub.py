@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfig
+from kronos_model.config import PRESETS, PredictorConfig, Preset, TokenizerConfig, check_bits
 from kronos_model.errors import DataError, MismatchedPair, ModelError
 from kronos_model.files import METADATA_FILE, model_digest, read_json, write_json
 from kronos_model.predictor import Kronos
@@ -43,13 +43,9 @@ class ModelPair:
     """A tokenizer and a predictor that belong together, as folders."""
 
     tokenizer: Path
-    """Folder of the tokenizer."""
     predictor: Path
-    """Folder of the predictor."""
     tokenizer_digest: str
-    """`model_digest` of the tokenizer."""
     predictor_digest: str
-    """`model_digest` of the predictor."""
     origin: str
     """Where the weights came from, for people."""
 
@@ -113,11 +109,7 @@ def check_pair(tokenizer: Path, predictor: Path) -> None:
     Shapes do not tell: every released predictor accepts the tokens of every released tokenizer.
     """
     ours, theirs = _configs(tokenizer, predictor)
-    if (ours.s1_bits, ours.s2_bits) != (theirs.s1_bits, theirs.s2_bits):
-        raise MismatchedPair(
-            f"{predictor} reads tokens of {theirs.s1_bits}+{theirs.s2_bits} bits, {tokenizer} makes "
-            f"{ours.s1_bits}+{ours.s2_bits}: give the tokenizer that it was trained with."
-        )
+    check_bits(ours, theirs, makes=tokenizer, reads=predictor)
     metadata = read_metadata(predictor)
     recorded = metadata.get("tokenizer_digest") if metadata else None
     if recorded is not None:

@@ -28,67 +28,47 @@ class StageConfig:
 
     epochs: Count = 5
     """Passes over the training windows; shorter ones where steps_per_epoch caps them."""
-
     steps_per_epoch: Count | None = None
     """At most this many optimizer steps per epoch; a capped epoch continues where the last one left off, so
     that all windows get seen. None: one full pass."""
-
     batch_size: Count = 32
     """Windows per forward pass, over all processes."""
-
     accumulation: Count = 1
     """Forward passes per optimizer step; an optimizer step sees batch_size x accumulation windows."""
-
     learning_rate: Positive = 2e-6
     """Peak of the schedule: linear warm-up, then cosine to zero."""
-
     weight_decay: NotNegative = 0.1
     """AdamW's decay, on matrices and embeddings only."""
-
     beta1: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
     """AdamW's decay of the gradient's mean."""
-
     beta2: Annotated[float, Bounds(ge=0, lt=1)] = 0.95
     """AdamW's decay of the gradient's square."""
-
     warmup_share: Annotated[float, Bounds(ge=0, lt=1)] = 0.03
     """Share of all steps spent in warm-up."""
-
     clip_norm: Positive = 3.0
     """Gradients are scaled down to this norm."""
-
     patience: Count | None = 5
     """Epochs without a better validation loss after which training stops. None: never."""
-
     precision: Precision = "auto"
     """auto: bfloat16 autocast for the predictor on CUDA devices that support it, else float32 (rounding flips
     the tokenizer's bits). bfloat16 also pays on CPUs with AVX512-BF16 or AMX."""
-
     compile: bool = False
     """Let torch.compile fuse the forward pass: minutes of compiling for faster steps, on GPUs above all."""
-
     recompute: bool = False
     """Activation checkpointing: compute each predictor block again in the backward pass instead of remembering
     what is inside it; less memory, about a third more time."""
-
     frozen_layers: Counted = 0
     """Leave this many bottom blocks, and the embeddings below them, as they are."""
-
     lora_rank: Counted = 0
     """Train low-rank adapters of this rank instead of the weights; they are merged into best/. 0: all weights."""
-
     lora_alpha: Positive = 16.0
     """Adapters are scaled by lora_alpha / lora_rank."""
-
     lora_targets: Targets = "all"
     """Projections that get adapters: of attention, of the feed-forward (mlp), or all of both."""
-
     validation_windows: Count | None = None
     """At most this many validation windows, evenly spaced. None: all."""
-
     checkpoint_steps: Count = 200
     """Optimizer steps between checkpoints; every epoch also ends with one."""
-
     token_cache_mb: Annotated[int, Bounds(ge=0, unit="MiB")] = 8192
     """Largest size (MiB) of a split's tokens on disk; above it windows are encoded as they are needed."""
 
@@ -99,7 +79,6 @@ class Reference:
 
     path: str
     """Absolute, or relative to the job directory."""
-
     digest: str
     """A dataset's digest from its manifest, a model's from kronos_model.files.model_digest."""
 
@@ -110,22 +89,16 @@ class Job:
 
     stage: Stage
     """tokenizer: trains the tokenizer. predictor: trains the predictor on the frozen tokenizer's tokens."""
-
     dataset: Reference
     """The windows to train and validate on."""
-
     tokenizer: Reference
     """Starting weights of the tokenizer stage; the frozen tokenizer of the predictor stage."""
-
     predictor: Reference | None = None
     """Starting weights of the predictor stage; None in the tokenizer stage."""
-
     config: StageConfig = field(default_factory=StageConfig)
     """How to train."""
-
     seed: Seed = 0
     """Of the order of windows, of dropout and of sampled tokens."""
-
     threads: Count | None = None
     """CPU threads; None leaves the choice to torch."""
 

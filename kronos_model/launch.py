@@ -7,7 +7,6 @@ reach (torchrun's store listens on every address): in files of the job, and on t
 Exit codes are those of kronos_model.train; 128 + N where signal N ended a process.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from kronos_model.errors import ModelError
 from kronos_model.jobs import read_job
 from kronos_model.lock import locked
-from kronos_model.train import LOST
+from kronos_model.train import LOST, job_parser
 
 __all__ = ["main"]
 
@@ -36,12 +35,8 @@ _WATCH_S = 1.0  # between two looks at the parent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kronos_model.launch", description="Run or resume a job.")
-    parser.add_argument("job", type=Path, metavar="JOBDIR", help="directory that holds job.json")
+    parser = job_parser("python -m kronos_model.launch")
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many train together")
-    parser.add_argument(
-        "--parent", type=int, metavar="PID", help="stop, resumably, once this process is gone"
-    )
     options = parser.parse_args(arguments)
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()

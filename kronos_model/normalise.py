@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import MAD_TO_STD, NormaliserKind, fit_state
+from kronos_model.features import MAD_TO_STD, NormaliserKind
 from kronos_model.settings import Positive, settings
 
 __all__ = ["Normaliser", "Scale"]
@@ -50,13 +48,8 @@ class Normaliser:
         if sorted(self.state) != expected:
             raise ValueError(
                 f"{self.kind}: expected a state of {expected}, found {sorted(self.state)}; "
-                "make it with Normaliser.fit or fit_state on the training rows"
+                "make it with features.fit_state on the training rows"
             )
-
-    @classmethod
-    def fit(cls, kind: NormaliserKind, clip: float, rows: Mapping[str, NDArray[np.float32]]) -> Self:
-        """A normaliser from the training rows (T, F) of each series; the window kinds ignore them."""
-        return cls(kind=kind, clip=clip, state=fit_state(kind, rows))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

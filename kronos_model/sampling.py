@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kronos_model.cache import Place
+from kronos_model.config import check_bits
 from kronos_model.decoding import CachedDecoder, CachedPredictor, DecodedPrompt, Memory, Prompt
-from kronos_model.errors import MismatchedPair
 from kronos_model.graphs import BarProgram, accelerates
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.sampling_config import Precision, SamplingConfig
@@ -72,7 +72,7 @@ class PathSampler:
         s2_decode: S2Decode = "trained",
         precision: Precision = "float32",
     ) -> None:
-        _check_pair(tokenizer, predictor)
+        check_bits(tokenizer.config, predictor.config, makes="the tokenizer", reads="the predictor")
         self.tokenizer = tokenizer
         with torch.inference_mode():
             self.predictor = CachedPredictor(predictor, s2_decode=s2_decode, dtype=getattr(torch, precision))
@@ -246,13 +246,3 @@ def _uniforms(generator: Generators, shape: tuple[int, int, int, int]) -> Tensor
             f"expected one generator or {shape[0]}, one per series, found {len(generator)}: match them."
         )
     return torch.stack([torch.rand(shape[1:], generator=one, device=one.device) for one in generator])
-
-
-def _check_pair(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
-    bits = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
-    found = (predictor.config.s1_bits, predictor.config.s2_bits)
-    if bits != found:
-        raise MismatchedPair(
-            f"the tokenizer makes tokens of {bits[0]}+{bits[1]} bits, the predictor reads "
-            f"{found[0]}+{found[1]}: give the pair that was trained together."
-        )

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import torch
 from kronos_model.accounting import Accounting, device_peak, training_flops
 from kronos_model.adapters import add_adapters, freeze_bottom
 from kronos_model.checkpoint import TrainState, start_streams
-from kronos_model.config import PRESETS
+from kronos_model.config import PRESETS, check_bits
 from kronos_model.distributed import World, join_world
-from kronos_model.errors import DataError, LostProcess, MismatchedPair, ModelError, NonFiniteLoss
+from kronos_model.errors import DataError, LostProcess, ModelError, NonFiniteLoss
 from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, WindowSampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
@@ -35,7 +35,17 @@ from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.tokens import StoredTokens, TokenSource, token_source
 from kronos_model.windows import Split, WindowDataset
 
-__all__ = ["LOST", "Job", "Reference", "StageConfig", "main", "read_job", "run_job", "write_job"]
+__all__ = [
+    "LOST",
+    "Job",
+    "Reference",
+    "StageConfig",
+    "job_parser",
+    "main",
+    "read_job",
+    "run_job",
+    "write_job",
+]
 
 LOST = 3
 """Exit code of a process whose training another one has left."""
@@ -83,13 +93,15 @@ def _run(
     _choose_what_trains(model, job)
     state = _new_state(model.to(device), job, world=world, device=device)
     metadata = _metadata(directory, job, dataset, model)
-    keeper = JobKeeper(directory, job, world=world, metadata=metadata, stopping=stopping, show=show)
+    keeper = JobKeeper(
+        directory=directory, job=job, world=world, metadata=metadata, stopping=stopping, show=show
+    )
     resumed = keeper.resume(state)
     sampler = WindowSampler.of(dataset.count("train"), job.config, seed=job.seed)
     objective: Objective = TokenizerObjective(dataset=dataset, device=device)
     if isinstance(model, Kronos):
         encoder = _Encoder(
-            dataset, tokenizer.to(device), directory / job.dataset.path, job, keeper, silent=resumed
+            dataset=dataset, tokenizer=tokenizer.to(device), device=device, keeper=keeper, silent=resumed
         )
         objective = PredictorObjective(
             dataset=dataset,
@@ -143,13 +155,7 @@ def _load_models(directory: Path, job: Job) -> tuple[KronosTokenizer, Model]:
     if job.predictor is None:
         return tokenizer, tokenizer
     predictor = Kronos.from_pretrained(_checked(directory, job.predictor, "predictor"))
-    made = (tokenizer.config.s1_bits, tokenizer.config.s2_bits)
-    read = (predictor.config.s1_bits, predictor.config.s2_bits)
-    if made != read:
-        raise MismatchedPair(
-            f"expected a tokenizer of {read[0]}+{read[1]} bits, as the predictor {job.predictor.path} reads "
-            f"them, found {made[0]}+{made[1]} in {job.tokenizer.path}; choose two that belong together"
-        )
+    check_bits(tokenizer.config, predictor.config, makes=job.tokenizer.path, reads=job.predictor.path)
     return tokenizer, predictor
 
 
@@ -228,39 +234,33 @@ def _bfloat16(job: Job, device: torch.device) -> bool:
     return job.config.precision == "bfloat16"
 
 
+@dataclass(kw_only=True, slots=True)
 class _Encoder:
     """Makes token sources for the job and tells the metrics how far it is.
 
     A new job gets the same lines whether the tokens were stored before or not; a resumed one has them.
     """
 
-    def __init__(
-        self,
-        dataset: WindowDataset,
-        tokenizer: KronosTokenizer,
-        folder: Path,
-        job: Job,
-        keeper: JobKeeper,
-        *,
-        silent: bool,
-    ) -> None:
-        self.lines = 0
-        self._dataset, self._tokenizer, self._folder = dataset, tokenizer, folder
-        self._job, self._keeper, self._silent = job, keeper, silent
-        self._told: dict[Split, int] = {}
+    dataset: WindowDataset
+    tokenizer: KronosTokenizer
+    device: torch.device
+    keeper: JobKeeper
+    silent: bool
+    lines: int = 0
+    told: dict[Split, int] = field(default_factory=dict)
 
     def tokens(self, split: Split, *, draws: int) -> TokenSource:
         """Tokens of a split from which so many windows will be drawn."""
-        total = self._dataset.count(split)
+        total, job = self.dataset.count(split), self.keeper.job
         source = token_source(
-            self._dataset,
-            self._tokenizer,
+            self.dataset,
+            self.tokenizer,
             split,
-            folder=self._folder,
-            digest=self._job.tokenizer.digest,
+            folder=self.keeper.directory / job.dataset.path,
+            digest=job.tokenizer.digest,
             draws=draws,
-            budget_mb=self._job.config.token_cache_mb,
-            device=next(self._tokenizer.parameters()).device,
+            budget_mb=job.config.token_cache_mb,
+            device=self.device,
             progress=lambda done, total: self._tell(split, done, total),
         )
         if isinstance(source, StoredTokens):
@@ -268,23 +268,29 @@ class _Encoder:
         return source
 
     def _tell(self, split: Split, done: int, total: int) -> None:
-        if self._keeper.stopping():
+        if self.keeper.stopping():
             raise Interrupted
-        while not self._silent and (part := self._told.get(split, 0)) < done * _ENCODE_LINES // total:
-            self._told[split] = part + 1
+        while not self.silent and (part := self.told.get(split, 0)) < done * _ENCODE_LINES // total:
+            self.told[split] = part + 1
             self.lines += 1
             values = {f"{split}_windows": -(-total * (part + 1) // _ENCODE_LINES), f"{split}_total": total}
-            self._keeper.log("encode", {"step": 0, "epoch": 0} | values)
+            self.keeper.log("encode", {"step": 0, "epoch": 0} | values)
+
+
+def job_parser(prog: str) -> argparse.ArgumentParser:
+    """What the command lines of one and of several processes share."""
+    parser = argparse.ArgumentParser(prog=prog, description="Run or resume a job.")
+    parser.add_argument("job", type=Path, metavar="JOBDIR", help="directory that holds job.json")
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="stop, resumably, once this process is gone"
+    )
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kronos_model.train", description="Run or resume a job.")
-    parser.add_argument("job", type=Path, metavar="JOBDIR", help="directory that holds job.json")
+    parser = job_parser("python -m kronos_model.train")
     parser.add_argument("--progress", action="store_true", help="show one line of progress on stderr")
-    parser.add_argument(
-        "--parent", type=int, metavar="PID", help="stop, resumably, once this process is gone"
-    )
     parser.add_argument(
         "--meeting",
         type=Path,

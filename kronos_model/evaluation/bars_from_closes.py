@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.evaluation.competitors import Context
-from kronos_model.evaluation.scoring import CLOSE
+from kronos_model.evaluation.scoring import CLOSE, row_generator
 from kronos_model.features import FEATURES
 from kronos_model.forecaster import Forecast
 
-__all__ = ["bars_along", "one_bar_moves"]
+__all__ = ["bars_along", "one_bar_moves", "row_generators"]
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +19,12 @@ Floats = NDArray[np.float64]
 def one_bar_moves(context: Context) -> Floats:
     """One-bar log returns (B, K - 1); NaN before a series' first candle."""
     return np.diff(np.log(context.history), axis=1)
+
+
+def row_generators(context: Context, seed: int) -> list[np.random.Generator]:
+    """Each row's own random numbers."""
+    rows = zip(context.series, context.open_time[:, -1].tolist(), strict=True)
+    return [row_generator(seed, name, origin) for name, origin in rows]
 
 
 def bars_along(context: Context, returns: Floats) -> Forecast:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, row_generators
 from kronos_model.evaluation.competitors import Competitor, Context, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import stretches
-from kronos_model.evaluation.scoring import CLOSE, row_generator
-from kronos_model.evaluation.volatility import HAR_LOOKBACK, Garch, HarRv
+from kronos_model.evaluation.scoring import CLOSE
+from kronos_model.evaluation.volatility import EWMA_DECAY, HAR_LOOKBACK, Garch, HarRv
 from kronos_model.forecaster import Forecast
 
 __all__ = ["BlockBootstrap", "EwmaCone", "RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
@@ -61,17 +61,14 @@ class EwmaCone:
 
     samples: int
     seed: int
-    decay: float = (
-        0.97  # weight of a squared return relative to the next one: half of it is gone after 23 bars
-    )
     name: str = "ewma"
 
     def forecast(self, context: Context) -> Forecast:
         moves = one_bar_moves(context)
-        weights = self.decay ** np.arange(moves.shape[1] - 1, -1, -1.0) * ~np.isnan(moves)
+        weights = EWMA_DECAY ** np.arange(moves.shape[1] - 1, -1, -1.0) * ~np.isnan(moves)
         sigma = np.sqrt((weights * np.nan_to_num(moves) ** 2).sum(axis=1) / weights.sum(axis=1))  # (B,)
         shape = (self.samples, context.future_open_time.shape[1])
-        shocks = _drawn(context, self.seed, lambda generator: generator.standard_normal(shape))
+        shocks = np.stack([one.standard_normal(shape) for one in row_generators(context, self.seed)])
         return bars_along(context, np.cumsum(sigma[:, None, None] * shocks, axis=-1))
 
 
@@ -93,12 +90,12 @@ class BlockBootstrap:
         known = (~np.isnan(moves)).sum(axis=1)  # (B,); they stand at the end
         centred = np.nan_to_num(moves - np.nanmean(moves, axis=1, keepdims=True))
         shape = (self.samples, context.future_open_time.shape[1])
-        uniforms = _drawn(context, self.seed, lambda generator: generator.random((2, *shape)))
+        uniforms = np.stack([one.random((2, *shape)) for one in row_generators(context, self.seed)])
         position = stretches(uniforms[:, 0] < 1 / self.mean_block, uniforms[:, 1])
         start = np.floor(position.start * known[:, None, None]).astype(np.int64)
         row = (moves.shape[1] - known)[:, None, None] + (start + position.offset) % known[:, None, None]
-        drawn = np.take_along_axis(centred, row.reshape(len(row), -1), axis=1).reshape(row.shape)
-        return bars_along(context, np.cumsum(drawn, axis=-1))
+        returns = np.take_along_axis(centred, row.reshape(len(row), -1), axis=1).reshape(row.shape)
+        return bars_along(context, np.cumsum(returns, axis=-1))
 
 
 def make_baselines(
@@ -129,13 +126,6 @@ def make_baselines(
         else:
             made.append(SeasonalNaive(name=name, bars=bars))
     return made, notes
-
-
-def _drawn(context: Context, seed: int, draw: Callable[[np.random.Generator], Floats]) -> Floats:
-    """What `draw` takes from each row's own generator, stacked."""
-    origins = context.open_time[:, -1].tolist()
-    rows = zip(context.series, origins, strict=True)
-    return np.stack([draw(row_generator(seed, name, origin)) for name, origin in rows])
 
 
 def _twice(context: Context, returns: Floats) -> Forecast:

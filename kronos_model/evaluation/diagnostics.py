@@ -3,7 +3,8 @@
 Shapes: M models, N origins of all series, H steps, G series.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class LossTest:
     difference: float  # mean CRPS of the model minus that of the opponent, log-return units
     statistic: float
     p_value: float
-    p_holm: float  # corrected over all series and steps of the table
+    p_holm: float = math.nan  # corrected over all series and steps of the table
 
 
 def skill_by_step(
@@ -62,8 +63,7 @@ def skill_by_step(
 ) -> SkillByStep:
     """1 - mean CRPS / mean CRPS of the reference per step, by a stationary block bootstrap over time."""
     ours, theirs = scores.crps[scores.index(model)], scores.crps[scores.index(reference)]
-    everything = np.ones(len(scores.origin_ms), np.bool_)
-    resampler = Resampler.of(scores, everything, confidence=confidence, draws=draws)
+    resampler = Resampler.of(scores.origin_ms, scores.horizon_ms, confidence=confidence, draws=draws)
     low, high = resampler.skill(ours, theirs, confidence)
     return SkillByStep(skill=1 - ours.mean(axis=0) / theirs.mean(axis=0), low=low, high=high)
 
@@ -118,16 +118,14 @@ def loss_tests(scores: Scores, model: str, opponent: str, *, by_step: bool = Tru
             values = sums.mean(axis=1) if step is None else sums[:, step]
             reach = scores.horizon if step is None else step + 1
             test = diebold_mariano(values, block_length(times, reach * scores.interval_ms))
-            found.append((name, step, float(values.mean()), test))
-    corrected = holm([test.p_value for *_, test in found])
-    return [
-        LossTest(
-            series=name,
-            step=step,
-            difference=difference,
-            statistic=test.statistic,
-            p_value=test.p_value,
-            p_holm=p_holm,
-        )
-        for (name, step, difference, test), p_holm in zip(found, corrected, strict=True)
-    ]
+            found.append(
+                LossTest(
+                    series=name,
+                    step=step,
+                    difference=float(values.mean()),
+                    statistic=test.statistic,
+                    p_value=test.p_value,
+                )
+            )
+    corrected = holm([test.p_value for test in found])
+    return [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-__all__ = ["DRIFT_CANDLES", "Drift", "measure_drift", "population_stability"]
+__all__ = ["DRIFT_CANDLES", "Drift", "measure_drift"]
 
 DRIFT_CANDLES = 720
 """Newest candles that are compared with training: a month of 1h."""
@@ -66,16 +66,6 @@ def measure_drift(then: Floats, now: Floats) -> Drift | None:
         spread=float((high_now - low_now) / (high - low)) if high > low else float("nan"),
         shift=float(middle_now - middle),
     )
-
-
-def population_stability(then: Floats, now: Floats) -> float:
-    """The index over the deciles of `then`."""
-    edges = np.unique(np.quantile(then, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    counts = [
-        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-        for values in (then, now)
-    ]
-    return _index(*counts)
 
 
 def _index(then: NDArray[np.int64], now: NDArray[np.int64]) -> float:

@@ -15,9 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from kronos_model.evaluation.scores import Scores
-
-__all__ = ["Resampler", "TestResult", "block_length", "diebold_mariano", "holm", "per_time", "stretches"]
+__all__ = [
+    "Resampler",
+    "TestResult",
+    "block_length",
+    "diebold_mariano",
+    "holm",
+    "per_time",
+    "stretches",
+    "widened",
+]
 
 Floats = NDArray[np.float64]
 
@@ -74,15 +81,6 @@ class Resampler:
 
     @classmethod
     def of(
-        cls, scores: Scores, chosen: NDArray[np.bool_], *, confidence: float, draws: int, seed: int = 0
-    ) -> Self:
-        """For the chosen origins (N,) of the scores."""
-        return cls.over(
-            scores.origin_ms[chosen], scores.horizon_ms, confidence=confidence, draws=draws, seed=seed
-        )
-
-    @classmethod
-    def over(
         cls,
         origin_ms: NDArray[np.int64],
         horizon_ms: int,
@@ -136,12 +134,21 @@ def _weights(count: int, mean_block: int, *, draws: int, seed: int) -> Floats:
 
 
 def _widening(block: int, mean_block: int, pieces: float, confidence: float) -> float:
-    """As in the gate: the share of the long-run variance that stretches show, and Student instead of normal."""
+    """As in the gate, from the share of the long-run variance that stretches show."""
     if pieces <= 2:
         return math.inf
     lags = np.abs(np.arange(1 - block, block))
     weights = 1 - lags / block
     shown = float((weights * (1 - 1 / mean_block) ** lags).sum() / weights.sum())
+    return widened(pieces, shown, confidence)
+
+
+def widened(pieces: float, shown: float, confidence: float) -> float:
+    """What an interval is multiplied by where so many pieces show this share of the long-run variance.
+
+    Few pieces understate their own variance by 1 - 1/pieces, and need Student's quantile instead of the normal one
+    (first term of its expansion).
+    """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return math.sqrt(pieces / (pieces - 1) / shown) * (1 + (z * z + 1) / (4 * (pieces - 1)))
 
@@ -159,8 +166,9 @@ def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:
     centred = differences - differences.mean()
     covariances = np.array([centred[lag:] @ centred[: count - lag] for lag in range(lags)]) / count
     if covariances[0] <= 1e-30 * (1 + float(np.abs(differences).max()) ** 2):
-        certain = differences.mean() == 0
-        return TestResult(statistic=0.0, p_value=1.0) if certain else _certain(float(differences.mean()))
+        mean = float(differences.mean())  # the same at every origin: there is nothing random about it
+        sure = TestResult(statistic=math.copysign(math.inf, mean), p_value=0.0)
+        return sure if mean != 0 else TestResult(statistic=0.0, p_value=1.0)
     variance = float(covariances[0] + 2 * covariances[1:].sum())
     if variance <= 0:
         variance = float(covariances[0] + 2 * ((1 - np.arange(1, lags) / lags) * covariances[1:]).sum())
@@ -169,16 +177,11 @@ def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:
     return TestResult(statistic=statistic, p_value=float(2 * student.sf(abs(statistic), count - 1)))
 
 
-def _certain(mean: float) -> TestResult:
-    """The same difference at every origin: there is nothing random about it."""
-    return TestResult(statistic=math.copysign(math.inf, mean), p_value=0.0)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values corrected so that the chance of any false finding in the family stays what each promises (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
-        corrected[at] = highest
-    return corrected
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    raised = np.minimum(values[order] * np.arange(len(values), 0, -1), 1.0)
+    corrected[order] = np.maximum.accumulate(raised)
+    return [float(value) for value in corrected]

@@ -65,7 +65,8 @@ def leaderboard(scores: Scores, *, reference: str = "last_value") -> list[dict[s
 
 def _table(scores: Scores, series: str, chosen: Chosen, *, reference: str) -> list[dict[str, Any]]:
     """The rows of one group of origins, best CRPS first."""
-    resampler = Resampler.of(scores, chosen, confidence=CONFIDENCE, draws=_DRAWS)
+    times = scores.origin_ms[chosen]
+    resampler = Resampler.of(times, scores.horizon_ms, confidence=CONFIDENCE, draws=_DRAWS)
     hits = scores.direction_hit(band=FEE_BAND)[:, :, -1]  # (M, N)
     rows = [
         {"model": model, "series": series, "origins": int(chosen.sum())}
@@ -121,14 +122,12 @@ def _skill(
     scores: Scores, at: int, chosen: Chosen, resampler: Resampler, *, reference: str
 ) -> dict[str, float | None]:
     """Skill with its interval; of the reference itself it is 0 by definition."""
-    if reference not in scores.models:
-        return {"skill": None, "skill_low": None, "skill_high": None}
-    ours, theirs = (scores.crps[row, chosen].mean(axis=1) for row in (at, scores.index(reference)))
-    skill = metrics.skill(float(ours.mean()), float(theirs.mean()))
-    if skill is None:
-        return {"skill": None, "skill_low": None, "skill_high": None}
-    low, high = resampler.skill(ours, theirs, CONFIDENCE)
-    return {"skill": skill, "skill_low": _finite(low), "skill_high": _finite(high)}
+    if reference in scores.models:
+        ours, theirs = (scores.crps[row, chosen].mean(axis=1) for row in (at, scores.index(reference)))
+        if (skill := metrics.skill(float(ours.mean()), float(theirs.mean()))) is not None:
+            low, high = resampler.skill(ours, theirs, CONFIDENCE)
+            return {"skill": skill, "skill_low": _finite(low), "skill_high": _finite(high)}
+    return {"skill": None, "skill_low": None, "skill_high": None}
 
 
 def _direction(scores: Scores, at: int, chosen: Chosen, hits: Floats) -> dict[str, float | None]:

@@ -22,7 +22,6 @@ __all__ = [
     "energy_score",
     "independent_count",
     "log_returns",
-    "ordered",
     "pinball",
     "pit",
     "probability_up",
@@ -43,13 +42,8 @@ def log_returns(close: NDArray[np.floating], last_close: NDArray[np.floating]) -
     return np.asarray(np.log(close.astype(np.float64) / scale), dtype=np.float64)
 
 
-def ordered(samples: Floats) -> Floats:
-    """The paths' values of every step from lowest to highest, (B, S, H): sorted once, used by many metrics."""
-    return np.sort(samples, axis=1)
-
-
 def quantiles(ordered_samples: Floats, levels: Sequence[float]) -> Floats:
-    """Linear quantiles (Q, B, H) of ordered samples (numpy's default, type 7 of Hyndman and Fan 1996)."""
+    """Linear quantiles (Q, B, H) of paths sorted along S (numpy's default, type 7 of Hyndman and Fan 1996)."""
     last = ordered_samples.shape[1] - 1
     at = np.asarray(levels) * last
     below = np.minimum(np.floor(at).astype(np.int64), max(last - 1, 0))
@@ -88,7 +82,8 @@ def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:
     """Interval score (B, H): width + 2 / (1 - share) x how far outside; of r, lower is better (Winkler 1972)."""
-    return np.asarray(scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy"))
+    score = scoringrules.interval_score(realised, low, high, 1 - share, backend="numpy")
+    return np.asarray(score).reshape(realised.shape)  # it drops the axis of a single origin
 
 
 def covered(low: Floats, high: Floats, realised: Floats) -> NDArray[np.bool_]:

@@ -76,9 +76,7 @@ class Scores:
     winkler: Floats  # (L, M, N, H) its interval score
     energy: Floats  # (M, N) energy score of the whole path
     variance: Floats  # (M, N) expected realised_variance
-    price_ic: (
-        Floats  # (M, N) correlation over the steps of mean path and truth, mean of open, high, low, close
-    )
+    price_ic: Floats  # (M, N) correlation over the steps of mean path and truth, mean of the four prices
     price_rank_ic: Floats  # (M, N) the same of ranks
     violation_rate: Floats  # (M, N) share of sampled bars that had to be made consistent
     fans: Fans
@@ -92,26 +90,6 @@ class Scores:
     def overlaps_pretraining(self) -> bool:
         """Whether any scored bar is older than the end of Kronos's pre-training data."""
         return bool(self.origin_ms.min() < PRETRAINING_END_MS)
-
-    @property
-    def absolute_error(self) -> Floats:
-        """|median - realised|, (M, N, H), lower is better."""
-        return np.abs(self.median - self.realised)
-
-    @property
-    def squared_error(self) -> Floats:
-        """(mean - realised)^2, (M, N, H), lower is better."""
-        return (self.mean - self.realised) ** 2
-
-    @property
-    def price_error(self) -> Floats:
-        """|median close - close|, (M, N, H), quote currency."""
-        return np.asarray(self.last_close[:, None] * np.abs(np.exp(self.median) - np.exp(self.realised)))
-
-    @property
-    def squared_price_error(self) -> Floats:
-        """(mean close - close)^2, (M, N, H), quote currency squared."""
-        return (self.last_close[:, None] * (self.mean_ratio - np.exp(self.realised))) ** 2
 
     def direction_hit(self, *, band: float = 0.0) -> Floats:
         """Is the median's sign right? (M, N, H): 1 yes, 0 no, NaN where it calls none or |realised| <= band."""

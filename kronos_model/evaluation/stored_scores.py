@@ -60,7 +60,7 @@ def skill_interval(
     From a stationary block bootstrap over origin times, since hourly forecasts share most of their future; None
     where the times are too few for one.
     """
-    resampler = Resampler.over(origin_ms, horizon_ms, confidence=SKILL_CONFIDENCE, draws=_DRAWS)
+    resampler = Resampler.of(origin_ms, horizon_ms, confidence=SKILL_CONFIDENCE, draws=_DRAWS)
     low, high = (float(end) for end in resampler.skill(crps, last_value, SKILL_CONFIDENCE))
     return (low, high) if np.isfinite([low, high]).all() else None
 

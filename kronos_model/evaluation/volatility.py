@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves
+from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, row_generators
 from kronos_model.evaluation.competitors import Context
-from kronos_model.evaluation.scoring import CLOSE, row_generator
+from kronos_model.evaluation.scoring import CLOSE
 from kronos_model.forecaster import Forecast
 
-__all__ = ["HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]
+__all__ = ["EWMA_DECAY", "HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]
 
 _SPANS = (1, 5, 22)  # bars: Corsi's day, week and month of trading, taken as bars
 HAR_LOOKBACK = 64
@@ -24,7 +24,8 @@ _RIDGE = 1e-9  # of the sum of squares; without it a market that stands still ha
 _ROOM = math.log(4.0)  # how far a simulated log variance may leave the range seen
 _FLOOR = 1e-14  # variance of a bar that did not move: a millionth of a basis point, squared, is still above 0
 _FEWEST_MOVES = 100  # returns: with fewer, GARCH's likelihood says next to nothing
-_DECAY = 0.97  # of the EWMA cone, to which an unfitted GARCH falls back
+EWMA_DECAY = 0.97
+"""Weight of a squared return relative to the next one: half of it is gone after 23 bars."""
 
 Floats = NDArray[np.float64]
 
@@ -46,15 +47,14 @@ class HarRv:
         horizon = context.future_open_time.shape[1]
         level = _log_variance(context)  # (B, C)
         coefficients, residuals = _har(level)
-        uniforms, shocks = _draws(context, self.seed, self.samples, horizon)
+        shape = (self.samples, horizon)
+        numbers = [
+            (one.random(shape), one.standard_normal(shape)) for one in row_generators(context, self.seed)
+        ]
+        uniforms, shocks = np.stack(numbers, axis=1)  # (B, S, H) each
         chosen = (uniforms * residuals.shape[1]).astype(np.int64)  # (B, S, H)
-        surprise = np.take_along_axis(residuals, chosen.reshape(len(chosen), -1), axis=1).reshape(
-            chosen.shape
-        )
-        low, high = (
-            level.min(axis=1)[:, None] - _ROOM,
-            level.max(axis=1)[:, None] + _ROOM,
-        )
+        surprise = np.take_along_axis(residuals[:, None], chosen, axis=-1)
+        low, high = level.min(axis=1)[:, None] - _ROOM, level.max(axis=1)[:, None] + _ROOM
         known = np.repeat(level[:, None, -_SPANS[-1] :], self.samples, axis=1)  # (B, S, 22)
         simulated = np.concatenate([known, np.empty(chosen.shape)], axis=-1)
         for step in range(horizon):
@@ -98,13 +98,9 @@ class Garch:
             np.array([getattr(fit, name) for fit in fits])[:, None]
             for name in ("omega", "alpha", "beta", "next_variance")
         )
+        shape, generators = (self.samples, horizon), row_generators(context, self.seed)
         shocks = np.stack(
-            [
-                _student(row_generator(self.seed, name, origin), fit.degrees, (self.samples, horizon))
-                for fit, name, origin in zip(
-                    fits, context.series, context.open_time[:, -1].tolist(), strict=True
-                )
-            ]
+            [_student(one, fit.degrees, shape) for one, fit in zip(generators, fits, strict=True)]
         )
         returns = np.empty_like(shocks)
         for step in range(horizon):
@@ -115,9 +111,9 @@ class Garch:
 
 def fit_garch(moves: Floats) -> GarchFit:
     """Fitted to one-bar log returns in order of time."""
-    weights = _DECAY ** np.arange(len(moves) - 1, -1, -1.0)
+    weights = EWMA_DECAY ** np.arange(len(moves) - 1, -1, -1.0)
     cone = float((weights * moves**2).sum() / weights.sum())
-    plain = GarchFit(omega=0.0, alpha=1 - _DECAY, beta=_DECAY, degrees=math.inf, next_variance=cone)
+    plain = GarchFit(omega=0.0, alpha=1 - EWMA_DECAY, beta=EWMA_DECAY, degrees=math.inf, next_variance=cone)
     scale = float(moves.std())
     if len(moves) < _FEWEST_MOVES or not scale > 0:
         return plain
@@ -169,16 +165,6 @@ def _har(level: Floats) -> tuple[Floats, Floats]:
     residuals = target - np.einsum("brk,bk->br", regressors, coefficients)
     coefficients[:, :1] += centre * (1 - coefficients[:, 1:].sum(axis=1, keepdims=True))
     return coefficients, residuals - residuals.mean(axis=1, keepdims=True)
-
-
-def _draws(context: Context, seed: int, samples: int, horizon: int) -> tuple[Floats, Floats]:
-    """Uniforms and standard normals (B, S, H) of each row's own generator."""
-    uniforms, normals = [], []
-    for name, origin in zip(context.series, context.open_time[:, -1].tolist(), strict=True):
-        generator = row_generator(seed, name, origin)
-        uniforms.append(generator.random((samples, horizon)))
-        normals.append(generator.standard_normal((samples, horizon)))
-    return np.stack(uniforms), np.stack(normals)
 
 
 def _student(generator: np.random.Generator, degrees: float, shape: tuple[int, int]) -> Floats:

@@ -15,6 +15,7 @@ from kronos_model.evaluation.baselines import (
 )
 from kronos_model.evaluation.competitors import Context, LastValue, history_bars
 from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.volatility import EWMA_DECAY
 
 B, C, K, H = 3, 20, 60, 8
 HOUR_MS = 3_600_000
@@ -77,7 +78,7 @@ def test_the_ewma_cone_widens_with_the_root_of_time_and_has_the_volatility_of_th
     spread = np.log(closes(cone, context)).std(axis=1)  # (B, H)
     for b in range(B):
         returns = [math.log(y / x) for x, y in zip(context.history[b], context.history[b, 1:], strict=False)]
-        weights = [cone.decay**age for age in range(len(returns))]
+        weights = [EWMA_DECAY**age for age in range(len(returns))]
         squares = sum(w * r * r for w, r in zip(weights, reversed(returns), strict=True))
         sigma = math.sqrt(squares / sum(weights))
         expected = [sigma * math.sqrt(h + 1) for h in range(H)]

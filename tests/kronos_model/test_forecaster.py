@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kronos_model.config import PRESETS
 from kronos_model.errors import DataError
+from kronos_model.features import fit_state
 from kronos_model.forecaster import Forecaster, consistent
 from kronos_model.hub import scratch_pair, write_metadata
 from kronos_model.normalise import Normaliser
@@ -157,7 +158,7 @@ def test_a_saved_pair_brings_its_settings(tmp_path: Path) -> None:
     plain = Forecaster.load(pair.tokenizer, pair.predictor)
     assert (plain.max_context, plain.s2_decode, plain.normaliser) == (512, "trained", Normaliser())
     rows = {name: market()[i] for i, name in enumerate(NAMES)}
-    normaliser = Normaliser.fit("global_robust", 4.0, rows)
+    normaliser = Normaliser(kind="global_robust", clip=4.0, state=fit_state("global_robust", rows))
     write_metadata(
         pair.predictor,
         {"part": "predictor", "max_context": 64, "s2_decode": "upstream", "normaliser": normaliser.to_dict()},

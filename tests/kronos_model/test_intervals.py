@@ -86,7 +86,7 @@ def test_values_are_summed_over_the_series_of_each_time():
 
 
 def resampled(scores):
-    return Resampler.of(scores, np.ones(len(scores.origin_ms), bool), confidence=0.9, draws=200, seed=3)
+    return Resampler.of(scores.origin_ms, scores.horizon_ms, confidence=0.9, draws=200, seed=3)
 
 
 def test_the_interval_of_a_mean_equals_a_loop_over_the_draws():
@@ -126,7 +126,7 @@ def test_the_interval_of_overlapping_forecasts_is_that_of_a_naive_bootstrap_wide
     shown = sum(part * (1 - 1 / length) ** abs(lag) for lag, part in parts.items()) / sum(parts.values())
     pieces, z = len(values) / length, 1.6448536269514722
     factor = np.sqrt(pieces / (pieces - 1) / shown) * (1 + (z**2 + 1) / (4 * (pieces - 1)))
-    found = Resampler.of(scores, np.ones(len(values), bool), confidence=0.9, draws=draws, seed=3)
+    found = Resampler.of(scores.origin_ms, scores.horizon_ms, confidence=0.9, draws=draws, seed=3)
     low, high = found.mean(values, 0.9)
     centre, width = values.mean(), (np.quantile(means, 0.95) - np.quantile(means, 0.05)) * factor
     assert high - low == pytest.approx(width, rel=0.05)
@@ -154,7 +154,9 @@ def test_the_interval_of_a_mean_holds_its_promise_for_overlapping_forecasts():
     for _ in range(trials):
         noise = np.convolve(rng.normal(size=255), np.ones(6), "valid")
         scores = planted_scores({"a": noise}, stride_hours=1, horizon=6)
-        low, high = Resampler.of(scores, np.ones(250, bool), confidence=0.9, draws=200).mean(noise, 0.9)
+        low, high = Resampler.of(scores.origin_ms, scores.horizon_ms, confidence=0.9, draws=200).mean(
+            noise, 0.9
+        )
         misses += not low < 0 < high
     assert misses / trials == pytest.approx(0.1, abs=0.05)
 

@@ -203,7 +203,9 @@ def test_a_horizon_that_leaves_no_context_is_refused(models) -> None:
 def test_tokens_of_another_size_are_refused(models) -> None:
     torch.manual_seed(0)
     other = Kronos(type(TINY.predictor)(**TINY.predictor.to_dict() | {"s1_bits": 7}))
-    with pytest.raises(MismatchedPair, match=r"makes tokens of 6\+6 bits, the predictor reads 7\+6"):
+    with pytest.raises(
+        MismatchedPair, match=r"the predictor reads tokens of 7\+6 bits, the tokenizer makes 6\+6"
+    ):
         paths((models[0], other))
 
 

@@ -284,7 +284,7 @@ def test_jobs_that_cannot_run_say_what_they_expected(ground: Ground, tmp_path: P
             ModelError,
             "expected the predictor 2 at",
         ),
-        (replace(good, tokenizer=other), MismatchedPair, r"expected a tokenizer of 6\+6 bits.*found 4\+4"),
+        (replace(good, tokenizer=other), MismatchedPair, r"reads tokens of 6\+6 bits, .* makes 4\+4"),
     ]
     for number, (job, kind, sentence) in enumerate(cases):
         write_job(tmp_path / str(number), job)

@@ -132,10 +132,10 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             spread = mean(abs(a - b) for a, b in permutations(x, 2))
             crps = mean(abs(a - y) for a in x) - spread / 2
             assert scores.crps[0, n, h] == pytest.approx(crps, abs=1e-9)
-            assert scores.absolute_error[0, n, h] == pytest.approx(abs(median(x) - y), abs=1e-9)
-            assert scores.squared_error[0, n, h] == pytest.approx((mean(x) - y) ** 2, abs=1e-9)
-            price = abs(median(path[h] for path in paths) - truth[h])
-            assert scores.price_error[0, n, h] == pytest.approx(price, abs=1e-9)
+            assert scores.median[0, n, h] == pytest.approx(median(x), abs=1e-9)
+            assert scores.mean[0, n, h] == pytest.approx(mean(x), abs=1e-9)
+            price = median(path[h] for path in paths)
+            assert last * math.exp(scores.median[0, n, h]) == pytest.approx(price, abs=1e-9)
             ordered = sorted(x)  # of five, the quartiles are the second and the fourth
             assert scores.covered[half, 0, n, h] == (ordered[1] <= y <= ordered[3])
             assert scores.width[half, 0, n, h] == pytest.approx(ordered[3] - ordered[1], abs=1e-9)
@@ -143,8 +143,6 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             assert scores.realised[n, h] == pytest.approx(y, abs=1e-12)
             ratio = mean(path[h] / last for path in paths)
             assert scores.mean_ratio[0, n, h] == pytest.approx(ratio, abs=1e-9)
-            squared = (ratio * last - truth[h]) ** 2
-            assert scores.squared_price_error[0, n, h] == pytest.approx(squared, abs=1e-9)
             assert scores.probability_up[0, n, h] == mean(v > 0 for v in x)
             low, high = np.quantile(x, [0.05, 0.95])
             assert scores.covered[nine, 0, n, h] == (low <= y <= high)
@@ -297,8 +295,8 @@ def test_a_fan_holds_the_quantiles_and_the_truth_of_the_last_origin_of_each_seri
         np.testing.assert_array_equal(fans.context[index], close[:LOOKBACK])
         np.testing.assert_array_equal(fans.realised[index], close[LOOKBACK:])
         np.testing.assert_array_equal(fans.quantiles[index, 1], np.full((5, HORIZON), close[LOOKBACK - 1]))
-        median_error = np.abs(fans.quantiles[index, 0, 2] - fans.realised[index])
-        np.testing.assert_allclose(median_error, scores.price_error[0, n], atol=1e-9)
+        expected = scores.last_close[n] * np.exp(scores.median[0, n])
+        np.testing.assert_allclose(fans.quantiles[index, 0, 2], expected, atol=1e-9)
         assert (np.diff(fans.quantiles[index, 0], axis=0) > 0).all()
 
 

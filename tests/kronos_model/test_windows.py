@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from kronos_model.errors import DataError
-from kronos_model.features import KINDS
+from kronos_model.features import NormaliserKind
 from kronos_model.windows import FEATURES, WindowDataset, calendar_stamps
 from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles, real_candles
@@ -116,7 +117,7 @@ def test_an_empty_batch_has_the_right_shapes(folder):
     assert (batch.series, batch.open_time.shape) == ([], (0, 16))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
 def test_rewriting_the_future_leaves_every_normalised_lookback_of_a_dataset_alone(candles, tmp_path, kind):
     """Built twice, once with all candles from the test border on changed: no earlier input moves by a bit."""
     config = DatasetConfig(lookback=12, horizon=4, normaliser=kind)
