@@ -52,12 +52,7 @@ def check_publishing(config: PublishConfig) -> None:
 
 @task(name="publish", task_run_name="publish", **IDEMPOTENT)
 def publish(
-    home: Home,
-    model: PairRef,
-    config: PublishConfig,
-    *,
-    facts: NightFacts,
-    pictures: Mapping[str, Path],
+    home: Home, model: PairRef, config: PublishConfig, *, facts: NightFacts, pictures: Mapping[str, Path]
 ) -> tuple[PublishedRef, ...]:
     """Write both repositories under hub/ and, with a namespace and a token, commit them to the Hub."""
     names = repository_names(config, facts.recipe, facts.symbols)
