@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 
@@ -80,5 +81,5 @@ def rehearsed(
             speed,
         )
         here = server.stream_config
-        urls = {"spot_stream_url": here.spot_stream_url, "um_stream_url": here.um_stream_url}
+        urls: dict[str, Any] = {"spot_stream_url": here.spot_stream_url, "um_stream_url": here.um_stream_url}
         yield server.config, replace(stream, **urls)

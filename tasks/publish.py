@@ -66,8 +66,8 @@ def publish(
             local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))
             uploaded = _upload(draft, name, config, facts.night)
         on_the_hub = asdict(uploaded) if uploaded else {}
-        here = {"path": str(home.hub / name), "local_revision": local.revision}
-        published.append(PublishedRef(name=local.repo_id, **here, **on_the_hub))
+        path, revision = str(home.hub / name), local.revision
+        published.append(PublishedRef(name=local.repo_id, path=path, local_revision=revision, **on_the_hub))
     return tuple(published)
 
 
