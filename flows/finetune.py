@@ -17,11 +17,12 @@ from flows.home_access import with_home
 from flows.night_identity import night_identity, tracked
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
+from kronos_model.evaluation.tokenizer_gate import TokenizerDecision
 from storage.layout import Home
 from tasks.dataset import build
 from tasks.evaluate import calibrate, tokenizer_gate
 from tasks.policies import within
-from tasks.refs import BuiltDataset, PairRef, RunRef, TokenizerVerdictRef, TrainedRef
+from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
 from tasks.reports.loss_chart import loss_chart
 from tasks.reports.prefect_artifacts import show_picture, show_text
 from tasks.tracking.runs import log_artifact, log_text
@@ -36,7 +37,7 @@ class Trained:
 
     challenger: PairRef
     stages: tuple[TrainedRef, TrainedRef]
-    tokenizer: TokenizerVerdictRef
+    tokenizer: TokenizerDecision
 
 
 @flow(name="finetune", flow_run_name=run_name)

@@ -125,8 +125,7 @@ def build_dataset(
     of each series (by name, such as um:DOGEUSDT) that come before the validation border. Series that the
     exchange had no more of when it was asked are stale, which is a warning.
     """
-    interval = _common_interval(candles)
-    step_ms = _step_ms(interval)
+    step_ms = _step_ms(_common_interval(candles))
     series = []
     for key in sorted(candles):
         series.append(_arrays(key, candles[key], step_ms, stamp, prices_only=config.prices_only))
@@ -143,7 +142,7 @@ def build_dataset(
         one.key.name: one.features[: np.searchsorted(one.open_time, splits.validation_from_ms)]
         for one in series
     }
-    manifest = _describe(series, splits, config, interval=interval, step_ms=step_ms, state=fit(train))
+    manifest = _describe(series, splits, config, fit(train))
     manifest["warnings"] += [_stale(one) for one in series if one.key in stale]
     manifest["digest"] = _digest(series, splits, manifest)
     built = _publish(root, series, splits, manifest)
@@ -224,19 +223,14 @@ def _split(series: list[_Arrays], rule: SplitRule) -> Splits:
 
 
 def _describe(
-    series: list[_Arrays],
-    splits: Splits,
-    config: DatasetConfig,
-    *,
-    interval: Interval,
-    step_ms: int,
-    state: dict[str, Any],
+    series: list[_Arrays], splits: Splits, config: DatasetConfig, state: dict[str, Any]
 ) -> dict[str, Any]:
     """The manifest without its digest."""
+    interval = series[0].key.interval
     return {
         "version": _VERSION,
         "interval": interval.name,
-        "interval_ms": step_ms,
+        "interval_ms": interval.milliseconds,
         "lookback": config.lookback,
         "horizon": config.horizon,
         "config": asdict(config),

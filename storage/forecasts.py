@@ -125,21 +125,17 @@ class ForecastStore:
         return sorted(map(_key_of, folders))
 
     def list(
-        self,
-        key: SeriesKey,
-        start_ms: int | None = None,
-        end_ms: int | None = None,
-        *,
-        skip: Collection[str] = (),
+        self, key: SeriesKey, start_ms: int | None = None, *, skip: Collection[str] = ()
     ) -> list[StoredForecast]:
-        """The forecasts of a series with start_ms <= origin_ms < end_ms, by origin and then by when they were
-        saved; a bound left out is open. Those outside, and folders named in `skip`, are not opened."""
+        """The forecasts of a series, by origin and then by when they were saved, the newest last.
+
+        Those from before `start_ms`, and folders named in `skip`, are not opened.
+        """
         first = "" if start_ms is None else _stamp(start_ms)
-        last = "~" if end_ms is None else _stamp(end_ms)
         stored = [
             _load(facts.parent, key)
             for facts in (self._root / key.slug).glob(f"[!.]*/{_FACTS}")
-            if first <= facts.parent.name < last and facts.parent.name not in skip
+            if first <= facts.parent.name and facts.parent.name not in skip
         ]
         return sorted(stored, key=lambda one: (one.origin_ms, one.saved_ms, one.model_digest))
 
@@ -151,11 +147,6 @@ class ForecastStore:
     def read(self, key: SeriesKey, path: Path) -> StoredForecast:
         """The forecast in a folder of this store."""
         return _load(path, key)
-
-    def latest(self, key: SeriesKey) -> StoredForecast | None:
-        """The forecast with the newest origin, saved last; None where none was made."""
-        stored = self.list(key)
-        return stored[-1] if stored else None
 
     def _path(self, question: ForecastQuestion) -> Path:
         return self._root / question.key.slug / question.name

@@ -29,11 +29,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "quote_volume": ("quote_volume", "quote_asset_volume", "amount"),
     "trades": ("trades", "count", "number_of_trades"),
     "taker_buy_volume": ("taker_buy_volume", "taker_buy_base_asset_volume", "taker_buy_base"),
-    "taker_buy_quote_volume": (
-        "taker_buy_quote_volume",
-        "taker_buy_quote_asset_volume",
-        "taker_buy_quote",
-    ),
+    "taker_buy_quote_volume": ("taker_buy_quote_volume", "taker_buy_quote_asset_volume", "taker_buy_quote"),
 }
 _TIMES = ("open_time", "close_time")
 

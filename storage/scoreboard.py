@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,6 @@ __all__ = [
     "SCORE_SCHEMA",
     "Record",
     "Scoreboard",
-    "Scored",
     "Standing",
     "Tally",
     "by_period",
@@ -53,21 +52,9 @@ _PERIODS = ("1d", "1w", "1mo", "1q", "1y")
 _MOST_PERIODS = 16
 
 
-class Scored(Protocol):
-    """Scores per step, (H,) each, NaN where no candle came."""
-
-    @property
-    def crps(self) -> Floats: ...
-    @property
-    def last_value(self) -> Floats: ...
-    @property
-    def covered_50(self) -> Floats: ...
-    @property
-    def covered_90(self) -> Floats: ...
-
-
-Score = Callable[[Floats, Floats, Floats, float], Scored]
-"""From levels (Q,), quantiles (Q, H), closes that came (H,) and the last close before them."""
+Score = Callable[[Floats, Floats, Floats, float], Any]
+"""From levels (Q,), quantiles (Q, H), closes that came (H,) and the last close before them: an object that has, under
+each name in _STEPS, scores per step (H,), NaN where no candle came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,11 +20,7 @@ from tasks.policies import IDEMPOTENT
 from tasks.progress import ingest_progress
 from tasks.refs import IngestRef, SeriesRef
 
-__all__ = [
-    "IncompleteIngest",
-    "download",
-    "download_all",
-]
+__all__ = ["IncompleteIngest", "download", "download_all"]
 
 SERIES_AT_ONCE = 4  # each keeps the network and a core busy at times
 

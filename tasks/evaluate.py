@@ -22,7 +22,7 @@ from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.leaks import check_not_trained_on
 from kronos_model.evaluation.scores import QUANTILES, Scores
-from kronos_model.evaluation.tokenizer_gate import judge_tokenizer, read_quality
+from kronos_model.evaluation.tokenizer_gate import TokenizerDecision, judge_tokenizer, read_quality
 from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
 from kronos_model.files import (
     CALIBRATION_FILE,
@@ -42,7 +42,7 @@ from storage.schema import utc_text
 from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
 from tasks.progress import progress_bar
-from tasks.refs import BuiltDataset, PairRef, ScoresRef, TokenizerVerdictRef, TrainedRef, VerdictRef
+from tasks.refs import BuiltDataset, PairRef, ScoresRef, TrainedRef, VerdictRef
 
 __all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
 
@@ -84,12 +84,7 @@ def calibrate(
 
 @task(name="evaluate", task_run_name="evaluate", **IDEMPOTENT)
 def evaluate(
-    home: Home,
-    dataset: BuiltDataset,
-    models: dict[str, PairRef],
-    config: EvaluationConfig,
-    *,
-    seed: int,
+    home: Home, dataset: BuiltDataset, models: dict[str, PairRef], config: EvaluationConfig, *, seed: int
 ) -> ScoresRef:
     """Score `models` (challenger, base and perhaps champion) and the baselines on the test range.
 
@@ -216,14 +211,14 @@ def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef
 
 
 @task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)
-def tokenizer_gate(stage: TrainedRef, policy: GatePolicy, *, scratch: bool) -> TokenizerVerdictRef:
+def tokenizer_gate(stage: TrainedRef, policy: GatePolicy, *, scratch: bool) -> TokenizerDecision:
     """Whether stage 2 may start from the fine-tuned tokenizer."""
     job = Path(stage.job)
     # Random weights spread bars over their codes at random: there is no use of codes yet that could be lost.
     drop = 1.0 if scratch else policy.codebook_drop
     decision = judge_tokenizer(read_quality(job, 0), read_quality(job, stage.best_step), codebook_drop=drop)
     logger.info("Tokenizer gate: %s.", decision.reason)
-    return TokenizerVerdictRef(use=decision.use, reason=decision.reason)
+    return decision
 
 
 def _calibrated(scores: ScoresRef) -> list[str]:
@@ -255,12 +250,7 @@ def forecaster(pair: PairRef, dataset: BuiltDataset | None) -> Forecaster:
     return Forecaster.load(Path(pair.tokenizer), Path(pair.predictor), normaliser=normaliser, device=device)
 
 
-def _digest(
-    dataset: BuiltDataset,
-    models: dict[str, PairRef],
-    config: EvaluationConfig,
-    seed: int,
-) -> str:
+def _digest(dataset: BuiltDataset, models: dict[str, PairRef], config: EvaluationConfig, seed: int) -> str:
     pairs = {
         name: (pair.tokenizer_digest, pair.predictor_digest, pair.lineage) for name, pair in models.items()
     }

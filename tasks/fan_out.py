@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,15 +102,8 @@ class Cluster:
         running = {}
         try:
             for order in orders:
-                future = self._runner.submit(
-                    night_elsewhere,
-                    parameters={
-                        "root": str(self._home.root),
-                        "recipe": order.recipe,
-                        "series": order.series,
-                        "parameters": order.parameters,
-                    },
-                )
+                parameters = {"root": str(self._home.root), **asdict(order)}
+                future = self._runner.submit(night_elsewhere, parameters=parameters)
                 running[future.wrapped_future] = (order, future)
             for done in as_completed(list(running), loop=self._runner.client.loop):
                 yield _ended(*running[done])
@@ -227,10 +220,7 @@ def _problem(facts: Mapping[str, str]) -> str:
 def _own_facts() -> dict[str, str]:
     """What must be the same everywhere. Of MLflow's address, which may hold a password, its digest alone."""
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return {
-        "version": version("kronos-nightly"),
-        "tracking": hashlib.sha256(tracking.encode()).hexdigest(),
-    }
+    return {"version": version("kronos-nightly"), "tracking": hashlib.sha256(tracking.encode()).hexdigest()}
 
 
 def _busy(dask_worker: Any) -> int:
@@ -244,14 +234,11 @@ def _ended(order: NightOrder, future: Any) -> Ended:
     try:
         found = future.result(raise_on_failure=False)
     except KilledWorker:
-        return Ended(
-            order=order,
-            failure="its worker was killed again and again, for want of memory perhaps; run with fewer workers",
-        )
+        failure = "its worker was killed again and again, for want of memory perhaps; run with fewer workers"
+        return Ended(order=order, failure=failure)
     except CancelledError:
-        return Ended(
-            order=order, failure="the Dask scheduler was lost; start it again and run the same again"
-        )
+        failure = "the Dask scheduler was lost; start it again and run the same again"
+        return Ended(order=order, failure=failure)
     if isinstance(found, BaseException):
         return Ended(order=order, failure=str(found) or type(found).__name__)
     return Ended(order=order, summary=found)

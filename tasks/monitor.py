@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 
@@ -64,13 +65,7 @@ def monitor(
 
 @contextmanager
 def rehearsed(
-    replay: str,
-    keys: Sequence[SeriesKey],
-    exchange: ExchangeConfig,
-    stream: StreamConfig,
-    *,
-    speed: float,
-    seed: int = 0,
+    replay: str, keys: Sequence[SeriesKey], exchange: ExchangeConfig, stream: StreamConfig, *, speed: float
 ) -> Iterator[tuple[ExchangeConfig, StreamConfig]]:
     """Where to ask and to listen: Binance as configured, or a replay exchange in the midst of its data.
 
@@ -79,16 +74,12 @@ def rehearsed(
     if not replay:
         yield exchange, stream
         return
-    with replay_exchange(replay, keys, seed=seed, speed=speed, ahead=REHEARSED_CANDLES) as server:
+    with replay_exchange(replay, keys, seed=0, speed=speed, ahead=REHEARSED_CANDLES) as server:
         logger.info(
             "Candles come from a replay exchange (%s) at %g times real speed, not from Binance.",
             replay,
             speed,
         )
         here = server.stream_config
-        yield (
-            server.config,
-            dataclasses.replace(
-                stream, spot_stream_url=here.spot_stream_url, um_stream_url=here.um_stream_url
-            ),
-        )
+        urls: dict[str, Any] = {"spot_stream_url": here.spot_stream_url, "um_stream_url": here.um_stream_url}
+        yield server.config, replace(stream, **urls)

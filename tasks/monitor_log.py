@@ -26,14 +26,8 @@ class LogLines:
                 logger.info("%s: %s", one.key, one.connection)
             if one.last is not None and one.last.close_ms > closed_ms:
                 closed_ms = one.last.close_ms
-                volume = number_text(one.last.volume)
-                logger.info(
-                    "%s: closed %s at %s, volume %s",
-                    one.key,
-                    clock_text(closed_ms + 1),
-                    one.last.close,
-                    volume,
-                )
+                told = (one.key, clock_text(closed_ms + 1), one.last.close, number_text(one.last.volume))
+                logger.info("%s: closed %s at %s, volume %s", *told)
             self._seen[str(one.key)] = (one.connection, closed_ms)
 
 

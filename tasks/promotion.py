@@ -268,13 +268,19 @@ def _folders(home: Home, champion: Champion) -> dict[str, Path]:
 
 def _kept(home: Home, recipe: str, champion: Champion) -> Champion:
     """The same, with a copy of its weights that is kept for good."""
-    return replace(champion, **keep_model(home, recipe, champion.digest, _folders(home, champion)))
+    folders: dict[str, Any] = keep_model(home, recipe, champion.digest, _folders(home, champion))
+    return replace(champion, **folders)
 
 
 def _champion(model: PairRef, **facts: Any) -> Champion:
     """The champion that a model would be."""
-    names = ("tokenizer", "tokenizer_digest", "predictor", "predictor_digest")
-    return Champion(**{name: getattr(model, name) for name in names}, **facts)
+    return Champion(
+        tokenizer=str(Path(model.tokenizer).absolute()),  # a night may start from a relative folder
+        tokenizer_digest=model.tokenizer_digest,
+        predictor=str(Path(model.predictor).absolute()),
+        predictor_digest=model.predictor_digest,
+        **facts,
+    )
 
 
 def _challengers(home: Home, recipe: str) -> list[Champion]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -51,12 +51,7 @@ def check_publishing(config: PublishConfig) -> None:
 
 @task(name="publish", task_run_name="publish", **IDEMPOTENT)
 def publish(
-    home: Home,
-    model: PairRef,
-    config: PublishConfig,
-    *,
-    facts: NightFacts,
-    pictures: Mapping[str, Path],
+    home: Home, model: PairRef, config: PublishConfig, *, facts: NightFacts, pictures: Mapping[str, Path]
 ) -> tuple[PublishedRef, ...]:
     """Write both repositories under hub/ and, with a namespace and a token, commit them to the Hub."""
     names = repository_names(config, facts.recipe, facts.symbols)
@@ -70,8 +65,8 @@ def publish(
             local = publish_local(draft, home.hub, name, tag=_night_tag(facts.night))
             uploaded = _upload(draft, name, config, facts.night)
         on_the_hub = asdict(uploaded) if uploaded else {}
-        here = {"path": str(home.hub / name), "local_revision": local.revision}
-        published.append(PublishedRef(name=local.repo_id, **here, **on_the_hub))
+        path, revision = str(home.hub / name), local.revision
+        published.append(PublishedRef(name=local.repo_id, path=path, local_revision=revision, **on_the_hub))
     return tuple(published)
 
 
@@ -81,10 +76,10 @@ def misplaced_tags(home: Home, champion: Champion, config: PublishConfig | None 
     That is what a crash between tagging and writing champion.json leaves. ModelError where a place cannot be asked.
     """
     return tuple(
-        f"{place.tokenizer.repo_id} and {place.predictor.repo_id}: the tag {CHAMPION} is at {found}, but the "
-        f"champion of night {champion.night} is at {place.wanted}"
-        for place in _places(home, champion, config)
-        if (found := champion_tags(place.tokenizer, place.predictor)) != place.wanted
+        f"{tokenizer.repo_id} and {predictor.repo_id}: the tag {CHAMPION} is at {found}, but the champion of night "
+        f"{champion.night} is at {wanted}"
+        for tokenizer, predictor, wanted in _places(home, champion, config)
+        if (found := champion_tags(tokenizer, predictor)) != wanted
     )
 
 
@@ -95,31 +90,24 @@ def mirror_champion(home: Home, champion: Champion, config: PublishConfig | None
     published moves nothing. Raises ModelError; each place then has both its tags moved or neither.
     """
     for place in _places(home, champion, config):
-        tag_champion(place.tokenizer, place.predictor, place.wanted)
+        tag_champion(*place)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A pair of repositories, and the revisions that the champion has there."""
-
-    tokenizer: TaggedRepository
-    predictor: TaggedRepository
-    wanted: ChampionTags
-
-
-def _places(home: Home, champion: Champion, config: PublishConfig | None) -> Iterator[_Place]:
-    """The Hub first: it is the one that may refuse."""
+def _places(
+    home: Home, champion: Champion, config: PublishConfig | None
+) -> Iterator[tuple[TaggedRepository, TaggedRepository, ChampionTags]]:
+    """Both repositories, and the revisions that the champion has there; the Hub, which may refuse, first."""
     if not champion.published:
         return
     tokenizer, predictor = (PublishedRef(**one) for one in champion.published)
     if tokenizer.repo_id:
         token, endpoint = hub_token(config), _endpoint()
-        yield _Place(
+        yield (
             Remote(tokenizer.repo_id, token=token, endpoint=endpoint),
             Remote(predictor.repo_id, token=token, endpoint=endpoint),
             ChampionTags(tokenizer=tokenizer.revision, predictor=predictor.revision),
         )
-    yield _Place(
+    yield (
         LocalRepository(home.hub, tokenizer.name),
         LocalRepository(home.hub, predictor.name),
         ChampionTags(tokenizer=tokenizer.local_revision, predictor=predictor.local_revision),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from storage.dataset import BuiltDataset
@@ -21,7 +21,6 @@ __all__ = [
     "RunRef",
     "ScoresRef",
     "SeriesRef",
-    "TokenizerVerdictRef",
     "TrainedRef",
     "VerdictRef",
 ]
@@ -102,14 +101,6 @@ class ScoresRef:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerVerdictRef:
-    """Whether stage 2 starts from the fine-tuned tokenizer."""
-
-    use: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictRef:
     """The gate's decision."""
 
@@ -168,4 +159,4 @@ class RunRef:
     run_id: str
     experiment_id: str
     uri: str
-    url: str = field(default="")
+    url: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
@@ -29,14 +28,12 @@ def sweep(home: Home, policy: RetentionPolicy, *, delete: bool) -> tuple[Expired
     if delete:
         for one in found:
             discard(one)
-        logger.info("%d files and folders deleted, %.1f MB.", len(found), _megabytes(found))
+        logger.info(
+            "%d files and folders deleted, %.1f MB.", len(found), sum(one.size for one in found) / 1e6
+        )
     return found
 
 
 def _row(home: Home, one: Expired) -> dict[str, str | float]:
     path = str(one.path.relative_to(home.root))
     return {"kind": one.kind, "path": path, "days": round(one.age_days, 1), "MB": round(one.size / 1e6, 2)}
-
-
-def _megabytes(found: Sequence[Expired]) -> float:
-    return sum(one.size for one in found) / 1e6

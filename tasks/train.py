@@ -122,7 +122,7 @@ def _run_child(
     tail = MetricTail(run, folder / "metrics.jsonl", stage)
     if not wait_only:
         with _child(command, folder / "stderr.log") as child, progress_bar(f"train {stage}") as progress:
-            artifact = create_progress_artifact(
+            artifact: Any = create_progress_artifact(
                 progress=0.0, key=f"train-{stage}", description=f"Training the {stage}"
             )
             done, total, told = 0, steps, -_TELL_S

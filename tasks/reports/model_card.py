@@ -65,24 +65,18 @@ class CardFacts:
     horizon: int
     max_context: int
     normaliser: str
-    base_models: Mapping[str, str]
-    """Hub ids of the weights that training started from, with their revisions; empty where it started from scratch."""
-    calibration: str
-    """What is done to the spread of the paths, in words; empty where nothing is."""
-    settings: Mapping[str, object]
-    """Training and sampling settings, in the order they are to be read."""
-    leaderboard: Sequence[Mapping[str, Any]]
-    """Rows of evaluation.leaderboard."""
+    base_models: Mapping[
+        str, str
+    ]  # Hub ids of what training started from, with revisions; empty from scratch
+    calibration: str  # what is done to the spread of the paths, in words; empty where nothing is
+    settings: Mapping[str, object]  # of training and sampling, in the order they are to be read
+    leaderboard: Sequence[Mapping[str, Any]]  # rows of evaluation.leaderboard
     verdict: str
     reasons: tuple[str, ...]
-    tokenizer_repo: str
-    """Hub id, or the absolute path of a folder."""
+    tokenizer_repo: str  # Hub id, or the absolute path of a folder
     predictor_repo: str
-    """Hub id, or the absolute path of a folder."""
-    of_kronos: bool = False
-    """Whether the weights descend from a checkpoint of Kronos's own, also by way of other fine-tunings."""
-    pictures: tuple[str, ...] = ()
-    """File names, in the repository, of the pictures to show."""
+    of_kronos: bool = False  # descended from a checkpoint of Kronos's own, also by way of other fine-tunings
+    pictures: tuple[str, ...] = ()  # file names, in the repository, of those to show
 
     @property
     def contaminated(self) -> bool:

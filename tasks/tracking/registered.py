@@ -62,6 +62,8 @@ def register_model(
     `parts` are the folders of tokenizer and predictor, `example` is a small table of candles by column, `sampling`
     the defaults of the parameters.
     """
+    from mlflow.entities import LoggedModelOutput
+
     client, name = open_client(prepare_store(home)), registered_name(recipe)
     tags = {_DIGEST: digest, **tags}
     for known in registered_versions(home, recipe):
@@ -77,7 +79,7 @@ def register_model(
         _save_pyfunc(draft, parts, sampling, example, run_id=run.run_id, model_id=model.model_id)
         client.log_model_artifacts(model.model_id, str(draft))
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run.run_id, [_model_output(model.model_id)])
+    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
     _registered_model(client, name, recipe)
     made = client.create_model_version(
         name, model.artifact_location, run.run_id, tags=dict(tags), model_id=model.model_id
@@ -156,12 +158,6 @@ def _signature(sampling: Mapping[str, float]) -> ModelSignature:
         outputs=Schema([*key, ColSpec("long", "step"), *numbers]),
         params=ParamSchema(list(defaults.values())),
     )
-
-
-def _model_output(model_id: str) -> Any:
-    from mlflow.entities import LoggedModelOutput
-
-    return LoggedModelOutput(model_id, step=0)
 
 
 def _registered_model(client: MlflowClient, name: str, recipe: str) -> None:

@@ -51,6 +51,8 @@ def begin_run(
     tags: Mapping[str, str],
 ) -> RunRef:
     """Start the run of this identity, or resume it when it exists."""
+    from mlflow.entities import Param
+
     uri = prepare_store(home)
     client = open_client(uri)
     experiment_id = _experiment(client, experiment, home, uri)
@@ -62,7 +64,8 @@ def begin_run(
         run = client.create_run(
             experiment_id, run_name=name, tags={_IDENTITY: identity, "mlflow.source.name": "kronos", **tags}
         )
-        _log_params(client, run.info.run_id, params)
+        told = [Param(k, str(v)[:_PARAM_LIMIT]) for k, v in params.items()]
+        client.log_batch(run.info.run_id, params=told)
     for key, value in {**tags, _HOME: _here(home)}.items():
         client.set_tag(run.info.run_id, key, value)
     page = f"{without_login(uri)}/#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
@@ -178,12 +181,6 @@ def _experiment(client: MlflowClient, name: str, home: Home, uri: str) -> str:
     if known.lifecycle_stage == "deleted":
         client.restore_experiment(known.experiment_id)
     return str(known.experiment_id)
-
-
-def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    client.log_batch(run_id, params=[Param(k, str(v)[:_PARAM_LIMIT]) for k, v in params.items()])
 
 
 def _here(home: Home) -> str:

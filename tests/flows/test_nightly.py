@@ -150,7 +150,7 @@ def test_the_published_folders_load_in_upstreams_classes_and_forecast(night: Nig
 def test_the_forecast_starts_after_the_newest_closed_candle(night: Night) -> None:
     for name in SERIES:
         key = SeriesKey.parse(name, "1h")
-        stored = ForecastStore(night.home.forecasts).latest(key)
+        stored = ForecastStore(night.home.forecasts).list(key)[-1]
         span = Lake(night.home.lake).span(key)
         assert stored is not None
         assert span is not None
@@ -206,7 +206,7 @@ def test_two_nights_with_the_same_seed_give_identical_windows_losses_and_forecas
     assert other.summary["leaderboard"] == night.summary["leaderboard"]
     for name in SERIES:
         key = SeriesKey.parse(name, "1h")
-        frames = [ForecastStore(one.home.forecasts).latest(key).frame() for one in (night, other)]  # type: ignore[union-attr]
+        frames = [ForecastStore(one.home.forecasts).list(key)[-1].frame() for one in (night, other)]
         assert frames[0].equals(frames[1])
 
 

@@ -27,8 +27,7 @@ def test_a_forecast_is_read_as_it_was_saved(tmp_path):
     assert path == tmp_path / "spot-BTCUSDT-1h" / asked(BTC, JUNE_MS, MODEL).name
     assert path.name.startswith("20240601T000000Z-")
     assert sorted(file.name for file in path.iterdir()) == ["forecast.parquet", "summary.json"]
-    stored = ForecastStore(tmp_path).latest(BTC)
-    assert stored is not None
+    stored = ForecastStore(tmp_path).list(BTC)[-1]
     assert (stored.key, stored.origin_ms, stored.model_digest, stored.saved_ms) == (BTC, JUNE_MS, MODEL, 5)
     assert stored.summary == SUMMARY
     assert stored.frame().equals(forecast())
@@ -65,14 +64,12 @@ def test_forecasts_are_listed_by_origin_and_then_by_when_they_were_saved(tmp_pat
     store.save(asked(SeriesKey.parse("um:BTCUSDT", "1h"), JUNE_MS + 9 * HOUR_MS, MODEL), forecast(), {})
     found = [((one.origin_ms - JUNE_MS) // HOUR_MS, one.model_digest[:2]) for one in store.list(BTC)]
     assert found == [(0, "aa"), (1, "cc"), (2, "ff"), (2, "aa")]
-    latest = store.latest(BTC)
-    assert latest is not None
+    latest = store.list(BTC)[-1]
     assert latest.model_digest == "aa" * 32
 
 
-def test_a_series_without_forecasts_has_no_latest(tmp_path):
+def test_a_series_without_forecasts_has_none(tmp_path):
     assert ForecastStore(tmp_path / "none").list(BTC) == []
-    assert ForecastStore(tmp_path / "none").latest(BTC) is None
 
 
 def test_a_full_disk_leaves_no_half_forecast(tmp_path, monkeypatch):

@@ -84,8 +84,7 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
             .paths[0]
             .astype(np.float64)
         )
-        stored = ForecastStore(home.forecasts).latest(key)
-        assert stored is not None
+        stored = ForecastStore(home.forecasts).list(key)[-1]
         frame, summary = stored.frame(), stored.summary
         assert frame["open_time"].dt.epoch("ms").to_list() == future.tolist()
         assert stored.origin_ms == one.origin_ms == opened[-1]
@@ -243,7 +242,7 @@ def test_what_is_exported_is_what_is_stored(home: Home, pair: PairRef, suffix: s
     target = tmp_path / "out" / f"forecasts{suffix}"
     done = run(home, pair)
     assert export_forecasts(home, done.forecasts, target) == 3 * HORIZON
-    stored = {key: ForecastStore(home.forecasts).latest(key) for key in KEYS}
+    stored = {key: ForecastStore(home.forecasts).list(key)[-1] for key in KEYS}
     if suffix == ".json":
         objects = json.loads(target.read_text())
         assert [f"{one['market']}:{one['symbol']}:{one['interval']}" for one in objects] == list(
