@@ -17,13 +17,11 @@ WHOLE = (
         f"kronos_model/test_{name}.py"
         for name in ("cache", "hub", "launch", "parity", "publish_faults", "train")
     ),
-    "storage/test_remote.py",
+    "storage/test_object_home.py",
 )
-# In those folders all the same: nothing but functions is called there.
 PLAIN = (
-    *(f"flows/test_{name}.py" for name in ("bounds", "config", "failures", "forms", "night_identity")),
-    *(f"tasks/test_{name}.py" for name in ("code_digest", "database", "policies")),
-)
+    "flows/test_config.py",
+)  # in one of those folders all the same, and imports neither Prefect nor MLflow
 
 # Prefect, MLflow and torch read these when they are first imported, so they are set before any test module is. Every
 # process of `pytest -n` has a home of its own for Prefect. Tiny models run fastest on one thread, and reproducibly.
