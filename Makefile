@@ -6,8 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 KLINES ?=
 RECIPE ?= demo
+WORKERS ?= 2
+N ?= 40
+QUICK := not gpu and not network and not slow and not whole
 
-.PHONY: help install install-dev demo run test drills lint check constraints docs up deploy ui-prefect ui-mlflow clean
+.PHONY: help install install-dev demo run test check drills mutants lint constraints docs up deploy ui-prefect ui-mlflow clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,16 +36,18 @@ demo: install  ## Run recipe demo offline, end to end (KLINES=DIR: over your own
 run: install  ## Run one night against Binance (RECIPE=doge_1h)
 	$(BIN)/kronos run --recipe $(RECIPE)
 
-test: install-dev  ## Lint, types, import contracts, tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/pytest
+test: lint  ## Lint, types, import contracts, tests, in WORKERS=2 processes
+	$(BIN)/pytest -n $(WORKERS)
 
-drills: install-dev  ## Thirty nights in a row through faults of all kinds, then stopped and killed sites
+check: lint  ## The same without the tests that start servers, processes, browsers or nights
+	$(BIN)/pytest -n $(WORKERS) -m '$(QUICK)'
+
+drills: install-dev  ## Thirty nights in a row through faults of all kinds, then all slow tests: stopped and killed sites
 	$(BIN)/python -m tests.drills.nights
-	$(BIN)/pytest -m slow tests/flows/test_lifecycle.py
+	$(BIN)/pytest -m slow
+
+mutants: install-dev  ## N=40 single changes to the product, and how many of them the tests notice
+	$(BIN)/python -m tests.mutants --count $(N)
 
 lint: install-dev  ## Lint, types and import contracts only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -2,14 +2,30 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# Prefect and MLflow read these when they are first imported, so they are set before any test module is.
+# Files that start servers, processes, browsers or whole nights: `make check` leaves them out.
+WHOLE = (
+    *("drills", "flows", "mutants", "service", "tasks"),
+    *(f"exchange/test_{name}.py" for name in ("archive_sync", "drills", "monitor", "replay_candles")),
+    *(
+        f"kronos_model/test_{name}.py"
+        for name in ("cache", "hub", "launch", "parity", "publish_faults", "train")
+    ),
+    "storage/test_object_home.py",
+)
+PLAIN = (
+    "flows/test_config.py",
+)  # in one of those folders all the same, and imports neither Prefect nor MLflow
+
+# Prefect, MLflow and torch read these when they are first imported, so they are set before any test module is. Every
+# process of `pytest -n` has a home of its own for Prefect. Tiny models run fastest on one thread, and reproducibly.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="kronos-tests-prefect-")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "true"
@@ -18,21 +34,47 @@ for name in ("KRONOS_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "HF_ENDPOI
     os.environ.pop(name, None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is whole, and keep together what shares a server or a night, so that it is made once.
+
+    A process of `pytest -n` takes file after file, the whole ones first: a long one that is last keeps one alone.
+    """
+    nights = {item.path for item in items if "published" in _fixtures(item)}
+    for item in items:
+        if _is_whole(item):
+            item.add_marker("whole")
+        together = "published" if item.path in nights else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(together))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("whole") is None)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What is left out is not imported either: that would take longer than to run the rest."""
+    left_out = "not whole" in config.option.markexpr and collection_path.suffix == ".py"
+    return True if left_out and _is_named(collection_path) else None
+
+
+def _is_whole(item: pytest.Item) -> bool:
+    return "prefect_api" in _fixtures(item) or _is_named(item.path)
+
+
+def _is_named(file: Path) -> bool:
+    path = file.relative_to(Path(__file__).parent)
+    return str(path) not in PLAIN and not {str(one) for one in (path, *path.parents)}.isdisjoint(WHOLE)
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real Binance klines as Parquet, beside the repository."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real candles not found at {SHARED_DATA}; this test needs them")
     return SHARED_DATA
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    """Tiny models run fastest on one thread, and reproducibly."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

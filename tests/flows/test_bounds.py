@@ -33,9 +33,13 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "RunConfig": {"recipe": "any", "series": ("um:DOGEUSDT",)},
     "WatchConfig": {"series": ("um:DOGEUSDT",)},
     "Job": {"stage": "tokenizer", "dataset": HERE, "tokenizer": HERE},
+    "Calibration": {
+        "levels": (0.5,), "factors": ((1.0,),),
+        "origins": 10, "samples": 8, "temperature": 1.0, "top_k": 0, "top_p": 0.9,
+    },
     "Fault": {"kind": "slow"},
     "PartFault": {"kind": "absent"},
-}
+}  # fmt: skip
 RELATED = {  # what is within its own bounds may still not go with another setting
     "train_share": "sum below 1",
     "validation_share": "sum below 1",

@@ -353,7 +353,7 @@ def test_readers_see_whole_files_while_a_writer_replaces_them(tmp_path):
             assert len(seen) <= 2
             assert candles["volume"].is_sorted(descending=True)
             versions.update(seen)
-            if len(versions) > 100:
+            if len(versions) > 50:
                 break
     assert len(versions) > 50
 
