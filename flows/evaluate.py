@@ -20,7 +20,7 @@ from storage.registry import read_champion
 from tasks.evaluate import evaluate as walk
 from tasks.policies import within
 from tasks.refs import ScoresRef
-from tasks.reports.prefect_artifacts import show_leaderboard
+from tasks.reports.prefect_artifacts import leaderboard_artifact
 from tasks.train import base_model
 
 __all__ = ["evaluate"]
@@ -59,5 +59,5 @@ def _score(home: Home, config: RunConfig) -> ScoresRef:
         models["champion"] = champion_pair(home, champion)
     bounded = within(walk, config.limits, "evaluate_h")
     scores = bounded(home, dataset, models, config.evaluation, seed=config.seed)
-    show_leaderboard(scores.leaderboard)
+    leaderboard_artifact(scores.leaderboard)
     return scores

@@ -18,7 +18,12 @@ from tasks.policies import within
 from tasks.refs import PairRef, ScoresRef, VerdictRef
 from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
-from tasks.reports.prefect_artifacts import leaderboard_markdown, show_leaderboard, show_picture, show_text
+from tasks.reports.prefect_artifacts import (
+    leaderboard_artifact,
+    leaderboard_markdown,
+    show_picture,
+    show_text,
+)
 from tasks.tracking.runs import describe_run, log_artifact, log_metrics, log_table
 
 __all__ = ["Judged", "champion_pair", "judge_challenger", "report_judgement"]
@@ -54,7 +59,7 @@ def judge_challenger(night: Night, challenger: PairRef, base: PairRef, champion:
     verdict = gate(scores, config.gate, champion=champion is not None)
     folder = Path(scores.path)
     fans = draw_fans(Scores.load(folder), folder / "fans.png")
-    show_leaderboard(scores.leaderboard, verdict)
+    leaderboard_artifact(scores.leaderboard, verdict)
     show_picture(fans, "fans", "Forecasts of the challenger over what then happened")
     log_artifact(run, fans, "figures")
     log_table(run, scores.leaderboard, "leaderboard.json")

@@ -15,9 +15,9 @@ from tasks.refs import IngestRef, PublishedRef, RunRef, VerdictRef
 from tasks.reports.rendering import render
 
 __all__ = [
+    "leaderboard_artifact",
     "leaderboard_markdown",
     "show_ingest",
-    "show_leaderboard",
     "show_picture",
     "show_published",
     "show_run",
@@ -47,7 +47,7 @@ def show_ingest(ingested: IngestRef) -> None:
         show_picture(Path(ingested.picture), "ingest", "The latest candles, and how complete each month is")
 
 
-def show_leaderboard(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> None:
+def leaderboard_artifact(leaderboard: Sequence[Mapping[str, Any]], verdict: VerdictRef | None = None) -> None:
     """Leaderboard and, where a challenger was judged, the gate's decision with its reasons."""
     description = f"Gate: {verdict.verdict}" if verdict else "Scores on the test range"
     show_text(leaderboard_markdown(leaderboard, verdict), "leaderboard", description)
