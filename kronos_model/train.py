@@ -50,9 +50,7 @@ __all__ = [
 LOST = 3
 """Exit code of a process whose training another one has left."""
 
-_LET_SPEAK_S = (
-    5.0  # the one that is gone may still be writing what went wrong; torchrun reports who ends first
-)
+_LET_SPEAK_S = 5.0  # the one that is gone may still be writing why, and torchrun reports who ends first
 _ENCODE_LINES = 10  # lines of metrics per split: encoding a long history takes minutes
 
 Model = KronosTokenizer | Kronos
@@ -218,8 +216,7 @@ def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -
 
 def _trained_until(before: Mapping[str, Any], dataset: WindowDataset) -> int:
     """Open time of the newest candle behind the weights, their earlier training included."""
-    earlier = before.get("training", {}).get("until_ms")
-    return max(earlier or 0, dataset.last_ms("train") or 0)
+    return max(before.get("training", {}).get("until_ms") or 0, dataset.last_ms("train") or 0)
 
 
 def _validated(dataset: WindowDataset, job: Job) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import FEATURES, STAMPS, calendar_stamps
+from kronos_model.features import CLOSE, FEATURES, STAMPS, calendar_stamps
 from kronos_model.normalise import Normaliser
 
 __all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_stamps", "mapped"]
@@ -24,7 +24,6 @@ __all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_
 Split = Literal["train", "validation", "test"]
 
 _VERSION = 1
-_CLOSE = FEATURES.index("close")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +154,7 @@ class WindowDataset:
             source, origin = self._series[index], start + self.lookback - 1
             known = source.open_time[: origin + 1]
             at = np.searchsorted(known, known[-1] - back, side="right") - 1
-            closes[row, at >= 0] = source.features[at[at >= 0], _CLOSE]
+            closes[row, at >= 0] = source.features[at[at >= 0], CLOSE]
         return closes
 
 

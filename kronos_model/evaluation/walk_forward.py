@@ -18,8 +18,8 @@ from kronos_model.evaluation.competitors import Competitor, Context, history_bar
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.metrics import variance
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
-from kronos_model.evaluation.scoring import CLOSE, PRICES, Truth, score_paths
-from kronos_model.features import FEATURES
+from kronos_model.evaluation.scoring import Truth, score_paths
+from kronos_model.features import CLOSE, FEATURES, PRICES
 from kronos_model.files import replace_file
 from kronos_model.forecaster import Forecast
 from kronos_model.windows import Split, WindowDataset, Windows
