@@ -99,10 +99,6 @@ class Remote:
         self._token = token
         self._sleep = sleep
 
-    def url(self, revision: str) -> str:
-        """Address of a revision for a browser."""
-        return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}"
-
     def ensure(self, *, private: bool) -> str:
         """Create the repository if it is missing; its head. A public one does not pass for private."""
         self.attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
