@@ -44,6 +44,14 @@ class _Series:
     stamps: NDArray[np.int8]  # (T, 5)
     open_time: NDArray[np.int64]  # (T,)
 
+    @classmethod
+    def open(cls, folder: Path, rows: int) -> Self:
+        return cls(
+            features=mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
+            stamps=mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
+            open_time=mapped(folder / "open_time.npy", np.int64, (rows,)),
+        )
+
 
 class WindowDataset:
     """A dataset folder, opened for reading. Holds no random state and may be shared between workers."""
@@ -64,9 +72,7 @@ class WindowDataset:
     def open(cls, path: Path) -> Self:
         """Map the dataset at path; DataError where it is not a complete one."""
         manifest = _manifest(path)
-        series = [
-            _open_series(path / "series" / entry["slug"], entry["rows"]) for entry in manifest["series"]
-        ]
+        series = [_Series.open(path / "series" / one["slug"], one["rows"]) for one in manifest["series"]]
         windows = {
             split: mapped(path / "windows" / f"{split}.npy", np.int32, (manifest["windows"][split], 2))
             for split in get_args(Split)
@@ -172,14 +178,6 @@ def _manifest(path: Path) -> dict[str, Any]:
             "build the dataset again"
         )
     return manifest
-
-
-def _open_series(folder: Path, rows: int) -> _Series:
-    return _Series(
-        features=mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
-        stamps=mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
-        open_time=mapped(folder / "open_time.npy", np.int64, (rows,)),
-    )
 
 
 def mapped(
