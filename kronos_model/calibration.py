@@ -9,7 +9,7 @@ Shapes: N origins, B series, S sample paths, H steps, L levels, F=6 features.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -165,21 +165,16 @@ class Calibration:
             return None
         told = read_json(path)
         try:
-            return cls._from(told)
+            if (version := told.pop("version")) != _VERSION:
+                raise ValueError(f"version {version}")
+            levels = tuple(float(level) for level in told.pop("levels"))
+            factors = tuple(tuple(float(factor) for factor in row) for row in told.pop("factors"))
+            return cls(levels=levels, factors=factors, **told)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"expected a calibration of version {_VERSION} in {path}, found something else ({error}); "
                 "calibrate again or delete it"
             ) from error
-
-    @classmethod
-    def _from(cls, told: Mapping[str, Any]) -> Self:
-        values = dict(told)
-        if values.pop("version") != _VERSION:
-            raise ValueError(f"version {told['version']}")
-        levels = tuple(float(level) for level in values.pop("levels"))
-        factors = tuple(tuple(float(factor) for factor in row) for row in values.pop("factors"))
-        return cls(levels=levels, factors=factors, **values)
 
 
 def fewest_origins(level: float) -> int:
