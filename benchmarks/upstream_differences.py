@@ -124,7 +124,8 @@ def train_pair(built, folder: Path, seed: int, stages: dict) -> tuple[Path, Path
     from kronos_model.config import PRESETS
     from kronos_model.files import model_digest
     from kronos_model.hub import scratch_pair
-    from kronos_model.train import Job, Reference, StageConfig, run_job, write_job
+    from kronos_model.jobs import Job, Reference, StageConfig, write_job
+    from kronos_model.train import run_job
 
     pair = scratch_pair(PRESETS["tiny"], folder / "pair", seed)
     dataset = Reference(path=str(built.path), digest=built.digest)

@@ -6,19 +6,19 @@ Merged, the model is an ordinary one again, with upstream's keys and shapes.
 
 import copy
 import math
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from kronos_model.jobs import Targets
 from kronos_model.layers import Adapter, Attention, FeedForward, Linear
 from kronos_model.predictor import Kronos
 from kronos_model.pretrained import Pretrained
 from kronos_model.tokenizer import KronosTokenizer
 
-__all__ = ["Targets", "add_adapters", "freeze_bottom", "merged"]
+__all__ = ["add_adapters", "freeze_bottom", "merged"]
 
-Targets = Literal["attention", "mlp", "all"]
 ModelT = TypeVar("ModelT", bound=Pretrained)  # type: ignore[type-arg]
 
 

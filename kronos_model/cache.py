@@ -136,7 +136,8 @@ class Cache:
         keys, values = self.prefix.flatten(1, 2)  # (B M, C, d)
         prefix = keys.shape[1]
         stacked = queries.contiguous().view(series * heads, samples * bars, width)
-        shared = _scores(stacked, keys, _per_head(padding, heads)).view(-1, bars, prefix)  # (B M S, Q, C)
+        hidden = None if padding is None else padding.repeat_interleave(heads, dim=0)
+        shared = _scores(stacked, keys, hidden).view(-1, bars, prefix)  # (B M S, Q, C)
         if new.stop == 0:
             found = torch.bmm(_stacked(shared.softmax(dim=-1), stacked), values)
         else:
@@ -156,10 +157,6 @@ def _stacked(weights: Tensor, queries: Tensor) -> Tensor:
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     turned = keys.transpose(1, 2)
     return torch.bmm(queries, turned) if mask is None else torch.baddbmm(mask, queries, turned)
-
-
-def _per_head(padding: Tensor | None, heads: int) -> Tensor | None:
-    return None if padding is None else padding.repeat_interleave(heads, dim=0)
 
 
 class _Block:

@@ -9,7 +9,7 @@ Shapes: N origins, B series, S sample paths, H steps, L levels, F=6 features.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.errors import DataError, ModelError
-from kronos_model.features import FEATURES
+from kronos_model.features import CLOSE, PRICES
 from kronos_model.files import CALIBRATION_FILE, read_json, write_json
 from kronos_model.sampling import SamplingConfig
 from kronos_model.settings import Count, Counted, NotNegative, TopP, settings
@@ -29,12 +29,8 @@ __all__ = ["LEVELS", "Calibration", "fewest_origins"]
 LEVELS = (0.5, 0.8, 0.9)
 """Central intervals that are to cover what they say; the gate asks about the widest."""
 _VERSION = 2
-_CLOSE = FEATURES.index("close")
-_PRICES = 4
 _NARROWEST, _WIDEST = 0.1, 10.0
-_FARTHEST = math.log(
-    1e6
-)  # no path is moved further from the last close than a millionth or a million times it
+_FARTHEST = math.log(1e6)  # no path is moved further than to a millionth or a million times the last close
 
 
 @settings
@@ -123,10 +119,10 @@ class Calibration:
         A bar moves as a whole: its four prices are multiplied by what its close is, so it stays consistent.
         """
         last = np.asarray(last_close, np.float64)[:, None, None]
-        returns = np.log(paths[..., _CLOSE] / last)  # (B, S, H)
+        returns = np.log(paths[..., CLOSE] / last)  # (B, S, H)
         wanted = np.clip(self.scale(returns), -_FARTHEST, _FARTHEST)
         scaled = paths.copy()
-        scaled[..., :_PRICES] *= np.exp(wanted - returns)[..., None]
+        scaled[..., :PRICES] *= np.exp(wanted - returns)[..., None]
         return scaled
 
     def scale(self, returns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -169,21 +165,16 @@ class Calibration:
             return None
         told = read_json(path)
         try:
-            return cls._from(told)
+            if (version := told.pop("version")) != _VERSION:
+                raise ValueError(f"version {version}")
+            levels = tuple(float(level) for level in told.pop("levels"))
+            factors = tuple(tuple(float(factor) for factor in row) for row in told.pop("factors"))
+            return cls(levels=levels, factors=factors, **told)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"expected a calibration of version {_VERSION} in {path}, found something else ({error}); "
                 "calibrate again or delete it"
             ) from error
-
-    @classmethod
-    def _from(cls, told: Mapping[str, Any]) -> Self:
-        values = dict(told)
-        if values.pop("version") != _VERSION:
-            raise ValueError(f"version {told['version']}")
-        levels = tuple(float(level) for level in values.pop("levels"))
-        factors = tuple(tuple(float(factor) for factor in row) for row in values.pop("factors"))
-        return cls(levels=levels, factors=factors, **values)
 
 
 def fewest_origins(level: float) -> int:

@@ -151,21 +151,15 @@ class Preset:
     """A tokenizer and a predictor that belong together, and where their released weights are."""
 
     name: str
-    """The preset's name."""
     tokenizer: TokenizerConfig
-    """Shape of the tokenizer."""
     predictor: PredictorConfig
-    """Shape of the predictor."""
     max_context: Count
     """Longest window that the predictor was trained on, bars."""
     tokenizer_id: str | None = None
-    """Hub repository of the tokenizer's weights; none for a preset without released weights."""
+    """Hub repository of the weights, and their commit; none for a preset without released ones."""
     tokenizer_revision: str | None = None
-    """Commit of that repository."""
     predictor_id: str | None = None
-    """Hub repository of the predictor's weights."""
     predictor_revision: str | None = None
-    """Commit of that repository."""
 
 
 _TOKENIZER_BASE = "NeoQuasar/Kronos-Tokenizer-base"

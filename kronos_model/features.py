@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from kronos_model.errors import DataError
 
 __all__ = [
+    "CLOSE",
     "FEATURES",
     "MAD_TO_STD",
+    "PRICES",
     "STAMPS",
     "NormaliserKind",
     "calendar_stamps",
@@ -22,6 +24,9 @@ __all__ = [
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
 """Order of the last axis of every feature array; amount is the quote volume."""
+CLOSE = FEATURES.index("close")
+PRICES = 4
+"""The first so many features are prices."""
 
 STAMPS = ("minute", "hour", "weekday", "day", "month")
 """Order of the last axis of every stamp array; Monday is 0, days and months count from 1, all in UTC."""

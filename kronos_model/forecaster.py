@@ -122,23 +122,15 @@ class Forecaster:
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
-        recent = [
-            self._tensors(bars[-self.max_context :], times[-self.max_context :])
-            for bars, times in zip(features, open_time, strict=True)
-        ]
-        scales = [
-            self.normaliser.measure(bars[None], [name])
-            for (bars, _), name in zip(recent, series, strict=True)
-        ]
-        context = [
-            self.normaliser.forward(bars[None], scale)[0]
-            for (bars, _), scale in zip(recent, scales, strict=True)
-        ]
+        bars = [self._bars(one[-self.max_context :]) for one in features]
+        stamps = [self._stamps(times[-self.max_context :]) for times in open_time]
+        scales = [self.normaliser.measure(one[None], [name]) for one, name in zip(bars, series, strict=True)]
+        context = [self.normaliser.forward(one[None], at)[0] for one, at in zip(bars, scales, strict=True)]
         normalised = self._sampler(config.precision).paths(
             pad_sequence(context, batch_first=True),
-            pad_sequence([stamps for _, stamps in recent], batch_first=True),
+            pad_sequence(stamps, batch_first=True),
             torch.stack([self._stamps(times) for times in future_open_time]),
-            lengths=[len(bars) for bars in context],
+            lengths=[len(one) for one in bars],
             samples=samples,
             config=config,
             generator=[
@@ -150,7 +142,7 @@ class Forecaster:
         )
         scale = Scale(*(torch.cat(parts) for parts in zip(*scales, strict=True)))
         raw = self.normaliser.inverse(normalised, scale)
-        last_close = torch.stack([bars[-1, 3] for bars, _ in recent])
+        last_close = torch.stack([one[-1, 3] for one in bars])
         paths, broken = consistent(raw, last_close=last_close)
         prices = paths.cpu().numpy()
         if calibrated and self.calibration is not None and self.calibration.suits(config):
@@ -164,10 +156,10 @@ class Forecaster:
             )
         return self._samplers[precision]
 
-    def _tensors(self, bars: NDArray[np.float32], times: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _bars(self, bars: NDArray[np.float32]) -> Tensor:
         if self.prices_only:
             bars = np.concatenate([bars[:, :4], np.zeros_like(bars[:, 4:])], axis=1)
-        return torch.as_tensor(np.ascontiguousarray(bars), device=self.device), self._stamps(times)
+        return torch.as_tensor(np.ascontiguousarray(bars), device=self.device)
 
     def _stamps(self, open_time: NDArray[np.int64]) -> Tensor:
         return torch.as_tensor(calendar_stamps(open_time), device=self.device)

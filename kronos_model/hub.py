@@ -70,11 +70,9 @@ def _released(preset: Preset) -> ModelPair:
         raise ModelError(f"{preset.name} has no released weights: start it from scratch or use {released}.")
     tokenizer = fetch_repository(preset.tokenizer_id, preset.tokenizer_revision)
     predictor = fetch_repository(preset.predictor_id, preset.predictor_revision)
-    names = (
-        f"{preset.predictor_id}@{preset.predictor_revision}",
-        f"{preset.tokenizer_id}@{preset.tokenizer_revision}",
-    )
-    return _pair(tokenizer, predictor, origin=" with ".join(names))
+    first = f"{preset.predictor_id}@{preset.predictor_revision}"
+    second = f"{preset.tokenizer_id}@{preset.tokenizer_revision}"
+    return _pair(tokenizer, predictor, origin=f"{first} with {second}")
 
 
 def scratch_pair(preset: Preset, folder: Path, seed: int) -> ModelPair:

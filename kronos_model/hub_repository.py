@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of whichever client it has
@@ -21,13 +21,15 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     OfflineModeIsEnabled,
 )
 from huggingface_hub.hf_api import RepoFile
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from kronos_model.errors import ModelError
 
 __all__ = ["FileDigest", "Remote", "file_digests", "folder_revision"]
 
 T = TypeVar("T")
-_WAITS_S = (1.0, 4.0, 15.0)  # between attempts
+_ATTEMPTS = 4
+_WAIT = wait_chain(wait_fixed(1), wait_fixed(4), wait_fixed(15))
 _LONGEST_WAIT_S = 310.0  # the Hub counts requests over five minutes
 # An upload that fails reaches us as a RuntimeError around the real one, a broken answer as a Value- or KeyError.
 _FAILURES = (HTTPError, OSError, RuntimeError, ValueError, KeyError)
@@ -68,8 +70,8 @@ class TagNotMovedError(ConnectionError):
     """The Hub said yes, but the tag is not there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Failure:
+@dataclass(kw_only=True)
+class _Failure(Exception):  # noqa: N818, it says what is known of one
     """What is known of a failed call; `said` holds no token."""
 
     status: int | None
@@ -98,10 +100,6 @@ class Remote:
         self.api = HfApi(endpoint=endpoint, token=token)
         self._token = token
         self._sleep = sleep
-
-    def url(self, revision: str) -> str:
-        """Address of a revision for a browser."""
-        return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}"
 
     def ensure(self, *, private: bool) -> str:
         """Create the repository if it is missing; its head. A public one does not pass for private."""
@@ -169,18 +167,27 @@ class Remote:
 
     def attempt(self, call: Callable[[], T]) -> T:
         """The answer of `call`, asked again while the Hub is busy or away; ModelError if it stays so."""
-        for wait_s in (*_WAITS_S, None):
-            try:
-                return call()
-            except _FAILURES as error:
-                failure = _examine(error, token=self._token)
-            # Outside the except block: the client's own error, which may quote headers, is not chained.
-            if wait_s is None or not failure.passing:
-                raise ModelError(self._sentence(failure))
-            wait_s = min(max(wait_s, failure.wait_s), _LONGEST_WAIT_S)  # at least what the Hub asks for
-            logger.warning("the Hub answered %s; asking again in %.0f s", failure.said, wait_s)
-            self._sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+        retrying = Retrying(
+            sleep=self._sleep,
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_wait_s,
+            retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.passing),
+            before_sleep=_tell,
+            reraise=True,
+        )
+        try:
+            answer: T = retrying(self._once, call)
+        except _Failure as failure:
+            raise ModelError(self._sentence(failure)) from None
+        return answer
+
+    def _once(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except _FAILURES as error:
+            failure = _examine(error, token=self._token)
+        # Raised outside the except block: the client's own error, which may quote headers, is not chained.
+        raise failure
 
     def changed(self) -> str:
         """The sentence about a concurrent writer."""
@@ -202,10 +209,25 @@ class Remote:
         elif failure.status is None:
             remedy = "it cannot be reached; check the network and HF_ENDPOINT, then publish again"
         elif failure.passing:
-            remedy = f"it stayed busy over {len(_WAITS_S) + 1} attempts; publish again later"
+            remedy = f"it stayed busy over {_ATTEMPTS} attempts; publish again later"
         else:
             remedy = "the request was refused; correct what it names"
         return f"{what} at {self.api.endpoint} failed ({failure.said}): {remedy}"
+
+
+def _failure_of(state: RetryCallState) -> _Failure:
+    assert state.outcome is not None  # tenacity asks after an attempt
+    return cast(_Failure, state.outcome.exception())
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """At least as long as the Hub asks for, within bounds."""
+    return min(max(_WAIT(state), _failure_of(state).wait_s), _LONGEST_WAIT_S)
+
+
+def _tell(state: RetryCallState) -> None:
+    said = _failure_of(state).said
+    logger.warning("the Hub answered %s; asking again in %.0f s", said, state.upcoming_sleep)
 
 
 def _examine(error: Exception, *, token: str) -> _Failure:

@@ -104,7 +104,9 @@ class PredictorObjective:
         s1_logits, context = predictor.decode_s1(tokens[:, :-1, 0], tokens[:, :-1, 1], stamps[:, :-1])
         s1 = _cross_entropy(s1_logits, s1_targets)  # (B, L - 1)
         s2 = _cross_entropy(predictor.decode_s2(context, s1_targets), s2_targets)
-        drawn = self._draw(s1_logits, indices)
+        # drawn from a generator that depends on the windows alone
+        generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + int(indices[0]))
+        drawn = draw_tokens(s1_logits, generator)  # (B, L - 1)
         sampled = _cross_entropy(predictor.decode_s2(context, drawn), s2_targets)
         forecast = (s1 + s2)[:, self.dataset.lookback - 1 :] / 2  # the first target is the second bar
         sums = {"s1_loss": s1, "s2_loss": s2, "s2_sampled_loss": sampled, "forecast_loss": forecast}
@@ -119,11 +121,6 @@ class PredictorObjective:
         source = self.train if split == "train" else self.validation
         stamps = self.dataset.batch(split, indices).stamps
         return to_device(source.batch(indices), self.device), to_device(stamps, self.device)
-
-    def _draw(self, s1_logits: Tensor, indices: Indices) -> Tensor:
-        """Coarse tokens (B, L - 1), drawn from a generator that depends on the windows alone."""
-        generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + int(indices[0]))
-        return draw_tokens(s1_logits, generator)
 
 
 Objective = TokenizerObjective | PredictorObjective

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.features import FEATURES
+from kronos_model.features import CLOSE
 
 __all__ = ["QUANTILES", "Outlook", "outlook_of", "quantile_label"]
 
 QUANTILES = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Levels that are stored and served: 0.05, 0.10, ... 0.95."""
-
-_CLOSE = FEATURES.index("close")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +45,7 @@ class Outlook:
     @property
     def mean(self) -> NDArray[np.float64]:
         """(H,) mean of the close over the paths."""
-        row: NDArray[np.float64] = self.means[_CLOSE]
+        row: NDArray[np.float64] = self.means[CLOSE]
         return row
 
     def quantile(self, level: float) -> NDArray[np.float64]:
@@ -60,7 +58,7 @@ def outlook_of(
     paths: NDArray[np.float32], last_close: float, *, levels: Sequence[float] = QUANTILES
 ) -> Outlook:
     """The outlook of paths (S, H, 6) in prices after a last close above 0."""
-    close = paths[..., _CLOSE].astype(np.float64)  # (S, H)
+    close = paths[..., CLOSE].astype(np.float64)  # (S, H)
     return Outlook(
         last_close=last_close,
         levels=tuple(levels),

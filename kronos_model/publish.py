@@ -111,7 +111,8 @@ def publish_to_hub(
         )
     remote.set_tag(tag, revision)
     logger.info("%s at %s", "published " + repo_id if uploaded else repo_id + " is up to date", revision)
-    return Published(repo_id=repo_id, revision=revision, url=remote.url(revision), uploaded=uploaded)
+    url = f"{remote.api.endpoint}/{repo_id}/tree/{revision}"
+    return Published(repo_id=repo_id, revision=revision, url=url, uploaded=uploaded)
 
 
 def _commit(

@@ -27,7 +27,7 @@ from kronos_model.files import model_digest, read_json
 from kronos_model.fit import Interrupted, WindowSampler, fit, make_optimizer
 from kronos_model.hub import lineage_of, read_metadata
 from kronos_model.job_files import JobKeeper
-from kronos_model.jobs import Job, Reference, StageConfig, read_job, write_job
+from kronos_model.jobs import Job, Reference, read_job
 from kronos_model.lock import locked
 from kronos_model.objective import Objective, PredictorObjective, TokenizerObjective
 from kronos_model.predictor import Kronos
@@ -35,24 +35,12 @@ from kronos_model.tokenizer import KronosTokenizer
 from kronos_model.tokens import StoredTokens, TokenSource, token_source
 from kronos_model.windows import Split, WindowDataset
 
-__all__ = [
-    "LOST",
-    "Job",
-    "Reference",
-    "StageConfig",
-    "job_parser",
-    "main",
-    "read_job",
-    "run_job",
-    "write_job",
-]
+__all__ = ["LOST", "job_parser", "main", "run_job"]
 
 LOST = 3
 """Exit code of a process whose training another one has left."""
 
-_LET_SPEAK_S = (
-    5.0  # the one that is gone may still be writing what went wrong; torchrun reports who ends first
-)
+_LET_SPEAK_S = 5.0  # the one that is gone may still be writing why, and torchrun reports who ends first
 _ENCODE_LINES = 10  # lines of metrics per split: encoding a long history takes minutes
 
 Model = KronosTokenizer | Kronos
@@ -218,8 +206,7 @@ def _metadata(directory: Path, job: Job, dataset: WindowDataset, model: Model) -
 
 def _trained_until(before: Mapping[str, Any], dataset: WindowDataset) -> int:
     """Open time of the newest candle behind the weights, their earlier training included."""
-    earlier = before.get("training", {}).get("until_ms")
-    return max(earlier or 0, dataset.last_ms("train") or 0)
+    return max(before.get("training", {}).get("until_ms") or 0, dataset.last_ms("train") or 0)
 
 
 def _validated(dataset: WindowDataset, job: Job) -> int:

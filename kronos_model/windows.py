@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import FEATURES, STAMPS, calendar_stamps
+from kronos_model.features import CLOSE, FEATURES, STAMPS, calendar_stamps
 from kronos_model.normalise import Normaliser
 
 __all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_stamps", "mapped"]
@@ -24,7 +24,6 @@ __all__ = ["FEATURES", "STAMPS", "Split", "WindowDataset", "Windows", "calendar_
 Split = Literal["train", "validation", "test"]
 
 _VERSION = 1
-_CLOSE = FEATURES.index("close")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +43,14 @@ class _Series:
     features: NDArray[np.float32]  # (T, F)
     stamps: NDArray[np.int8]  # (T, 5)
     open_time: NDArray[np.int64]  # (T,)
+
+    @classmethod
+    def open(cls, folder: Path, rows: int) -> Self:
+        return cls(
+            features=mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
+            stamps=mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
+            open_time=mapped(folder / "open_time.npy", np.int64, (rows,)),
+        )
 
 
 class WindowDataset:
@@ -65,9 +72,7 @@ class WindowDataset:
     def open(cls, path: Path) -> Self:
         """Map the dataset at path; DataError where it is not a complete one."""
         manifest = _manifest(path)
-        series = [
-            _open_series(path / "series" / entry["slug"], entry["rows"]) for entry in manifest["series"]
-        ]
+        series = [_Series.open(path / "series" / one["slug"], one["rows"]) for one in manifest["series"]]
         windows = {
             split: mapped(path / "windows" / f"{split}.npy", np.int32, (manifest["windows"][split], 2))
             for split in get_args(Split)
@@ -155,7 +160,7 @@ class WindowDataset:
             source, origin = self._series[index], start + self.lookback - 1
             known = source.open_time[: origin + 1]
             at = np.searchsorted(known, known[-1] - back, side="right") - 1
-            closes[row, at >= 0] = source.features[at[at >= 0], _CLOSE]
+            closes[row, at >= 0] = source.features[at[at >= 0], CLOSE]
         return closes
 
 
@@ -173,14 +178,6 @@ def _manifest(path: Path) -> dict[str, Any]:
             "build the dataset again"
         )
     return manifest
-
-
-def _open_series(folder: Path, rows: int) -> _Series:
-    return _Series(
-        features=mapped(folder / "features.npy", np.float32, (rows, len(FEATURES))),
-        stamps=mapped(folder / "stamps.npy", np.int8, (rows, len(STAMPS))),
-        open_time=mapped(folder / "open_time.npy", np.int64, (rows,)),
-    )
 
 
 def mapped(

@@ -14,8 +14,8 @@ from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, 
 from kronos_model.evaluation.competitors import Competitor, Context, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import stretches
-from kronos_model.evaluation.scoring import CLOSE
 from kronos_model.evaluation.volatility import EWMA_DECAY, HAR_LOOKBACK, Garch, HarRv
+from kronos_model.features import CLOSE
 from kronos_model.forecaster import Forecast
 
 __all__ = ["BlockBootstrap", "EwmaCone", "RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
@@ -91,10 +91,10 @@ class BlockBootstrap:
         centred = np.nan_to_num(moves - np.nanmean(moves, axis=1, keepdims=True))
         shape = (self.samples, context.future_open_time.shape[1])
         uniforms = np.stack([one.random((2, *shape)) for one in row_generators(context, self.seed)])
-        position = stretches(uniforms[:, 0] < 1 / self.mean_block, uniforms[:, 1])
-        start = np.floor(position.start * known[:, None, None]).astype(np.int64)
-        row = (moves.shape[1] - known)[:, None, None] + (start + position.offset) % known[:, None, None]
-        returns = np.take_along_axis(centred, row.reshape(len(row), -1), axis=1).reshape(row.shape)
+        share, offset = stretches(uniforms[:, 0] < 1 / self.mean_block, uniforms[:, 1])
+        start = np.floor(share * known[:, None, None]).astype(np.int64)
+        row = (moves.shape[1] - known)[:, None, None] + (start + offset) % known[:, None, None]
+        returns = np.take_along_axis(centred[:, None], row, axis=-1)
         return bars_along(context, np.cumsum(returns, axis=-1))
 
 

@@ -18,9 +18,7 @@ from kronos_model.windows import WindowDataset
 
 __all__ = ["Fitted", "fit_calibration", "fit_unless_harmful"]
 
-_WORSE = (
-    0.01  # of the raw CRPS: what a calibration may cost where it is compared, for that is within the noise
-)
+_WORSE = 0.01  # of the raw CRPS may a calibration cost where it is compared: that is within the noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from kronos_model.settings import Bounds, Count, Counted, Positive, Seed, Share, TopP, settings
 
-__all__ = ["BASELINES", "PRETRAINING_END_MS", "EvaluationConfig", "GatePolicy"]
+__all__ = ["PRETRAINING_END_MS", "Baseline", "EvaluationConfig", "GatePolicy"]
 
 PRETRAINING_END_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 """Kronos was pre-trained on data up to June 2024 (arXiv 2508.02739, app. D)."""
@@ -15,7 +15,6 @@ FEE_BAND = 0.002
 """Moves below this log return, a round trip at 10 basis points a side, earn nothing and count for no direction."""
 
 Baseline = Literal["drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap", "har", "garch"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @settings

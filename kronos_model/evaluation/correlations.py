@@ -81,8 +81,7 @@ def _groupwise(
         for group, count in zip(*np.unique(groups, return_counts=True), strict=True)
         if count >= fewest
     ]
-    known = np.array(found)
-    return np.asarray(known[~np.isnan(known)])
+    return np.array([one for one in found if not math.isnan(one)])
 
 
 def _mean(values: Floats) -> float | None:

@@ -50,22 +50,22 @@ def measure_drift(then: Floats, now: Floats) -> Drift | None:
     if min(len(then), len(now)) < _FEWEST:
         return None
     edges = np.unique(np.quantile(then, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    place = np.searchsorted(edges, then, side="right")
-    whole = np.bincount(place, minlength=len(edges) + 1)
-    count = len(then) // len(now)
-    stretches = [
-        _index(whole, np.bincount(part, minlength=len(edges) + 1))
-        for part in place[len(then) - count * len(now) :].reshape(count, len(now))
-    ]
+    whole, count = _counts(edges, then), len(then) // len(now)
+    parts = then[len(then) - count * len(now) :].reshape(count, len(now))
+    stretches = [_index(whole, _counts(edges, part)) for part in parts]
     low, middle, high = np.quantile(then, [0.25, 0.5, 0.75])
     low_now, middle_now, high_now = np.quantile(now, [0.25, 0.5, 0.75])
     return Drift(
-        psi=_index(whole, np.bincount(np.searchsorted(edges, now, side="right"), minlength=len(edges) + 1)),
+        psi=_index(whole, _counts(edges, now)),
         usual=float(np.quantile(stretches, _UNUSUAL)) if count >= _FEWEST_STRETCHES else None,
         ks=float(ks_2samp(then, now, method="asymp").statistic),
         spread=float((high_now - low_now) / (high - low)) if high > low else float("nan"),
         shift=float(middle_now - middle),
     )
+
+
+def _counts(edges: Floats, values: Floats) -> NDArray[np.int64]:
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 
 
 def _index(then: NDArray[np.int64], now: NDArray[np.int64]) -> float:

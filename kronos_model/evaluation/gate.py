@@ -69,7 +69,12 @@ def judge(
     coverage = _coverage(scores, policy, challenger)
     harm = [
         *(sentence for one in opponents for sentence in _worse_series(scores, policy, challenger, one)),
-        *(sentence for one in comparisons for sentence in _broken_bars(one, policy, challenger)),
+        *(
+            f"{challenger} breaks {100 * one.violations:.1f} percentage points more bars than {one.opponent} "
+            f"(at most {100 * policy.violation_margin:.1f} are allowed)"
+            for one in comparisons
+            if one.violations > policy.violation_margin
+        ),
     ]
     reasons = (*better, *harm, coverage.sentence)
     if harm or coverage.surely_off or any(one.low > 0 for one in comparisons):
@@ -116,15 +121,6 @@ def _worse_series(scores: Scores, policy: GatePolicy, challenger: str, opponent:
         f"{_BPS * test.difference:+.3f} bps, p = {test.p_holm:.2g} (Diebold and Mariano, Holm)"
         for test in tests
         if test.difference > 0 and test.p_holm < 1 - policy.confidence
-    ]
-
-
-def _broken_bars(comparison: Comparison, policy: GatePolicy, challenger: str) -> list[str]:
-    if comparison.violations <= policy.violation_margin:
-        return []
-    return [
-        f"{challenger} breaks {100 * comparison.violations:.1f} percentage points more bars than "
-        f"{comparison.opponent} (at most {100 * policy.violation_margin:.1f} are allowed)"
     ]
 
 

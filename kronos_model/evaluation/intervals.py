@@ -37,19 +37,15 @@ class TestResult:
     p_value: float  # two-sided
 
 
-@dataclass(frozen=True, slots=True)
-class Stretches:
-    """Where each element of a stationary bootstrap comes from."""
+def stretches(restart: NDArray[np.bool_], uniforms: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Where each element of a stationary bootstrap comes from, along the last axis.
 
-    start: Floats  # uniform in [0, 1): where its stretch begins, as a share of the source
-    offset: NDArray[np.int64]  # how far into its stretch it is
-
-
-def stretches(restart: NDArray[np.bool_], uniforms: Floats) -> Stretches:
-    """Along the last axis: a new stretch begins at every restart (and at 0), at the uniform drawn there."""
+    A new stretch begins at every restart (and at 0). Returns where an element's stretch begins, as the share of the
+    source that the uniform drawn there says, and how far into it the element is.
+    """
     steps = np.arange(restart.shape[-1])
     begun = np.maximum.accumulate(np.where(restart, steps, 0), axis=-1)
-    return Stretches(start=np.take_along_axis(uniforms, begun, axis=-1), offset=steps - begun)
+    return np.take_along_axis(uniforms, begun, axis=-1), steps - begun
 
 
 def block_length(origin_ms: NDArray[np.int64], horizon_ms: int) -> int:
@@ -127,8 +123,8 @@ class Resampler:
 def _weights(count: int, mean_block: int, *, draws: int, seed: int) -> Floats:
     """(D, T): how often a stationary bootstrap of T times draws each."""
     rng = np.random.default_rng(seed)
-    found = stretches(rng.random((draws, count)) < 1 / mean_block, rng.random((draws, count)))
-    rows = (np.floor(found.start * count).astype(np.int64) + found.offset) % count
+    start, offset = stretches(rng.random((draws, count)) < 1 / mean_block, rng.random((draws, count)))
+    rows = (np.floor(start * count).astype(np.int64) + offset) % count
     flat = rows + count * np.arange(draws)[:, None]
     return np.bincount(flat.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
 

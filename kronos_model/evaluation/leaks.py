@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from kronos_model.errors import DataError, ModelError
+from kronos_model.errors import DataError
 from kronos_model.evaluation.competitors import Competitor
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
@@ -58,8 +58,6 @@ def _forecasts(
 ) -> dict[str, np.ndarray]:
     kept: list[Forecasts] = []
     walk_forward(dataset, competitors, config, keep=lambda batch, forecasts: kept.append(forecasts))
-    if not kept:
-        raise ModelError("expected forecasts, found none; give the test range windows")
     return {
         model: np.concatenate([one.quantiles[at] for one in kept]) for at, model in enumerate(kept[0].models)
     }

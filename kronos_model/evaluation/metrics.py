@@ -151,10 +151,8 @@ def wilson_interval(share: float, count: float, *, confidence: float = 0.95) -> 
             f"an interval for a proportion needs a positive count, found {count}; score some origins"
         )
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre, spread = (
-        share + z * z / (2 * count),
-        math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2),
-    )
+    centre = share + z * z / (2 * count)
+    spread = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count
     return max(0.0, (centre - z * spread) / scale), min(1.0, (centre + z * spread) / scale)
 

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation import metrics
 from kronos_model.evaluation.scores import LEVELS, QUANTILES
-from kronos_model.features import FEATURES
+from kronos_model.features import CLOSE, PRICES
 
-__all__ = ["CLOSE", "PRICES", "Truth", "row_generator", "score_paths"]
+__all__ = ["Truth", "row_generator", "score_paths"]
 
-PRICES = 4
-CLOSE = FEATURES.index("close")
 _PINBALL = [at for at, level in enumerate(QUANTILES) if 0.05 <= level <= 0.95]
 _ENDS = [tuple(QUANTILES.index(round((1 + sign * share) / 2, 3)) for sign in (-1, 1)) for share in LEVELS]
 

@@ -51,15 +51,11 @@ class Backtest:
     equity: Floats  # (N,) from 1, after costs
     hold: Floats  # (N,) buying at the first open and holding
     turnover: float  # sum of the changes of the position, the last sale included, in units of equity
-    sharpe: (
-        float | None
-    )  # annualised: mean over standard deviation of the returns between origins, without a rate
+    sharpe: float | None  # annualised: mean over deviation of the returns between origins, without a rate
     sortino: float | None  # the same over the downside deviation
     calmar: float | None  # annual growth over the deepest fall
     max_drawdown: float  # deepest fall from a peak, 0 to -1
-    break_even_bps: (
-        float | None
-    )  # cost per trade and side at which the arithmetic gain is gone; None without trades
+    break_even_bps: float | None  # cost per trade and side at which the arithmetic gain is gone
 
 
 def backtest(scores: Scores, model: str, series: str, config: StrategyConfig) -> Backtest:
@@ -76,7 +72,6 @@ def backtest(scores: Scores, model: str, series: str, config: StrategyConfig) ->
     returns = position * moves - traded * (fee + config.slippage_bps) / 10_000
     equity = np.concatenate([[1.0], np.cumprod(1 + returns)])
     periods = _YEAR_MS / float(np.diff(times).mean())
-    fall = drawdown(equity)
     sharpe, sortino, calmar = annual_ratios(returns, periods)
     total = float(traded.sum())
     return Backtest(
@@ -90,7 +85,7 @@ def backtest(scores: Scores, model: str, series: str, config: StrategyConfig) ->
         sharpe=sharpe,
         sortino=sortino,
         calmar=calmar,
-        max_drawdown=fall,
+        max_drawdown=drawdown(equity),
         break_even_bps=float((position * moves).sum()) / total * 10_000 if total > 0 else None,
     )
 
@@ -98,9 +93,8 @@ def backtest(scores: Scores, model: str, series: str, config: StrategyConfig) ->
 def signals(scores: Scores, model: str, config: StrategyConfig) -> Floats:
     """(N,) position at each origin from the forecast of the last step: 1 long, -1 short, 0 flat."""
     at = scores.index(model)
-    opinion = (
-        scores.probability_up[at, :, -1] - 0.5 if config.signal == "probability" else scores.mean[at, :, -1]
-    )
+    opinion = scores.mean[at] if config.signal == "return" else scores.probability_up[at] - 0.5
+    opinion = opinion[:, -1]
     position = np.where(np.abs(opinion) > config.threshold, np.sign(opinion), 0.0)
     return position if config.short else np.maximum(position, 0.0)
 

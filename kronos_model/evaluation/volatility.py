@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, row_generators
 from kronos_model.evaluation.competitors import Context
-from kronos_model.evaluation.scoring import CLOSE
+from kronos_model.features import CLOSE
 from kronos_model.forecaster import Forecast
 
 __all__ = ["EWMA_DECAY", "HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]

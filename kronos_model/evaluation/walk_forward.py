@@ -18,8 +18,8 @@ from kronos_model.evaluation.competitors import Competitor, Context, history_bar
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.metrics import variance
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
-from kronos_model.evaluation.scoring import CLOSE, PRICES, Truth, score_paths
-from kronos_model.features import FEATURES
+from kronos_model.evaluation.scoring import Truth, score_paths
+from kronos_model.features import CLOSE, FEATURES, PRICES
 from kronos_model.files import replace_file
 from kronos_model.forecaster import Forecast
 from kronos_model.windows import Split, WindowDataset, Windows
@@ -150,7 +150,13 @@ def _score_batch(
     lookback = dataset.lookback
     windows = dataset.batch(split, origins)
     history = dataset.known_closes(split, origins, history_bars(lookback, dataset.interval_ms))
-    truth = _truth(windows, lookback)
+    prices = windows.features[:, :, :PRICES].numpy().astype(np.float64)
+    truth = Truth.of(
+        prices[:, lookback - 1, CLOSE],
+        prices[:, lookback:],
+        series=windows.series,
+        origin_ms=windows.open_time[:, lookback - 1],
+    )
     names: list[str] = []
     per_model: list[Arrays] = []
     quantiles: list[NDArray[np.float64]] = []
@@ -170,8 +176,7 @@ def _score_batch(
         name: np.stack([one[name] for one in per_model], axis=1 if name in _LEVELLED else 0)
         for name in per_model[0]
     }
-    prices = np.stack(quantiles)  # (M, Q, B, H)
-    close = windows.features[:, :lookback, CLOSE].numpy().astype(np.float64)
+    fans = np.stack(quantiles)  # (M, Q, B, H)
     joined |= {
         "series": np.array(truth.series),
         "origin_ms": truth.origin_ms,
@@ -180,31 +185,21 @@ def _score_batch(
         "realised": truth.realised,
         "realised_variance": variance(truth.realised),
         "fan_origin_ms": truth.origin_ms[fan_rows],
-        "fan_context": close[fan_rows],
+        "fan_context": prices[fan_rows, :lookback, CLOSE],
         "fan_realised": truth.bars[fan_rows, :, CLOSE],
-        "fan_quantiles": prices[:, _FAN_LEVELS][:, :, fan_rows].transpose(2, 0, 1, 3),  # (B', M, Q', H)
+        "fan_quantiles": fans[:, _FAN_LEVELS][:, :, fan_rows].transpose(2, 0, 1, 3),  # (B', M, Q', H)
     }
     forecasts = Forecasts(
         models=tuple(names),
         series=tuple(truth.series),
         origin_ms=truth.origin_ms,
         open_time=windows.open_time[:, lookback:],
-        quantiles=prices.transpose(0, 2, 3, 1),
+        quantiles=fans.transpose(0, 2, 3, 1),
         mean=truth.last_close[:, None] * joined["mean_ratio"],
         realised=truth.bars[:, :, CLOSE],
         paths=paths,
     )
     return joined, forecasts
-
-
-def _truth(windows: Windows, lookback: int) -> Truth:
-    prices = windows.features[:, :, :PRICES].numpy().astype(np.float64)
-    return Truth.of(
-        prices[:, lookback - 1, CLOSE],
-        prices[:, lookback:],
-        series=windows.series,
-        origin_ms=windows.open_time[:, lookback - 1],
-    )
 
 
 def _context(windows: Windows, lookback: int, history: NDArray[np.float64]) -> Context:

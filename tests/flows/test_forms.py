@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prefect.utilities.schema_tools.validation import validate
@@ -14,7 +14,7 @@ from flows.monitor import WatchConfig, monitor
 from flows.nightly import nightly
 from flows.recipes import configure, recipe
 from flows.site import deploy
-from kronos_model.evaluation.config import BASELINES
+from kronos_model.evaluation.config import Baseline
 from storage.retention import RetentionPolicy
 from tests.support.forms import form_fields, form_schema
 from tests.support.nights import nested
@@ -51,7 +51,7 @@ def test_numbers_have_bounds_and_choices_are_chosen() -> None:
     assert form["predictor.beta1"]["exclusiveMaximum"] == 1
     assert form["predictor.precision"]["enum"] == ["auto", "float32", "bfloat16"]
     assert form["evaluation.baselines"]["type"] == "array"
-    assert form["evaluation.baselines"]["items"]["enum"] == list(BASELINES)
+    assert form["evaluation.baselines"]["items"]["enum"] == list(get_args(Baseline))
     assert re.search(form["exchange.um_url"]["pattern"], "https://fapi.binance.com")
     assert not re.search(form["exchange.um_url"]["pattern"], "fapi.binance.com")
 

@@ -74,9 +74,9 @@ def test_holm_corrects_in_order_and_never_lowers():
 
 
 def test_stretches_run_on_from_every_restart():
-    found = stretches(np.array([[False, False, True, False]]), np.array([[0.1, 0.2, 0.3, 0.4]]))
-    assert found.start.tolist() == [[0.1, 0.1, 0.3, 0.3]]
-    assert found.offset.tolist() == [[0, 1, 0, 1]]
+    start, offset = stretches(np.array([[False, False, True, False]]), np.array([[0.1, 0.2, 0.3, 0.4]]))
+    assert start.tolist() == [[0.1, 0.1, 0.3, 0.3]]
+    assert offset.tolist() == [[0, 1, 0, 1]]
 
 
 def test_values_are_summed_over_the_series_of_each_time():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from kronos_model.config import PRESETS
 from kronos_model.errors import DataError
 from kronos_model.evaluation.baselines import EwmaCone, make_baselines
 from kronos_model.evaluation.competitors import Context, ModelCompetitor
-from kronos_model.evaluation.config import BASELINES, EvaluationConfig
+from kronos_model.evaluation.config import Baseline, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaks import check_not_trained_on, find_peekers
 from kronos_model.evaluation.walk_forward import walk_forward
@@ -21,7 +22,7 @@ from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, build, make_candles
 
 LOOKBACK, HORIZON = 64, 6
-EVERYONE = tuple(name for name in BASELINES if name != "garch" or find_spec("arch"))
+EVERYONE = tuple(name for name in get_args(Baseline) if name != "garch" or find_spec("arch"))
 CONFIG = EvaluationConfig(origins=4, samples=4, baselines=EVERYONE)
 
 
