@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.screen import candles_table, console, note, number, time_text
+from flows.cli.screen import candles_table, console, noted, number, time_text
 
 if TYPE_CHECKING:
     from storage.layout import Home
     from tasks.refs import ForecastRef, TrainedRef
 
-__all__ = ["show_forecasts", "show_leaderboard", "show_night", "show_nights", "show_stages"]
+__all__ = ["show_forecasts", "show_night", "show_nights", "show_ranking", "show_stages"]
 
 
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
@@ -30,7 +30,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         f"(dataset {summary['dataset']['digest'][:16]})"
     )
     for warning in summary["warnings"]:
-        screen.print(note(warning))
+        screen.print(noted(warning))
     screen.print(_stages(summary["stages"]))
     screen.print(_leaderboard(summary["leaderboard"]))
     screen.print(Text.assemble("Gate: ", (summary["verdict"], "bold")))
@@ -43,7 +43,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
     if summary["forecasts"]:
         screen.print(_forecasts(summary["forecasts"]))
     for one in summary.get("not_forecast", ()):  # a night of an older version has none
-        screen.print(note(f"{one['series']} is not forecast: {one['reason']}"))
+        screen.print(noted(f"{one['series']} is not forecast: {one['reason']}"))
     if summary["nothing_new"]:
         said = "same candles and settings as a finished night; nothing was trained."
         screen.print(Text.assemble(("Nothing new:", "bold"), " ", said))
@@ -72,7 +72,7 @@ def show_stages(stages: Sequence[TrainedRef]) -> None:
     console().print(_stages([asdict(one) for one in stages]))
 
 
-def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_ranking(rows: Sequence[Mapping[str, Any]]) -> None:
     """Scores over all series."""
     console().print(_leaderboard(rows))
 

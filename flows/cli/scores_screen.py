@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.screen import console, note, number
+from flows.cli.screen import console, noted, number
 from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
 from storage.errors import StorageError
 from storage.layout import Home
@@ -55,7 +55,7 @@ def _show(recipe: str, live: Live) -> None:
     if live.drifts:
         page.print(_drift(live))
     for warning in live.warnings:
-        page.print(note(warning))
+        page.print(noted(warning))
 
 
 def _by_series(recipe: str, live: Live) -> Table:

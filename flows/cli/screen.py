@@ -12,7 +12,7 @@ from rich.text import Text
 
 from storage.schema import utc_text
 
-__all__ = ["candles_table", "console", "lines", "note", "number", "time_text"]
+__all__ = ["candles_table", "console", "lines", "noted", "number", "time_text"]
 
 
 def console() -> Console:
@@ -44,7 +44,7 @@ def candles_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def note(sentence: str) -> Text:
+def noted(sentence: str) -> Text:
     """Something that is worth knowing."""
     return Text.assemble(("note:", "yellow"), " ", sentence)
 
