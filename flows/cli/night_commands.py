@@ -94,10 +94,10 @@ def finetune(obj: dict[str, Any], chosen: Chosen) -> None:
 def evaluate(obj: dict[str, Any], chosen: Chosen) -> None:
     """Score the champion, the base and the last value on the newest test range."""
     start(obj, flow=True)
-    from flows.cli.night_screen import show_leaderboard
+    from flows.cli.night_screen import show_ranking
     from flows.evaluate import evaluate as flow
 
-    show_leaderboard(chosen.call(obj, flow).leaderboard)
+    show_ranking(chosen.call(obj, flow).leaderboard)
 
 
 @click.command()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from storage.layout import Home
     from tasks.refs import ForecastRef, TrainedRef
 
-__all__ = ["show_forecasts", "show_leaderboard", "show_night", "show_nights", "show_stages"]
+__all__ = ["show_forecasts", "show_night", "show_nights", "show_ranking", "show_stages"]
 
 
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
@@ -72,7 +72,7 @@ def show_stages(stages: Sequence[TrainedRef]) -> None:
     console().print(_stages([asdict(one) for one in stages]))
 
 
-def show_leaderboard(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_ranking(rows: Sequence[Mapping[str, Any]]) -> None:
     """Scores over all series."""
     console().print(_leaderboard(rows))
 
