@@ -91,7 +91,11 @@ def start(home: Path, *arguments: str | Path, **environment: str) -> "subprocess
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:
     """Its outcome, once it has ended."""
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Outcome(process.returncode, out, err)
 
 
