@@ -50,7 +50,7 @@ def test_a_night_of_one_command_is_kept_in_both_databases_and_tells_no_password(
     settings = quick_settings(tmp_path / "klines")
     options = [f"--set={name}={value}" for name, value in settings.items()]
     with postgres() as server:
-        outcome = finish(start(tmp_path / "home", "run", *options, **_exported(server)))
+        outcome = finish(start(tmp_path / "home", "run", *options, **_exported(server)), within_s=800)
         assert outcome.code == 0, outcome.err
         assert server.query("prefect", COMPLETED) == ["COMPLETED|1"]
         assert server.query("mlflow", RUNS) == ["FINISHED|1"]

@@ -89,10 +89,10 @@ def start(home: Path, *arguments: str | Path, **environment: str) -> "subprocess
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> Outcome:
+def finish(process: "subprocess.Popen[str]", *, within_s: float = 240) -> Outcome:
     """Its outcome, once it has ended."""
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
