@@ -9,14 +9,14 @@ import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# Files that start servers, processes, browsers or whole nights: `make check` leaves them out.
+# Files that start servers, processes, browsers or nights, or take seconds each: `make check` leaves them out.
 WHOLE = (
     *("drills", "flows", "mutants", "service", "tasks"),
-    *(f"exchange/test_{name}.py" for name in ("archive_sync", "drills", "monitor", "replay_candles")),
-    *(
-        f"kronos_model/test_{name}.py"
-        for name in ("cache", "hub", "launch", "parity", "publish_faults", "train")
-    ),
+    "architecture/test_contracts.py",
+    *(f"exchange/test_{name}.py" for name in ("archive", "archive_sync", "drills", "inventory", "monitor")),
+    *(f"exchange/test_{name}.py" for name in ("replay_candles", "sync")),
+    *(f"kronos_model/test_{name}.py" for name in ("accounting", "adapters", "cache", "champion_tag", "hub")),
+    *(f"kronos_model/test_{name}.py" for name in ("launch", "parity", "publish_faults", "train")),
     "storage/test_object_home.py",
 )
 PLAIN = (

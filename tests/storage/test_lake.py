@@ -341,6 +341,7 @@ def test_the_lock_nests_within_a_writer(tmp_path):
     assert Lake(tmp_path).upsert(BTC, MONTHS, source=REST).added == 2380
 
 
+@pytest.mark.whole
 def test_readers_see_whole_files_while_a_writer_replaces_them(tmp_path):
     filled(tmp_path, full_candles(600).with_columns(volume=pl.lit(0.0)))
     lake, versions = Lake(tmp_path), set()

@@ -89,9 +89,13 @@ def start(home: Path, *arguments: str | Path, **environment: str) -> "subprocess
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> Outcome:
+def finish(process: "subprocess.Popen[str]", *, within_s: float = 240) -> Outcome:
     """Its outcome, once it has ended."""
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Outcome(process.returncode, out, err)
 
 
