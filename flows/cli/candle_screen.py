@@ -13,16 +13,15 @@ from rich.table import Table
 
 from exchange.inventory import Inventory, take_inventory
 from flows.cli.screen import candles_table, console, time_text
-from flows.recipes import configure
 from storage.errors import LakeError
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.schema import SeriesKey, utc_text
-from storage.verify import Finding, verify_series
 
 if TYPE_CHECKING:
     from exchange.connect import Exchange
+    from storage.verify import Finding
     from tasks.refs import IngestRef, SeriesRef
 
 __all__ = ["list_candles", "show_ingested", "show_series", "verify_lake"]
@@ -104,6 +103,9 @@ def verify_lake(
     settings: Mapping[str, Any],
 ) -> bool:
     """Whether every series is sound; what is wrong is printed, each with its remedy."""
+    from flows.recipes import configure
+    from storage.verify import verify_series
+
     lake, ledger, screen = Lake(home.lake), Ledger(home.lake), _wide_console()
     keys = _chosen_series(lake, home, names, interval)
     config = configure("demo", settings)

@@ -158,7 +158,7 @@ def test_what_was_chosen_becomes_settings_and_a_mistake_is_named() -> None:
         watch_config([UM.name], settings={"stream.silence": 1})
     with pytest.raises(ConfigError, match="Expected series to watch, each once, found none"):
         watch_config([])
-    with pytest.raises(ConfigError, match=r"Expected stream\.patience of at least 1, found 0"):
+    with pytest.raises(ConfigError, match=r"stream\.patience: expected at least 1, found 0; raise it"):
         watch_config([UM.name], settings={"stream.patience": 0})
 
 

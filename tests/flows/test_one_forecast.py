@@ -15,6 +15,7 @@ from kronos_model.sampling import SamplingConfig
 from service.config import ServiceConfig
 from storage.lake import Lake
 from storage.layout import Home
+from storage.past import Past
 from tasks import forecast as forecasting
 from tasks.pyfunc_model import KronosModel
 from tasks.refs import ForecastRef, PairRef
@@ -40,9 +41,9 @@ class Told:
         self.drawn: list[Outlook] = []
         draw = forecasting.draw_forecast
 
-        def seen(**told: Any) -> Path:
-            self.drawn.append(told["outlook"])
-            return draw(**told)
+        def seen(past: Past, outlook: Outlook, target: Path) -> Path:
+            self.drawn.append(outlook)
+            return draw(past, outlook, target)
 
         patch.setattr(forecasting, "draw_forecast", seen)
         (self.stored,) = self._store(home, pair)
