@@ -115,15 +115,15 @@ def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(s
 def test_a_finished_evaluation_is_recognised_and_an_interrupted_one_goes_on(ground, home, base, monkeypatch):
     models = {"base": base}
     seen: list[int] = []
-    frame = module._frame
+    frame = module.forecast_frame
 
-    def dying(made: object) -> pl.DataFrame:
+    def dying(*made: Any, **told: Any) -> pl.DataFrame:
         seen.append(1)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return frame(made)  # type: ignore[arg-type]
+        return frame(*made, **told)
 
-    monkeypatch.setattr(module, "_frame", dying)
+    monkeypatch.setattr(module, "forecast_frame", dying)
     with pytest.raises(KeyboardInterrupt):
         walk(home, ground, models)
     found = walk(home, ground, models)

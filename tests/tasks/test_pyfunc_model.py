@@ -107,7 +107,7 @@ def test_nothing_in_a_registered_model_is_a_pickle_and_the_weights_are_the_champ
     nights: Nights, folder: Path
 ) -> None:
     files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert {path.suffix for path in files} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert {path.suffix for path in files} <= {"", ".py", ".md", ".json", ".yaml", ".txt", ".safetensors"}
     for part in ("tokenizer", "predictor"):
         kept = nights.home.root / getattr(nights.champion(), part) / "model.safetensors"
         assert (folder / "artifacts" / part / "model.safetensors").read_bytes() == kept.read_bytes()
