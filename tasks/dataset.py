@@ -7,6 +7,7 @@ from functools import partial
 
 from prefect import task
 
+from kronos_model.clipping import clipped_shares
 from kronos_model.features import calendar_stamps, fit_state
 from storage.dataset import BuiltDataset, DatasetConfig, build_dataset
 from storage.lake import Lake
@@ -27,6 +28,14 @@ def build(
     lake, ledger = Lake(home.lake), Ledger(home.lake)
     candles = {key: lake.read(key, start_ms, end_ms) for key in keys}
     fit = partial(fit_state, config.normaliser)
+    clipped = partial(
+        clipped_shares,
+        kind=config.normaliser,
+        clip=config.clip,
+        floor=config.floor,
+        lookback=config.lookback,
+        horizon=config.horizon,
+    )
     with progress_bar("dataset") as progress:
         return build_dataset(
             candles,
@@ -34,6 +43,7 @@ def build(
             home.datasets,
             stamp=calendar_stamps,
             fit=fit,
+            clipped=clipped,
             stale=[key for key in keys if ledger.tail(key) and end_ms is None],
             progress=progress,
         )

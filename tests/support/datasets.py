@@ -1,11 +1,13 @@
 """Seeded candles and small datasets for tests of whatever reads windows."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from kronos_model.clipping import clipped_shares
 from kronos_model.features import calendar_stamps, fit_state
 from storage.dataset import BuiltDataset, DatasetConfig, build_dataset
 from storage.interval import Interval
@@ -67,5 +69,17 @@ def build(
     """The dataset of these candles by series name, such as um:DOGEUSDT, as the dataset task builds it."""
     keyed = {SeriesKey.parse(name, interval): frame for name, frame in candles.items()}
     return build_dataset(
-        keyed, config, root, stamp=calendar_stamps, fit=lambda rows: fit_state(config.normaliser, rows)
+        keyed,
+        config,
+        root,
+        stamp=calendar_stamps,
+        fit=lambda rows: fit_state(config.normaliser, rows),
+        clipped=partial(
+            clipped_shares,
+            kind=config.normaliser,
+            clip=config.clip,
+            floor=config.floor,
+            lookback=config.lookback,
+            horizon=config.horizon,
+        ),
     )
