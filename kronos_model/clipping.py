@@ -19,7 +19,6 @@ from kronos_model.features import (
     UPSTREAM_EPSILON,
     UPSTREAM_FLOOR,
     Floor,
-    NormaliserKind,
 )
 
 __all__ = ["SAMPLED", "clipped_shares"]
@@ -36,38 +35,34 @@ def clipped_shares(
     series: str,
     features: Floats,
     starts: NDArray[np.integer],
-    state: Mapping[str, Any],
+    normaliser: Mapping[str, Any],
     *,
-    kind: NormaliserKind,
-    clip: float,
-    floor: Floor,
     lookback: int,
     horizon: int,
 ) -> dict[str, float]:
     """Share (0 to 1) of normalised prices, and of volumes and amounts, beyond the clip in windows of one series.
 
-    features is (T, F), starts (N,) are the windows' first rows, state is the normaliser's. Both shares are 0 where
-    there is no window.
+    features is (T, F), starts (N,) are the windows' first rows, normaliser is as a manifest has it. Both shares are 0
+    where there is no window.
     """
     chosen = starts[np.linspace(0, len(starts) - 1, min(len(starts), SAMPLED)).round().astype(np.int64)]
     beyond, values = np.zeros(len(features[0]), np.int64), max(1, len(chosen) * (lookback + horizon))
     for at in range(0, len(chosen), _BLOCK):
         windows = sliding_window_view(features, lookback + horizon, axis=0)[chosen[at : at + _BLOCK]]
-        location, width = _statistics(windows[..., :lookback], kind, floor, state, series)
+        location, width = _statistics(windows[..., :lookback], normaliser, series)
         with np.errstate(over="ignore"):  # beyond float32 is beyond the clip
-            beyond += (np.abs((windows - location) / width) > np.float32(clip)).sum(axis=(0, 2))
+            beyond += (np.abs((windows - location) / width) > np.float32(normaliser["clip"])).sum(axis=(0, 2))
     return {
         "prices": round(float(beyond[:PRICES].mean()) / values, 6),
         "volumes": round(float(beyond[PRICES:].mean()) / values, 6),
     }
 
 
-def _statistics(
-    context: Floats, kind: NormaliserKind, floor: Floor, state: Mapping[str, Any], series: str
-) -> tuple[Floats, Floats]:
+def _statistics(context: Floats, normaliser: Mapping[str, Any], series: str) -> tuple[Floats, Floats]:
     """Location and width (B, F, 1) of contexts (B, F, lookback), as Normaliser.measure has them."""
+    kind, floor = normaliser["kind"], normaliser["floor"]
     if kind == "global_robust":
-        known = state["series"][series]
+        known = normaliser["state"]["series"][series]
         location, width = (
             np.asarray(known[name], np.float32)[None, :, None] for name in ("location", "scale")
         )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,22 @@ NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
 Floor = Literal["relative", "upstream"]
 Stamp = Callable[[NDArray[np.int64]], NDArray[np.int8]]
 Fit = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, Any]]
-Clipped = Callable[[str, NDArray[np.float32], NDArray[np.int32], dict[str, Any]], dict[str, float]]
+
+
+class Clipped(Protocol):
+    """kronos_model.clipping.clipped_shares."""
+
+    def __call__(
+        self,
+        series: str,
+        features: NDArray[np.float32],
+        starts: NDArray[np.int32],
+        normaliser: Mapping[str, Any],
+        *,
+        lookback: int,
+        horizon: int,
+    ) -> dict[str, float]: ...
+
 
 _VERSION = 1
 _MANIFEST = "manifest.json"
@@ -131,8 +146,7 @@ def build_dataset(
 
     stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
     of each series (by name, such as um:DOGEUSDT) that come before the validation border. clipped gives the
-    shares beyond the clip from a series' name, its rows, the starts of a split's windows and that state. Series
-    that the exchange had no more of when it was asked are stale, which is a warning.
+    shares of a series' values beyond the clip in the windows of a split. Series that the exchange had no more of when it was asked are stale, which is a warning.
     """
     step_ms = _step_ms(_common_interval(candles))
     series = []
@@ -269,13 +283,19 @@ def _measure_clipping(
     manifest: dict[str, Any], series: list[_Arrays], splits: Splits, clipped: Clipped
 ) -> None:
     """Add the shares of each series by split, and what they warn of."""
-    normaliser = manifest["normaliser"]
     for index, (one, entry) in enumerate(zip(series, manifest["series"], strict=True)):
         entry["clipped"] = {
-            split: clipped(one.key.name, one.features, found[found[:, 0] == index, 1], normaliser["state"])
-            for split, found in splits.windows.items()
+            split: clipped(
+                one.key.name,
+                one.features,
+                windows[windows[:, 0] == index, 1],
+                manifest["normaliser"],
+                lookback=manifest["lookback"],
+                horizon=manifest["horizon"],
+            )
+            for split, windows in splits.windows.items()
         }
-    manifest["warnings"] += clipping_warnings(manifest["series"], normaliser["clip"])
+    manifest["warnings"] += clipping_warnings(manifest["series"], manifest["normaliser"]["clip"])
 
 
 def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:

@@ -28,14 +28,6 @@ def build(
     lake, ledger = Lake(home.lake), Ledger(home.lake)
     candles = {key: lake.read(key, start_ms, end_ms) for key in keys}
     fit = partial(fit_state, config.normaliser)
-    clipped = partial(
-        clipped_shares,
-        kind=config.normaliser,
-        clip=config.clip,
-        floor=config.floor,
-        lookback=config.lookback,
-        horizon=config.horizon,
-    )
     with progress_bar("dataset") as progress:
         return build_dataset(
             candles,
@@ -43,7 +35,7 @@ def build(
             home.datasets,
             stamp=calendar_stamps,
             fit=fit,
-            clipped=clipped,
+            clipped=clipped_shares,
             stale=[key for key in keys if ledger.tail(key) and end_ms is None],
             progress=progress,
         )

@@ -1,7 +1,6 @@
 """Seeded candles and small datasets for tests of whatever reads windows."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +73,5 @@ def build(
         root,
         stamp=calendar_stamps,
         fit=lambda rows: fit_state(config.normaliser, rows),
-        clipped=partial(
-            clipped_shares,
-            kind=config.normaliser,
-            clip=config.clip,
-            floor=config.floor,
-            lookback=config.lookback,
-            horizon=config.horizon,
-        ),
+        clipped=clipped_shares,
     )
