@@ -23,7 +23,7 @@ from kronos_model.features import (
 
 __all__ = ["SAMPLED", "clipped_shares"]
 
-SAMPLED = 512
+SAMPLED = 256
 """Windows of a series and split that are looked at, at most, evenly spaced: neighbours share all but one bar."""
 
 _BLOCK = 64  # windows at a time: 400 + 120 bars of them are 1.6 MB in float64

@@ -11,12 +11,12 @@ LARGEST_SHARE = 0.05
 """Share in the test split above which no model of this dataset may be promoted."""
 
 
-def clipping_warnings(series: Sequence[Mapping[str, Any]], clip: float) -> list[str]:
-    """One sentence per series of a manifest whose prices are cut too often."""
+def clipping_warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """One sentence per series whose prices are cut too often."""
     return [
-        f"{name}: {_percent(found)} of its prices lie beyond the clip of {clip:g}, where the model can neither see nor "
-        f"forecast them; {_remedy(clip)}."
-        for name, found in _above(series, WARNED_SHARE)
+        f"{name}: {_percent(found)} of its prices lie beyond the clip of {manifest['normaliser']['clip']:g}, where the "
+        f"model can neither see nor forecast them; {_remedy(manifest['normaliser'])}."
+        for name, found in _above(manifest["series"], WARNED_SHARE)
     ]
 
 
@@ -25,10 +25,10 @@ def too_much_clipped(manifest: Mapping[str, Any]) -> list[str]:
 
     Datasets that were made before shares were measured say nothing and forbid nothing.
     """
-    clip = manifest["normaliser"]["clip"]
     return [
-        f"{name}: {100 * found['test']:.1f} % of its prices in the test range lie beyond the clip of {clip:g}, at most "
-        f"{100 * LARGEST_SHARE:g} % may for a promotion; {_remedy(clip)}"
+        f"{name}: {100 * found['test']:.1f} % of its prices in the test range lie beyond the clip of "
+        f"{manifest['normaliser']['clip']:g}, at most {100 * LARGEST_SHARE:g} % may for a promotion; "
+        f"{_remedy(manifest['normaliser'])}"
         for name, found in _above(manifest["series"], LARGEST_SHARE)
         if "test" in found
     ]
@@ -46,5 +46,7 @@ def _percent(shares: Mapping[str, float]) -> str:
     return " and ".join(f"{100 * share:.1f} % ({split})" for split, share in shares.items())
 
 
-def _remedy(clip: float) -> str:
-    return f"use window_zscore or window_robust as dataset.normaliser, or a dataset.clip above {clip:g}"
+def _remedy(normaliser: Mapping[str, Any]) -> str:
+    if normaliser["kind"] == "global_robust":
+        return "set dataset.normaliser to window_zscore, or raise dataset.clip"
+    return "raise dataset.lookback or dataset.clip, or forecast a shorter horizon"

@@ -146,7 +146,8 @@ def build_dataset(
 
     stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
     of each series (by name, such as um:DOGEUSDT) that come before the validation border. clipped gives the
-    shares of a series' values beyond the clip in the windows of a split. Series that the exchange had no more of when it was asked are stale, which is a warning.
+    shares of a series' values beyond the clip in the windows of a split; without it the manifest has none. Series
+    that the exchange had no more of when it was asked are stale, which is a warning.
     """
     step_ms = _step_ms(_common_interval(candles))
     series = []
@@ -295,7 +296,7 @@ def _measure_clipping(
             )
             for split, windows in splits.windows.items()
         }
-    manifest["warnings"] += clipping_warnings(manifest["series"], manifest["normaliser"]["clip"])
+    manifest["warnings"] += clipping_warnings(manifest)
 
 
 def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is said of values beyond the clip: a warning above 1 %, in any split, and a reason above 5 % in the test split."""
+"""Values beyond the clip: a warning above 1 %, in any split, and a reason above 5 % in the test split."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ def series(**prices: float) -> list[dict[str, Any]]:
 
 
 def manifest(**prices: float) -> dict[str, Any]:
-    return {"series": series(**prices), "normaliser": {"clip": 5.0}}
+    return {"series": series(**prices), "normaliser": {"kind": "window_zscore", "clip": 5.0}}
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.0, 0), (0.01, 0), (0.0101, 1), (1.0, 1)])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_above_one_percent_a_reader_is_told(split: str, share: float, told: int) -> None:
-    found = clipping_warnings(series(**{"train": 0.0, split: share}), 5.0)
+    found = clipping_warnings(manifest(**{"train": 0.0, split: share}))
     assert len(found) == told
     assert all(f"um:AAAUSDT: {100 * share:.1f} % ({split}) of its prices" in one for one in found)
 
@@ -63,8 +63,7 @@ def test_a_series_that_has_left_the_range_of_its_training_is_warned_of_and_may_n
     assert clipped["train"]["prices"] < 0.01
     assert [one for one in built.warnings if "beyond the clip" in one] == [
         f"um:AAAUSDT: {100 * clipped['test']['prices']:.1f} % (test) of its prices lie beyond the clip of 5, where the "
-        "model can neither see nor forecast them; use window_zscore or window_robust as dataset.normaliser, or a "
-        "dataset.clip above 5."
+        "model can neither see nor forecast them; set dataset.normaliser to window_zscore, or raise dataset.clip."
     ]
     assert any("beyond the clip" in one for one in caplog.messages)
     assert len(too_much_clipped(told)) == 1
