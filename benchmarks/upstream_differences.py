@@ -1,6 +1,7 @@
 """What our deliberate differences from upstream change: fine-token cross-entropy of a model trained here.
 
-    python benchmarks/upstream_differences.py --candles ../shared/data/um_DOGEUSDT_1h.parquet [--quick] [--save] [--floor]
+    python benchmarks/upstream_differences.py --candles ../shared/data/um_DOGEUSDT_1h.parquet [--quick] [--save]
+    python benchmarks/upstream_differences.py --candles ../shared/data/um_DOGEUSDT_1h.parquet --floor
 
 Trains the tiny preset from scratch (both stages) on candles, and reads the same held-out windows in four ways, in
 nats per fine token given the true coarse one. Over all positions: `causal`, our validation, and `non_causal`,
