@@ -80,7 +80,8 @@ def _statistics(context: Floats, normaliser: Mapping[str, Any], series: str) -> 
 
 
 def _floored(location: NDArray[Any], width: NDArray[Any], floor: Floor) -> NDArray[Any]:
-    floored = np.maximum(width, np.abs(location) * RELATIVE_FLOOR)
+    floored: NDArray[Any] = np.maximum(width, np.abs(location) * RELATIVE_FLOOR)
     if floor == "upstream":
         return np.maximum(floored, UPSTREAM_FLOOR)
-    return np.where(floored > 0, floored, EMPTY_WIDTH).astype(width.dtype)
+    floored[floored == 0] = EMPTY_WIDTH
+    return floored
