@@ -82,6 +82,6 @@ def _statistics(context: Floats, normaliser: Mapping[str, Any], series: str) -> 
 def _floored(location: NDArray[Any], width: NDArray[Any], floor: Floor) -> NDArray[Any]:
     floored: NDArray[Any] = np.maximum(width, np.abs(location) * RELATIVE_FLOOR)
     if floor == "upstream":
-        return np.maximum(floored, UPSTREAM_FLOOR)
+        return floored.clip(min=UPSTREAM_FLOOR)
     floored[floored == 0] = EMPTY_WIDTH
     return floored

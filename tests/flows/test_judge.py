@@ -12,7 +12,7 @@ from storage.dataset import DatasetConfig
 from tests.support.datasets import build, make_candles
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """The gate was asked, with these."""
 
 
@@ -27,13 +27,13 @@ def test_the_gate_is_told_of_every_series_that_is_cut_too_often(
     dataset = build({"um:AAAUSDT": candles}, config, tmp_path)
 
     def ask(*scores: object, forbidden: list[str], **rest: object) -> None:
-        raise Asked(*forbidden)
+        raise AskedError(*forbidden)
 
     monkeypatch.setattr(module, "gate", ask)
     monkeypatch.setattr(module, "within", lambda *task: lambda *models, seed: SimpleNamespace(path=tmp_path))
     settings = SimpleNamespace(limits=None, evaluation=None, gate=None, seed=0)
     night = SimpleNamespace(config=settings, run=None, home=None, dataset=dataset)
-    with pytest.raises(Asked) as asked:
+    with pytest.raises(AskedError) as asked:
         module.judge_challenger(night, None, None, None)  # type: ignore[arg-type]
     assert len(asked.value.args) == told
     assert all("of its prices in the test range lie beyond the clip of 5" in one for one in asked.value.args)
