@@ -203,11 +203,17 @@ def _link(source: Path, target: Path) -> None:
 
 
 @task(name="gate", task_run_name="gate", **IDEMPOTENT)
-def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef:
-    """Promote, keep or reject the challenger, with reasons in words."""
+def gate(
+    scores: ScoresRef, policy: GatePolicy, *, champion: bool, forbidden: Sequence[str] = ()
+) -> VerdictRef:
+    """Promote, keep or reject the challenger, with reasons in words.
+
+    Where something about its data forbids a promotion, one sentence each, what would be promoted is rejected.
+    """
     decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
     told = (*_calibrated(scores), _against_last_value(scores), *(f"note: {note}" for note in scores.notes))
-    return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, *told))
+    verdict = "reject" if forbidden and decision.verdict == "promote" else decision.verdict
+    return VerdictRef(verdict=verdict, reasons=(*decision.reasons, *forbidden, *told))
 
 
 @task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)

@@ -233,6 +233,19 @@ def test_a_challenger_that_beats_the_base_and_not_the_champion_is_promoted_only_
     assert module.gate.fn(told, GatePolicy(), champion=champion).verdict == verdict
 
 
+@pytest.mark.parametrize(("better", "verdict"), [(1.3, "reject"), (1.0, "keep")])
+def test_what_forbids_a_promotion_is_a_reason_and_takes_it_away(tmp_path, better, verdict):
+    losses = np.random.default_rng(1).normal(0.01, 0.001, 120)
+    scores = planted_scores({"challenger": losses, "base": losses * better, "last_value": losses * 2})
+    told = ScoresRef(
+        path=str(scores.save(tmp_path / "scores")), origins=120, leaderboard=tuple(leaderboard(scores))
+    )
+    reason = "um:AAAUSDT: 17.0 % of its prices in the test range lie beyond the clip"
+    judged = module.gate.fn(told, GatePolicy(), champion=False, forbidden=[reason])
+    assert judged.verdict == verdict
+    assert reason in judged.reasons
+
+
 def test_another_seed_is_another_evaluation_and_another_calibration(ground, home, base, challenger):
     one, other = (
         module.evaluate.fn(home, ground.dataset, {"base": base}, CONFIG, seed=seed) for seed in (1, 2)
