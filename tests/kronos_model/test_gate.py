@@ -221,7 +221,9 @@ def test_more_impossible_bars_than_the_champions_reject_though_the_base_breaks_a
 
 def test_harm_to_one_symbol_counts_at_the_confidence_of_the_policy():
     base, ours = level(2, count=240), level(1, count=240, shift=-0.002)
-    ours[2::3] = base[2::3] + np.random.default_rng(3).normal(0.0001, LEVEL / 50, 80)
+    noise = np.random.default_rng(3).normal(size=80)
+    noise = (noise - noise.mean()) / noise.std()
+    ours[2::3] = base[2::3] + LEVEL / 50 * (noise + 2 / math.sqrt(80))  # worse by two standard errors
     scores = planted_scores({"challenger": ours, "base": base}, series=3)
     *_, harmed = loss_tests(scores, "challenger", "base", by_step=False)
     assert harmed.difference > 0
