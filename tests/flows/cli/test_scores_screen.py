@@ -29,6 +29,7 @@ from tests.support.terminal import Terminal, finish, start
 
 DOGE = SeriesKey.parse("um:DOGEUSDT", "1h")
 ROWS, HORIZON, SAMPLES = 3_000, 4, 30
+SHORT = 110  # candles, of which training has the nineteen stretches that a yardstick takes
 MODEL, STRANGER = "ab" * 8, "ee" * 8
 
 
@@ -42,12 +43,16 @@ class Record:
     def ingest(self, candles: pl.DataFrame) -> None:
         Lake(self.home.lake).upsert(DOGE, candles, source=Source(kind="import", detail="test"))
 
-    def forecast(self, row: int, model: str = MODEL, *, kept: bool = True, width: float = 0.006) -> None:
-        """A fan around the close of that row, a little off; `kept` with its paths."""
+    def forecast(
+        self, row: int, model: str = MODEL, *, kept: bool = True, width: float = 0.006, known: float = 0.0
+    ) -> None:
+        """A fan around the close of that row, a little off, moved by a share of what will come; with its paths."""
         last = float(self.candles["close"][row])
         spread = width * np.sqrt(np.arange(1, HORIZON + 1))
         draws = np.random.default_rng(row).normal(0.001, 1, (SAMPLES, HORIZON))
-        closes = (last * np.exp(draws * spread)).astype(np.float32)
+        future = self.candles["close"].to_numpy()[row + 1 : row + 1 + HORIZON]
+        coming = known * np.log(np.pad(future, (0, HORIZON - len(future)), constant_values=last) / last)
+        closes = (last * np.exp(coming + draws * spread)).astype(np.float32)
         columns = {
             f"close_q{level:02d}": np.quantile(closes, level / 100, axis=0) for level in range(5, 100, 5)
         }
@@ -113,8 +118,9 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
 
 
 def test_a_market_that_has_changed_is_a_warning_that_names_the_remedy(
-    record: Record, caplog: pytest.LogCaptureFixture
+    record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasks.live_record.DRIFT_CANDLES", SHORT)
     assert score_live.fn(record.home, "demo").warnings == ()
     wild = make_candles(900, seed=9, start_ms=START_MS + HOUR_MS * ROWS)
     scale = (wild["close"] / 0.1) ** 4  # returns four times as large
@@ -152,8 +158,15 @@ def test_a_night_under_way_measures_the_drift_since_its_own_training(record: Rec
     assert len(expected) == 2
 
 
-def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, terminal: Terminal) -> None:
+def test_kronos_scores_shows_the_record_over_time_and_the_drift(
+    record: Record, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal.home = record.home.root
+    unknown = terminal("scores", "--recipe", "demo").out
+    assert "no yardstick yet" in unknown
+    assert "nothing is called drift" in unknown
+    assert "as usual" not in unknown
+    monkeypatch.setattr("tasks.live_record.DRIFT_CANDLES", SHORT)
     for row in range(2_000, 2_600, 20):
         record.forecast(row)
     outcome = terminal("scores", "--recipe", "demo")
@@ -229,18 +242,23 @@ def test_a_damaged_score_is_one_sentence(record: Record) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "verdict"),
-    [(0.006, "cannot be told from"), (0.0, "cannot be told from"), (0.1, "is worse than")],
+    ("known", "width", "verdict"),
+    [
+        ((0.9, 0.9), 0.001, "is better than"),
+        ((0.5, -0.5), 0.001, "cannot be told from"),
+        ((0.0, 0.0), 0.0, "cannot be told from"),
+        ((0.0, 0.0), 0.1, "is worse than"),
+    ],
 )
 def test_a_verdict_follows_from_the_interval_and_not_from_the_skill(
-    record: Record, terminal: Terminal, width: float, verdict: str
+    record: Record, terminal: Terminal, known: tuple[float, float], width: float, verdict: str
 ) -> None:
     terminal.home = record.home.root
-    for row in range(2_000, 2_600, 20):
-        record.forecast(row, width=width)
+    for at, row in enumerate(range(2_000, 2_600, 20)):
+        record.forecast(row, width=width, known=known[at % 2])
     live = live_board(record.home, "demo")
-    _, high = live.skill_interval
-    assert (high < 0) == (verdict == "is worse than")
+    low, high = live.skill_interval
+    assert (low > 0, high < 0) == (verdict == "is better than", verdict == "is worse than")
     shown = " ".join(terminal("scores").out.split())
     assert f"what was served {verdict} the last value" in shown
 
