@@ -234,3 +234,10 @@ def test_real_windows_normalise_to_finite_values_and_back(shared_data, tmp_path)
             scale.location.abs() + 5 * scale.scale
         ) * 1e-6  # float32: relative to the largest number involved
         assert ((back - context).abs() <= step)[kept].all()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_last_candle_of_a_split_is_the_last_that_one_of_its_windows_holds(folder, split):
+    dataset = WindowDataset.open(folder)
+    batch = dataset.batch(split, np.arange(dataset.count(split)))
+    assert dataset.last_ms(split) == batch.open_time.max()

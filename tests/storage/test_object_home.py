@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.environment import open_home
@@ -131,7 +132,9 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
         dataset = build({"um:DOGEUSDT": make_candles(300)}, dataset_config, mine.datasets)
         champion = crown(mine, "first")
         forecast = frame.with_columns(step=frame["mean"].cum_count())
-        ForecastStore(mine.forecasts).save(asked(BTC, JUNE_MS, "ab" * 32), forecast, {"samples": 8})
+        closes = np.random.default_rng(1).uniform(1, 2, (8, 12)).astype(np.float32)
+        question = asked(BTC, JUNE_MS, "ab" * 32)
+        ForecastStore(mine.forecasts).save(question, forecast, {"samples": 8}, closes=closes)
     theirs = store.machine(tmp_path / "b")
     assert theirs.root != mine.root
     assert holdings(theirs.root) == holdings(mine.root)
@@ -141,6 +144,7 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
     assert read_champion(theirs, "demo") == champion
     (stored,) = ForecastStore(theirs.forecasts).list(BTC)
     assert stored.frame().equals(forecast)
+    np.testing.assert_array_equal(stored.closes(), closes)
 
 
 def test_a_bucket_and_a_copy_as_the_first_version_wrote_them_open_as_they_were(store, tmp_path):
