@@ -6,6 +6,7 @@ Shapes: B series, S sample paths, H steps, F=6 features.
 
 import math
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from kronos_model.errors import ModelError
 
 __all__ = ["deal", "equal", "pooled"]
+
+Real = TypeVar("Real", bound=np.floating[Any])
 
 
 def equal(names: tuple[str, ...]) -> dict[str, float]:
@@ -30,8 +33,8 @@ def deal(weights: Mapping[str, float], samples: int) -> dict[str, int]:
     return dealt
 
 
-def pooled(paths: Mapping[str, NDArray[np.float32]], dealt: Mapping[str, int]) -> NDArray[np.float32]:
-    """The first paths (B, S, H, F) of each member, as many as were dealt to it, taking turns.
+def pooled(paths: Mapping[str, NDArray[Real]], dealt: Mapping[str, int]) -> NDArray[Real]:
+    """The first paths (B, S, ...) of each member, as many as were dealt to it, taking turns.
 
     So the first paths of a pool are about as mixed as all of them, whoever looks at a few.
     """

@@ -1,0 +1,308 @@
+"""Fitting post-processing on validation origins: each step is tried on times it was not fitted on.
+
+Origin times are cut into stretches; what is fitted on every other stretch is tried on those between, and the other
+way round. A step is kept where the CRPS of these held-out origins does not rise, and then fitted on all of them.
+Pure functions: the same arrays give the same object.
+Shapes: N origins of all series, S sample paths, H steps, K stretches of the horizon, M members.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos_model.errors import DataError, ModelError
+from kronos_model.evaluation.fit_location import fit_location, located_miss
+from kronos_model.evaluation.fit_weights import Distances, shrunk_weights
+from kronos_model.evaluation.metrics import crps
+from kronos_model.pool import deal, equal, pooled
+from kronos_model.postprocess import NETWORK, PostProcess, Step, located, location_at
+from kronos_model.sampling_config import SamplingConfig
+from kronos_model.spread import FEWEST_PATHS, LEVELS, Spread, fewest_origins
+
+__all__ = ["BLOCKS", "ChosenSampling", "choose_sampling", "fit", "time_blocks"]
+
+BLOCKS = 8
+"""Stretches of origin times: four to fit on and four to try on, and what the jackknife leaves out one by one."""
+SPREAD_TOLERANCE = 0.01
+"""Of the CRPS may a spread cost: it buys coverage, and so much is within the noise."""
+
+Floats = NDArray[np.float64]
+Chosen = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenSampling:
+    """Settings that paths are to be drawn with, and how they were found."""
+
+    sampling: SamplingConfig
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Validation:
+    """Log returns of every member and of the truth at some origins."""
+
+    returns: Mapping[str, Floats]  # (N, S, H) each
+    realised: Floats  # (N, H)
+    blocks: NDArray[np.int64]  # (N,) the stretch of time
+
+    def of(self, chosen: Chosen) -> Self:
+        """Some of the origins."""
+        return type(self)(
+            returns={name: paths[chosen] for name, paths in self.returns.items()},
+            realised=self.realised[chosen],
+            blocks=self.blocks[chosen],
+        )
+
+    def halves(self) -> list[tuple[Self, Self]]:
+        """What to fit on and what to try it on: both ways round."""
+        odd = self.blocks % 2 == 1
+        return [(self.of(~odd), self.of(odd)), (self.of(odd), self.of(~odd))]
+
+
+def fit(
+    returns: Mapping[str, Floats],
+    realised: Floats,
+    origin_ms: NDArray[np.int64],
+    *,
+    sampling: SamplingConfig,
+    lookback: int,
+    interval: str,
+    chosen: Step | None = None,
+) -> PostProcess:
+    """From log returns since the last close of each member's paths (N, S, H) and of what happened (N, H).
+
+    `returns` has the network and the references by their names, `origin_ms` (N,) the origins' times, all series
+    together, `sampling` how the network's paths were drawn and `chosen` how that was found. A step that cannot be
+    tried is left out, which its report says; without a trial the references serve alone. ModelError where a member's
+    paths are broken.
+    """
+    _check(returns, realised, origin_ms)
+    samples = returns[NETWORK].shape[1]
+    validation = _Validation(returns=returns, realised=realised, blocks=time_blocks(origin_ms))
+    obstacle = _obstacle(validation)
+    location, located_step = _fit_location(validation, obstacle)
+    spread_alone, alone_step = _fit_spread(
+        "spread of the network", validation, [{NETWORK: 1.0}] * 3, location, samples, obstacle
+    )
+    weights, blend_step = _fit_weights(validation, location, obstacle)
+    spread, spread_step = _fit_spread("spread", validation, weights, location, samples, obstacle)
+    return PostProcess(
+        horizon=realised.shape[1],
+        lookback=lookback,
+        interval=interval,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k or 0,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        location=location[-1],
+        members=tuple(weights[-1]),
+        weights=tuple(weights[-1].values()),
+        spread=spread,
+        spread_alone=spread_alone,
+        origins=len(realised),
+        samples=samples,
+        steps=(*([chosen] if chosen else []), located_step, alone_step, blend_step, spread_step),
+    )
+
+
+def choose_sampling(
+    candidates: Mapping[SamplingConfig, Floats], realised: Floats, origin_ms: NDArray[np.int64]
+) -> ChosenSampling:
+    """The settings whose paths (N, S, H), their location shrunk, have the lowest CRPS; the first are the default.
+
+    The default stays unless the best settings of each half of the times are better than it in the other half too.
+    """
+    default, *others = candidates
+    for paths in candidates.values():
+        _check({NETWORK: paths}, realised, origin_ms)
+    blocks = time_blocks(origin_ms)
+    validation = _Validation(returns={NETWORK: candidates[default]}, realised=realised, blocks=blocks)
+    if not others or (obstacle := _obstacle(validation)):
+        reason = obstacle if others else "there is one candidate"
+        return ChosenSampling(
+            sampling=default, step=Step(name="sampling", kept=False, reason=f"not tried: {reason}")
+        )
+    odd = blocks % 2 == 1
+    losses = {
+        one: [_located_crps(paths, realised, blocks, fitted_on=half) for half in (~odd, odd)]
+        for one, paths in candidates.items()
+    }  # for each: (N,) with the location of one half, and of the other
+    before, after, agreed = 0.0, 0.0, True
+    for at, half in enumerate((~odd, odd)):
+        best = min(candidates, key=lambda one: losses[one][at][half].mean())
+        before += float(losses[default][at][~half].sum()) / len(odd)
+        after += float(losses[best][at][~half].sum()) / len(odd)
+        agreed &= bool(losses[best][at][~half].mean() < losses[default][at][~half].mean())
+    everywhere = np.ones_like(odd)
+    best = min(
+        candidates,
+        key=lambda one: _located_crps(candidates[one], realised, blocks, fitted_on=everywhere).mean(),
+    )
+    kept = agreed and best != default
+    step = _step("sampling", before, after, kept=kept)
+    return ChosenSampling(sampling=best if kept else default, step=step)
+
+
+def time_blocks(origin_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each origin (N,), the stretch of the range in which its time lies; each time is in one alone."""
+    times, index = np.unique(origin_ms, return_inverse=True)
+    return np.asarray(index * min(BLOCKS, len(times)) // max(len(times), 1), np.int64)
+
+
+def _check(returns: Mapping[str, Floats], realised: Floats, origin_ms: NDArray[np.int64]) -> None:
+    """ModelError where a member's paths are not finite, DataError where shapes differ."""
+    if NETWORK not in returns:
+        raise DataError(
+            f"expected paths of {NETWORK} among the members, found {', '.join(returns)}; draw them"
+        )
+    for name, paths in returns.items():
+        if (
+            paths.ndim != 3
+            or (paths.shape[0], paths.shape[2]) != realised.shape
+            or len(origin_ms) != len(paths)
+        ):
+            raise DataError(
+                f"expected paths of {name} for {realised.shape[0]} origins and {realised.shape[1]} steps, found the "
+                f"shape {paths.shape} and {len(origin_ms)} times; forecast from the same origins"
+            )
+        if not np.isfinite(paths).all():
+            row = int(np.argmin(np.isfinite(paths).all(axis=(1, 2))))
+            raise ModelError(
+                f"expected finite paths of {name}, found others at the origin "
+                f"{np.datetime64(int(origin_ms[row]), 'ms')}Z; its weights or the candles it saw are broken"
+            )
+
+
+def _obstacle(validation: _Validation) -> str:
+    """Why nothing can be fitted; empty where all can."""
+    odd = int((validation.blocks % 2 == 1).sum())
+    found, needed = min(odd, len(validation.blocks) - odd), fewest_origins(LEVELS[-1])
+    paths = min(one.shape[1] for one in validation.returns.values())
+    if found < needed:
+        return f"half of the validation range has {found} origins, and {needed} are needed"
+    if paths < FEWEST_PATHS:
+        return f"there are {paths} paths per origin, and {FEWEST_PATHS} are needed"
+    if not validation.realised.any():
+        return "the market does not move in the validation range"
+    return ""
+
+
+def _fit_location(validation: _Validation, obstacle: str) -> tuple[list[tuple[float, ...]], Step]:
+    """Shares of the median's move, as fitted on either half and on all; as drawn where that is better."""
+    as_drawn = [(1.0,)] * 3
+    if obstacle:
+        return as_drawn, _left_out("location", obstacle)
+    parts = [*(fitted_on for fitted_on, _ in validation.halves()), validation]
+    fitted = [fit_location(one.returns[NETWORK], one.realised, one.blocks) for one in parts]
+    before = after = 0.0
+    for shares, (_, held_out) in zip(fitted, validation.halves(), strict=False):
+        paths, horizon = held_out.returns[NETWORK], held_out.realised.shape[1]
+        half_width = crps(paths, held_out.realised) - located_miss(paths, held_out.realised, np.ones(horizon))
+        miss = located_miss(paths, held_out.realised, location_at(shares, horizon))
+        before += float(crps(paths, held_out.realised).mean(axis=1).sum()) / len(validation.realised)
+        after += float((miss + half_width).mean(axis=1).sum()) / len(validation.realised)
+    step = _step("location", before, after, kept=after <= before)
+    return (fitted if step.kept else as_drawn), step
+
+
+def _fit_weights(
+    validation: _Validation, location: list[tuple[float, ...]], obstacle: str
+) -> tuple[list[dict[str, float]], Step]:
+    """Weights of the pool, as fitted on either half and on all; the references alone where the network does harm."""
+    references = tuple(name for name in validation.returns if name != NETWORK)
+    if not references:
+        return [{NETWORK: 1.0}] * 3, _left_out("blend", "there are no references")
+    without = {NETWORK: 0.0, **equal(references)}
+    if obstacle:
+        return [without] * 3, _left_out("blend", obstacle)
+    parts = [*(fitted_on for fitted_on, _ in validation.halves()), validation]
+    fitted = [_weights(one, shares) for one, shares in zip(parts, location, strict=True)]
+    before = after = 0.0
+    for weights, shares, (_, held_out) in zip(fitted, location, validation.halves(), strict=False):
+        distances, share = _distances(held_out, shares), len(held_out.realised) / len(validation.realised)
+        before += share * distances.crps(np.array([without[name] for name in weights]))
+        after += share * distances.crps(np.array(list(weights.values())))
+    step = _step("blend", before, after, kept=after <= before)
+    return (fitted if step.kept else [without] * 3), step
+
+
+def _weights(validation: _Validation, location: tuple[float, ...]) -> dict[str, float]:
+    """By name, the network first."""
+    found = shrunk_weights(_distances(validation, location), validation.blocks)
+    return dict(zip(_names(validation), map(float, found), strict=True))
+
+
+def _distances(validation: _Validation, location: tuple[float, ...]) -> Distances:
+    """Between the members, the network first and with its location shrunk, and the truth."""
+    horizon = validation.realised.shape[1]
+    shares = location_at(location, horizon)
+    paths = {name: validation.returns[name] for name in _names(validation)}
+    miss = located_miss(paths[NETWORK], validation.realised, shares)
+    paths[NETWORK] = located(paths[NETWORK], shares)
+    return Distances.of(paths, validation.realised, miss={NETWORK: miss})
+
+
+def _names(validation: _Validation) -> list[str]:
+    return [NETWORK, *(name for name in validation.returns if name != NETWORK)]
+
+
+def _fit_spread(
+    name: str,
+    validation: _Validation,
+    weights: list[dict[str, float]],
+    location: list[tuple[float, ...]],
+    samples: int,
+    obstacle: str,
+) -> tuple[Spread | None, Step]:
+    """Factors of the fan of a pool with these weights, as they and the location were fitted on either half and all."""
+    if obstacle:
+        return None, _left_out(name, obstacle)
+    before = after = 0.0
+    for pool, shares, (fitted_on, held_out) in zip(weights, location, validation.halves(), strict=False):
+        trial = Spread.fit(_pooled(fitted_on, pool, shares, samples), fitted_on.realised)
+        paths, share = (
+            _pooled(held_out, pool, shares, samples),
+            len(held_out.realised) / len(validation.realised),
+        )
+        before += share * float(crps(paths, held_out.realised).mean())
+        after += share * float(crps(trial.scale(paths), held_out.realised).mean())
+    step = _step(name, before, after, kept=after <= (1 + SPREAD_TOLERANCE) * before)
+    if not step.kept:
+        return None, step
+    return Spread.fit(_pooled(validation, weights[-1], location[-1], samples), validation.realised), step
+
+
+def _pooled(
+    validation: _Validation, weights: Mapping[str, float], location: tuple[float, ...], samples: int
+) -> Floats:
+    """Paths (N, S, H) of the pool, as they will be served."""
+    paths = dict(validation.returns)
+    paths[NETWORK] = located(paths[NETWORK], location_at(location, validation.realised.shape[1]))
+    return pooled(paths, deal(weights, samples))
+
+
+def _located_crps(paths: Floats, realised: Floats, blocks: NDArray[np.int64], *, fitted_on: Chosen) -> Floats:
+    """CRPS (N,) of paths with the location that some of the origins ask for."""
+    shares = fit_location(paths[fitted_on], realised[fitted_on], blocks[fitted_on])
+    horizon = realised.shape[1]
+    moved = located_miss(paths, realised, location_at(shares, horizon))
+    as_drawn = located_miss(paths, realised, np.ones(horizon))
+    return np.asarray((crps(paths, realised) + moved - as_drawn).mean(axis=1))
+
+
+def _step(name: str, before: float, after: float, *, kept: bool) -> Step:
+    change = f"the CRPS of held-out validation origins from {1e4 * before:.2f} to {1e4 * after:.2f} bps"
+    return Step(
+        name=name,
+        kept=kept,
+        reason=f"it moves {change}" if kept else f"it would move {change}",
+        before=1e4 * before,
+        after=1e4 * after,
+    )
+
+
+def _left_out(name: str, why: str) -> Step:
+    return Step(name=name, kept=False, reason=f"not tried: {why}")
