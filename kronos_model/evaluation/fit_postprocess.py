@@ -127,7 +127,7 @@ def choose_sampling(
         )
     odd = blocks % 2 == 1
     losses = {
-        one: [_located_crps(paths, realised, blocks, fitted_on=half) for half in (~odd, odd)]
+        one: [_fitted_crps(paths, realised, blocks, fitted_on=half) for half in (~odd, odd)]
         for one, paths in candidates.items()
     }  # for each: (N,) with the location of one half, and of the other
     before, after, agreed = 0.0, 0.0, True
@@ -139,7 +139,7 @@ def choose_sampling(
     everywhere = np.ones_like(odd)
     best = min(
         candidates,
-        key=lambda one: _located_crps(candidates[one], realised, blocks, fitted_on=everywhere).mean(),
+        key=lambda one: _fitted_crps(candidates[one], realised, blocks, fitted_on=everywhere).mean(),
     )
     kept = agreed and best != default
     step = _step("sampling", before, after, kept=kept)
@@ -199,11 +199,9 @@ def _fit_location(validation: _Validation, obstacle: str) -> tuple[list[tuple[fl
     fitted = [fit_location(one.returns[NETWORK], one.realised, one.blocks) for one in parts]
     before = after = 0.0
     for shares, (_, held_out) in zip(fitted, validation.halves(), strict=False):
-        paths, horizon = held_out.returns[NETWORK], held_out.realised.shape[1]
-        half_width = crps(paths, held_out.realised) - located_miss(paths, held_out.realised, np.ones(horizon))
-        miss = located_miss(paths, held_out.realised, location_at(shares, horizon))
-        before += float(crps(paths, held_out.realised).mean(axis=1).sum()) / len(validation.realised)
-        after += float((miss + half_width).mean(axis=1).sum()) / len(validation.realised)
+        share = len(held_out.realised) / len(validation.realised)
+        before += share * float(crps(held_out.returns[NETWORK], held_out.realised).mean())
+        after += share * float(_located_crps(held_out.returns[NETWORK], held_out.realised, shares).mean())
     step = _step("location", before, after, kept=after <= before)
     return (fitted if step.kept else as_drawn), step
 
@@ -240,9 +238,10 @@ def _distances(validation: _Validation, location: tuple[float, ...]) -> Distance
     horizon = validation.realised.shape[1]
     shares = location_at(location, horizon)
     paths = {name: validation.returns[name] for name in _names(validation)}
-    miss = located_miss(paths[NETWORK], validation.realised, shares)
+    unpulled = located_miss(paths[NETWORK], validation.realised, shares[None])[0]
     paths[NETWORK] = located(paths[NETWORK], shares)
-    return Distances.of(paths, validation.realised, miss={NETWORK: miss})
+    pulled = np.abs(paths[NETWORK] - validation.realised[:, None]).mean(axis=1)
+    return Distances.of(paths, validation.realised).farther(0, (unpulled - pulled).mean(axis=1))
 
 
 def _names(validation: _Validation) -> list[str]:
@@ -284,13 +283,17 @@ def _pooled(
     return pooled(paths, deal(weights, samples))
 
 
-def _located_crps(paths: Floats, realised: Floats, blocks: NDArray[np.int64], *, fitted_on: Chosen) -> Floats:
+def _located_crps(paths: Floats, realised: Floats, shares: tuple[float, ...]) -> Floats:
+    """CRPS (N,) of paths with these shares of their median left."""
+    at = location_at(shares, realised.shape[1])
+    moved, as_drawn = located_miss(paths, realised, np.stack([at, np.ones_like(at)]))
+    return np.asarray((crps(paths, realised) + moved - as_drawn).mean(axis=1))
+
+
+def _fitted_crps(paths: Floats, realised: Floats, blocks: NDArray[np.int64], *, fitted_on: Chosen) -> Floats:
     """CRPS (N,) of paths with the location that some of the origins ask for."""
     shares = fit_location(paths[fitted_on], realised[fitted_on], blocks[fitted_on])
-    horizon = realised.shape[1]
-    moved = located_miss(paths, realised, location_at(shares, horizon))
-    as_drawn = located_miss(paths, realised, np.ones(horizon))
-    return np.asarray((crps(paths, realised) + moved - as_drawn).mean(axis=1))
+    return _located_crps(paths, realised, shares)
 
 
 def _step(name: str, before: float, after: float, *, kept: bool) -> Step:

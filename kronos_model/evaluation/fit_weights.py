@@ -32,19 +32,25 @@ class Distances:
     between: Floats  # (N, M, M)
 
     @classmethod
-    def of(cls, paths: Mapping[str, Floats], realised: Floats, *, miss: Mapping[str, Floats]) -> Self:
-        """Of members' log returns (N, S, H) and the truth's (N, H); `miss` (N, H) stands in for distances from it."""
+    def of(cls, paths: Mapping[str, Floats], realised: Floats) -> Self:
+        """Of members' log returns (N, S, H) and the truth's (N, H)."""
         ordered = [np.sort(one, axis=1) for one in paths.values()]
-        truth = [
-            miss[name] if name in miss else np.abs(one - realised[:, None]).mean(axis=1)
-            for name, one in paths.items()
-        ]
+        truth = [np.abs(one - realised[:, None]).mean(axis=(1, 2)) for one in ordered]
         between = np.empty((len(realised), len(ordered), len(ordered)))
         for i, left in enumerate(ordered):
             between[:, i, i] = _within(left)
             for j, right in enumerate(ordered[:i]):
                 between[:, i, j] = between[:, j, i] = _across(left, right)
-        return cls(truth=np.stack([one.mean(axis=1) for one in truth], axis=1), between=between)
+        return cls(truth=np.stack(truth, axis=1), between=between)
+
+    def farther(self, member: int, by: Floats) -> Self:
+        """With one member (N,) farther from the truth, and from the others as they are draws like it."""
+        truth, between = self.truth.copy(), self.between.copy()
+        truth[:, member] += by
+        others = np.arange(truth.shape[1]) != member
+        between[:, member, others] += by[:, None]
+        between[:, others, member] += by[:, None]
+        return type(self)(truth=truth, between=between)
 
     def crps(self, weights: Floats) -> float:
         """Of the pool, the mean over origins: what it is with any number of paths."""
