@@ -240,7 +240,7 @@ def test_a_folder_gives_back_what_was_saved_and_another_version_is_named(tmp_pat
         {**told, "version": 2},
     ):
         path.write_text(json.dumps(damaged))
-        with pytest.raises(ModelError, match="expected post-processing of version 1 in .*postprocess.json"):
+        with pytest.raises(ModelError, match=r"expected post-processing of version 1 in .*postprocess\.json"):
             PostProcess.load(tmp_path)
     with pytest.raises(ModelError, match=r"found something else \(version 2\); run a night"):
         PostProcess.load(tmp_path)
@@ -278,7 +278,7 @@ def test_a_folder_from_before_post_processing_serves_the_network_with_its_calibr
 @pytest.mark.parametrize("wrong", [{"version": 1}, {"factors": []}, {"levels": [0.9, 0.8, 0.5]}])
 def test_a_calibration_that_cannot_be_read_is_named(tmp_path, wrong):
     (tmp_path / "calibration.json").write_text(json.dumps({**CALIBRATION, **wrong}))
-    with pytest.raises(ModelError, match="expected a calibration of version 2 in .*run a night"):
+    with pytest.raises(ModelError, match=r"expected a calibration of version 2 in .*run a night"):
         PostProcess.load(tmp_path)
 
 
