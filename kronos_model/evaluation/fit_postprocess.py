@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.fit_location import fit_location, located_miss
+from kronos_model.evaluation.fit_location import fit_location
 from kronos_model.evaluation.fit_weights import Distances, shrunk_weights
 from kronos_model.evaluation.metrics import crps
 from kronos_model.pool import deal, equal, pooled
@@ -235,13 +235,9 @@ def _weights(validation: _Validation, location: tuple[float, ...]) -> dict[str, 
 
 def _distances(validation: _Validation, location: tuple[float, ...]) -> Distances:
     """Between the members, the network first and with its location shrunk, and the truth."""
-    horizon = validation.realised.shape[1]
-    shares = location_at(location, horizon)
     paths = {name: validation.returns[name] for name in _names(validation)}
-    unpulled = located_miss(paths[NETWORK], validation.realised, shares[None])[0]
-    paths[NETWORK] = located(paths[NETWORK], shares)
-    pulled = np.abs(paths[NETWORK] - validation.realised[:, None]).mean(axis=1)
-    return Distances.of(paths, validation.realised).farther(0, (unpulled - pulled).mean(axis=1))
+    paths[NETWORK] = located(paths[NETWORK], location_at(location, validation.realised.shape[1]))
+    return Distances.of(paths, validation.realised)
 
 
 def _names(validation: _Validation) -> list[str]:
@@ -285,9 +281,7 @@ def _pooled(
 
 def _located_crps(paths: Floats, realised: Floats, shares: tuple[float, ...]) -> Floats:
     """CRPS (N,) of paths with these shares of their median left."""
-    at = location_at(shares, realised.shape[1])
-    moved, as_drawn = located_miss(paths, realised, np.stack([at, np.ones_like(at)]))
-    return np.asarray((crps(paths, realised) + moved - as_drawn).mean(axis=1))
+    return crps(located(paths, location_at(shares, realised.shape[1])), realised).mean(axis=1)
 
 
 def _fitted_crps(paths: Floats, realised: Floats, blocks: NDArray[np.int64], *, fitted_on: Chosen) -> Floats:

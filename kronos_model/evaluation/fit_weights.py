@@ -43,15 +43,6 @@ class Distances:
                 between[:, i, j] = between[:, j, i] = _across(left, right)
         return cls(truth=np.stack(truth, axis=1), between=between)
 
-    def farther(self, member: int, by: Floats) -> Self:
-        """With one member (N,) farther from the truth, and from the others as they are draws like it."""
-        truth, between = self.truth.copy(), self.between.copy()
-        truth[:, member] += by
-        others = np.arange(truth.shape[1]) != member
-        between[:, member, others] += by[:, None]
-        between[:, others, member] += by[:, None]
-        return type(self)(truth=truth, between=between)
-
     def crps(self, weights: Floats) -> float:
         """Of the pool, the mean over origins: what it is with any number of paths."""
         return float(_objective(self.truth.mean(axis=0), self.between.mean(axis=0), weights))

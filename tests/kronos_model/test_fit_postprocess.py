@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.fit_location import fit_location, located_miss
+from kronos_model.evaluation.fit_location import fit_location
 from kronos_model.evaluation.fit_postprocess import choose_sampling, fit, time_blocks
 from kronos_model.evaluation.fit_weights import Distances, best_weights
 from kronos_model.evaluation.metrics import crps
@@ -99,14 +99,16 @@ def test_a_location_that_is_noise_is_taken_away():
     )
 
 
-def test_a_share_of_no_median_costs_and_gains_nothing_where_there_is_no_location():
-    returns, realised, _ = market(3, times=4000)
-    kept = np.stack([np.zeros(H), np.full(H, 0.5), np.ones(H)])
-    miss = located_miss(returns[NETWORK], realised, kept).mean(axis=(1, 2))
-    score = crps(returns[NETWORK], realised).mean()
-    assert abs(miss[0] - miss[2]) < 0.002 * score
-    pulled = np.abs(located(returns[NETWORK], np.zeros(H)) - realised[:, None]).mean()
-    assert miss[2] - pulled > 0.006 * score  # what a median of few paths seems to gain, 0.2 / S
+@pytest.mark.parametrize("left", [0.0, 0.5])
+@pytest.mark.parametrize("samples", [10, 20, 30])
+def test_taking_a_location_away_that_is_none_is_no_gain(samples, left):
+    rng = np.random.default_rng(samples)
+    paths, realised = rng.normal(size=(60_000, samples, 1)), rng.normal(size=(60_000, 1))
+    score = crps(paths, realised).mean()
+    moved = crps(located(paths, np.array([left])), realised).mean()
+    assert moved == pytest.approx(score, rel=0.008)
+    without = crps(paths - np.median(paths, axis=1, keepdims=True), realised).mean()
+    assert without < (1 - 0.2 / samples) * score  # what the median of all paths seems to gain
 
 
 def test_an_uncertain_share_is_shrunk_towards_the_last_close():

@@ -104,7 +104,7 @@ def test_only_the_network_loses_its_location_and_the_pool_alone_is_scaled():
     origin = found[0, :, 0, 5].astype(int)
     for seed, name in enumerate(MEMBERS[1:], start=2):
         np.testing.assert_array_equal(found[:, origin == seed], members[name][:, : (origin == seed).sum()])
-    moved = returns_of(members[NETWORK]) - np.median(returns_of(members[NETWORK]), axis=1, keepdims=True)
+    moved = located(returns_of(members[NETWORK]), np.zeros(H))
     np.testing.assert_allclose(returns_of(found[:, origin == 1]), moved[:, :8], atol=1e-6)
     both = replace(PLAIN, location=(0.0,), spread=WIDE, spread_alone=None).blend(members, LAST)
     np.testing.assert_allclose(returns_of(both), WIDE.scale(returns_of(found)), atol=1e-6)
@@ -117,10 +117,17 @@ def test_the_network_alone_has_its_own_spread_after_its_location():
     found = replace(PLAIN, location=(0.25,), spread_alone=WIDE).alone(paths, LAST)
     wanted = WIDE.scale(located(returns_of(paths), np.full(H, 0.25)))
     np.testing.assert_allclose(returns_of(found), wanted, atol=1e-6)
-    np.testing.assert_allclose(
-        np.median(returns_of(found), axis=1), 0.25 * np.median(returns_of(paths), axis=1), atol=1e-6
-    )
     np.testing.assert_array_equal(PLAIN.alone(paths, LAST), paths)
+
+
+def test_a_location_moves_all_paths_of_a_fan_by_the_same_towards_the_last_close():
+    returns = returns_of(paths_of(1, samples=400, drift=0.05))
+    for kept in (0.0, 0.25, 0.75):
+        moved = located(returns, np.full(H, kept))
+        shift = moved - returns
+        np.testing.assert_allclose(shift, np.repeat(shift[:, :1], 400, axis=1), atol=1e-12)
+        np.testing.assert_allclose(np.median(moved, axis=1), 0.05 * kept, atol=0.006)
+    np.testing.assert_array_equal(located(returns, np.ones(H)), returns)
 
 
 def test_a_bar_moves_as_a_whole_and_volumes_stay():
