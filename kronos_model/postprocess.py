@@ -227,7 +227,8 @@ def located(returns: Floats, kept: Floats) -> Floats:
     median = np.empty_like(returns[:, :1])
     for number in np.unique(chosen):
         steps, rows = chosen == number, np.linspace(0, count - 1, number).round().astype(np.int64)
-        median[:, 0, steps] = np.median(returns[:, rows][..., steps], axis=1)
+        some = np.sort(returns[:, rows][..., steps], axis=1)
+        median[:, 0, steps] = (some[:, (number - 1) // 2] + some[:, number // 2]) / 2
     return np.asarray(returns - (1 - kept) * median)
 
 

@@ -218,13 +218,22 @@ def _fit_weights(
         return [without] * 3, _left_out("blend", obstacle)
     parts = [*(fitted_on for fitted_on, _ in validation.halves()), validation]
     fitted = [_weights(one, shares) for one, shares in zip(parts, location, strict=True)]
-    before = after = 0.0
+    before, after, blocks = [], [], []
     for weights, shares, (_, held_out) in zip(fitted, location, validation.halves(), strict=False):
-        distances, share = _distances(held_out, shares), len(held_out.realised) / len(validation.realised)
-        before += share * distances.crps(np.array([without[name] for name in weights]))
-        after += share * distances.crps(np.array(list(weights.values())))
-    step = _step("blend", before, after, kept=after <= before)
+        distances = _distances(held_out, shares)
+        before.append(distances.crps(np.array([without[name] for name in weights])))
+        after.append(distances.crps(np.array(list(weights.values()))))
+        blocks.append(held_out.blocks)
+    alone, blended = np.concatenate(before), np.concatenate(after)
+    harm = _beyond_doubt(blended - alone, np.concatenate(blocks))
+    step = _step("blend", float(alone.mean()), float(blended.mean()), kept=not harm)
     return (fitted if step.kept else [without] * 3), step
+
+
+def _beyond_doubt(rise: Floats, blocks: NDArray[np.int64]) -> bool:
+    """Whether a score (N,) rises by more than the standard error of its mean over stretches of time."""
+    means = np.array([rise[blocks == one].mean() for one in np.unique(blocks)])
+    return bool(means.mean() > means.std(ddof=1) / np.sqrt(len(means)))
 
 
 def _weights(validation: _Validation, location: tuple[float, ...]) -> dict[str, float]:

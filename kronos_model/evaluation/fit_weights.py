@@ -43,9 +43,9 @@ class Distances:
                 between[:, i, j] = between[:, j, i] = _across(left, right)
         return cls(truth=np.stack(truth, axis=1), between=between)
 
-    def crps(self, weights: Floats) -> float:
-        """Of the pool, the mean over origins: what it is with any number of paths."""
-        return float(_objective(self.truth.mean(axis=0), self.between.mean(axis=0), weights))
+    def crps(self, weights: Floats) -> Floats:
+        """Of the pool at each origin (N,): what it is with any number of paths."""
+        return np.asarray(self.truth @ weights - self.between @ weights @ weights / 2)
 
 
 def shrunk_weights(distances: Distances, blocks: NDArray[np.int64]) -> Floats:

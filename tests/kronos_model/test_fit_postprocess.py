@@ -130,8 +130,8 @@ def test_weights_are_those_of_a_search_over_the_simplex():
         best = best_weights(truth, between)
         assert best.sum() == pytest.approx(1)
         assert (best >= 0).all()
-        assert found.crps(best) <= values.min() + 1e-12
-        assert found.crps(best) == pytest.approx(values.min(), rel=1e-3)
+        assert found.crps(best).mean() <= values.min() + 1e-12
+        assert found.crps(best).mean() == pytest.approx(values.min(), rel=1e-3)
         scaled = best_weights(1e-6 * truth, 1e-6 * between)
         np.testing.assert_allclose(scaled, best, atol=1e-6)  # of any unit
         shuffled = rng.permutation(4)
@@ -145,10 +145,10 @@ def test_the_crps_of_a_pool_is_that_of_draws_from_its_members():
     weights = np.array([0.4, 0.3, 0.2, 0.1])
     member = rng.choice(4, size=(len(realised), 40, 1), p=weights)
     drawn = np.select([member == at for at in range(4)], list(returns.values()))
-    exact = Distances.of(returns, realised).crps(weights)
+    exact = Distances.of(returns, realised).crps(weights).mean()
     assert exact == pytest.approx(crps(drawn, realised).mean(), rel=0.01)
     for at, name in enumerate(returns):
-        assert Distances.of(returns, realised).crps(np.eye(4)[at]) == pytest.approx(
+        assert Distances.of(returns, realised).crps(np.eye(4)[at]).mean() == pytest.approx(
             crps(returns[name], realised).mean(), rel=1e-9
         )
 
