@@ -5,6 +5,8 @@ that has the lowest CRPS is shrunk further towards 0 by as much as it is uncerta
 Shapes: N origins, S sample paths, H steps, K stretches of the horizon, G candidates, T stretches of time.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,8 @@ def fit_location(samples: Floats, realised: Floats, blocks: NDArray[np.int64]) -
 def jackknife_variance(without: Floats) -> float:
     """Variance of an estimate from what it is without one stretch of time after the other, (T, ...), summed."""
     count = len(without)
+    if count < 2:
+        return math.inf
     return float(((without - without.mean(axis=0)) ** 2).sum() * (count - 1) / count)
 
 

@@ -20,6 +20,7 @@ from kronos_model.evaluation.fit_location import jackknife_variance
 __all__ = ["Distances", "best_weights", "shrunk_weights"]
 
 _ROUNDING = 1e-9
+_LEAST_SHARE = 0.5  # of the way to equal weights
 
 Floats = NDArray[np.float64]
 
@@ -49,10 +50,14 @@ class Distances:
 
 
 def shrunk_weights(distances: Distances, blocks: NDArray[np.int64]) -> Floats:
-    """The best weights (M,), moved towards equal ones by as much as they are uncertain.
+    """The best weights (M,), moved towards equal ones by as much as they are uncertain, and at least half of the way.
 
     By v / |w - e|^2 of the way, at most all of it, where v is the weights' variance by leaving out one stretch of
     time, `blocks` (N,), after the other, and e the equal weights: James and Stein's factor (1961), the positive part.
+    A few hundred origins do not fit four weights, and where weights end at 0 the variance is told too low. Excess over
+    the pool of the true weights, per cent of its CRPS, mean of five synthetic markets and their highest, 96 and 320
+    origins: this rule 0.37 (0.65) and 0.35 (0.51); equal weights 0.38 (0.70) at both; half of the way 0.41 (0.67) and
+    0.35 (0.52); the factor alone 0.46 (0.82) and 0.35 (0.48).
     """
     count = distances.truth.shape[1]
     fair = np.full(count, 1 / count)
@@ -67,7 +72,7 @@ def shrunk_weights(distances: Distances, blocks: NDArray[np.int64]) -> Floats:
         ]
     )
     apart = float(((best - fair) ** 2).sum())
-    share = min(1.0, jackknife_variance(without) / apart) if apart > 0 else 1.0
+    share = min(1.0, max(_LEAST_SHARE, jackknife_variance(without) / apart)) if apart > 0 else 1.0
     return np.asarray(share * fair + (1 - share) * best)
 
 
