@@ -165,8 +165,9 @@ class PostProcess:
             for name in ("spread", "spread_alone"):
                 told[name] = None if told[name] is None else _spread(**told[name])
             steps = tuple(Step(**step) for step in told.pop("steps"))
-            lists = {name: tuple(told.pop(name)) for name in ("location", "members", "weights")}
-            return cls(steps=steps, **lists, **told)
+            for name in ("location", "members", "weights"):
+                told[name] = tuple(told[name])
+            return cls(steps=steps, **told)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"expected post-processing of version {_VERSION} in {path}, found something else ({error}); run a "

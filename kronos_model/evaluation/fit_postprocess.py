@@ -84,7 +84,7 @@ def fit(
     samples = returns[NETWORK].shape[1]
     validation = _Validation(returns=returns, realised=realised, blocks=time_blocks(origin_ms))
     # A market that stood still for a whole horizon was closed: as a narrow fan's success it would narrow all others.
-    validation = validation.of(realised.any(axis=1))
+    validation = validation.of(np.any(realised != 0, axis=1))
     obstacle = _obstacle(validation)
     location, located_step = _fit_location(validation, obstacle)
     spread_alone, alone_step = _fit_spread(
@@ -194,7 +194,7 @@ def _obstacle(validation: _Validation) -> str:
 
 def _fit_location(validation: _Validation, obstacle: str) -> tuple[list[tuple[float, ...]], Step]:
     """Shares of the median's move, as fitted on either half and on all; as drawn where that is better."""
-    as_drawn = [(1.0,)] * 3
+    as_drawn: list[tuple[float, ...]] = [(1.0,)] * 3
     if obstacle:
         return as_drawn, _left_out("location", obstacle)
     parts = [*(fitted_on for fitted_on, _ in validation.halves()), validation]
@@ -296,7 +296,8 @@ def _pooled(
 
 def _located_crps(paths: Floats, realised: Floats, shares: tuple[float, ...]) -> Floats:
     """CRPS (N,) of paths with these shares of their median left."""
-    return crps(located(paths, location_at(shares, realised.shape[1])), realised).mean(axis=1)
+    moved = located(paths, location_at(shares, realised.shape[1]))
+    return np.asarray(crps(moved, realised).mean(axis=1))
 
 
 def _fitted_crps(paths: Floats, realised: Floats, blocks: NDArray[np.int64], *, fitted_on: Chosen) -> Floats:

@@ -102,7 +102,7 @@ def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats
 def _pair_distances(samples: Floats) -> Floats:
     """Sum (B, H) of the distances of all pairs of paths."""
     count = samples.shape[1]
-    return np.einsum("s,bsh->bh", 2.0 * np.arange(count) - count + 1, np.sort(samples, axis=1))
+    return np.asarray(np.einsum("s,bsh->bh", 2.0 * np.arange(count) - count + 1, np.sort(samples, axis=1)))
 
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:

@@ -169,10 +169,12 @@ def test_the_crps_of_dealt_paths_is_that_of_the_pool_and_not_lower(samples):
 
 
 def test_members_that_are_alike_get_nearly_equal_weights_and_the_same_ones_equal():
-    for seed in range(3):
+    found = []
+    for seed in range(6):
         returns, realised, times = market(seed, volatility_error=0.3)
-        found = shrunk_weights(Distances.of(returns, realised), time_blocks(times))
-        assert found.tolist() == pytest.approx([0.25] * 4, abs=0.13)
+        found.append(shrunk_weights(Distances.of(returns, realised), time_blocks(times)))
+        assert found[-1].min() >= 0.125 - 1e-9  # half of an equal weight
+    assert np.mean(found, axis=0).tolist() == pytest.approx([0.25] * 4, abs=0.1)
     np.testing.assert_allclose(best_weights(np.ones(3), np.ones((3, 3))), np.full(3, 1 / 3))
     np.testing.assert_allclose(best_weights(np.zeros(3), np.zeros((3, 3))), np.full(3, 1 / 3))
 
