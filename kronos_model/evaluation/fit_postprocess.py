@@ -1,7 +1,8 @@
 """Fitting post-processing on validation origins: each step is tried on times it was not fitted on.
 
 Origin times are cut into stretches; what is fitted on every other stretch is tried on those between, and the other
-way round. A step is kept where the CRPS of these held-out origins does not rise, and then fitted on all of them.
+way round. A step is kept where the CRPS of these held-out origins does not rise, and then fitted on all of them; the
+blend also where it rises within its noise, a spread where it rises by at most 1 %, for it is there to cover.
 Pure functions: the same arrays give the same object.
 Shapes: N origins of all series, S sample paths, H steps, K stretches of the horizon, M members.
 """
