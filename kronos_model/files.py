@@ -17,6 +17,7 @@ __all__ = [
     "CALIBRATION_FILE",
     "METADATA_FILE",
     "MODEL_FILES",
+    "POSTPROCESS_FILE",
     "model_digest",
     "read_json",
     "replace_directory",
@@ -27,7 +28,9 @@ __all__ = [
 
 MODEL_FILES = ("config.json", "model.safetensors")
 CALIBRATION_FILE = "calibration.json"
-"""Beside a predictor's files, where it was calibrated."""
+"""Beside a predictor's files in folders from before post-processing: the spread of its paths."""
+POSTPROCESS_FILE = "postprocess.json"
+"""Beside a predictor's files: what happens to its paths before they are served."""
 METADATA_FILE = "kronos_nightly.json"
 """Beside a model's files: what upstream's config.json has no key for."""
 
@@ -148,12 +151,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_digest(folder: Path) -> str:
-    """First 16 hex digits of the sha256 over config.json, model.safetensors and, if any, calibration.json.
+    """First 16 hex digits of the sha256 over config.json, model.safetensors and any post-processing.
 
     A model's identity: whatever changes its forecasts changes it.
     """
     digest = hashlib.sha256()
-    for path in (Path(folder) / name for name in (*MODEL_FILES, CALIBRATION_FILE)):
+    for path in (Path(folder) / name for name in (*MODEL_FILES, CALIBRATION_FILE, POSTPROCESS_FILE)):
         if path.is_file():
             with path.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)

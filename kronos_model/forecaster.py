@@ -6,7 +6,6 @@ Series of different length come as a sequence of arrays, each (C, 6), in place o
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kronos_model.calibration import Calibration
+from kronos_model.context import Forecast
 from kronos_model.errors import DataError
 from kronos_model.hub import load_pair, preset_of, read_metadata
 from kronos_model.normalise import Normaliser, Scale
+from kronos_model.postprocess import PostProcess
 from kronos_model.predictor import Kronos, S2Decode
 from kronos_model.sampling import PathSampler, Precision, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
@@ -34,16 +34,6 @@ DEFAULT_CONTEXT = 512
 PRICE_FLOOR = 1e-6  # of the last close
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """Sample paths in prices."""
-
-    paths: NDArray[np.float32]
-    """(B, S, H, 6); in every bar low <= open, close <= high, prices above 0, volume and amount at least 0."""
-    violation_rate: NDArray[np.float64]
-    """(B,) share of each series' bars that broke one of these rules before they were made consistent."""
-
-
 class Forecaster:
     """A tokenizer, a predictor and their normaliser, ready to forecast. Their weights must not change any more."""
 
@@ -55,7 +45,7 @@ class Forecaster:
         *,
         max_context: int = DEFAULT_CONTEXT,
         s2_decode: S2Decode = "trained",
-        calibration: Calibration | None = None,
+        postprocess: PostProcess | None = None,
         prices_only: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -65,7 +55,7 @@ class Forecaster:
         self.normaliser = normaliser
         self.max_context = max_context
         self.s2_decode: S2Decode = s2_decode
-        self.calibration = calibration
+        self.postprocess = postprocess
         self.prices_only = prices_only
         self._samplers: dict[Precision, PathSampler] = {}
 
@@ -80,7 +70,7 @@ class Forecaster:
         s2_decode: S2Decode | None = None,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """Load a pair with its calibration and what its kronos_nightly.json records; an argument overrides it.
+        """Load a pair with its post-processing and what its kronos_nightly.json records; an argument overrides it.
 
         Upstream's folders record nothing: they get upstream's normaliser and their preset's context.
         """
@@ -96,7 +86,7 @@ class Forecaster:
             or metadata.get("max_context")
             or (preset.max_context if preset else DEFAULT_CONTEXT),
             s2_decode=s2_decode or metadata.get("s2_decode", "trained"),
-            calibration=Calibration.load(predictor_path),
+            postprocess=PostProcess.load(predictor_path),
             prices_only=metadata.get("prices_only", False),
             device=device,
         )
@@ -111,14 +101,15 @@ class Forecaster:
         config: SamplingConfig,
         seed: int | Sequence[int],
         samples: int | None = None,
-        calibrated: bool = True,
+        postprocessed: bool = True,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> Forecast:
         """Continue raw bars (B, C, 6) that open at (B, C) ms over the bars that open at (B, H) ms.
 
         `series` names the rows, for the normaliser. Only the last max_context bars count. A row's paths
         depend on its name, its last open time and the seed (one for all, or one each), not on the other rows.
-        `calibrated` scales their spread, where the model has a calibration for these sampling settings.
+        `postprocessed`: the network alone after its location and spread, where they were fitted for these sampling
+        settings; the blend with the references needs their paths too.
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
@@ -145,8 +136,8 @@ class Forecaster:
         last_close = torch.stack([one[-1, 3] for one in bars])
         paths, broken = consistent(raw, last_close=last_close)
         prices = paths.cpu().numpy()
-        if calibrated and self.calibration is not None and self.calibration.suits(config):
-            prices = self.calibration.apply(prices, last_close.cpu().numpy())
+        if postprocessed and self.postprocess is not None and self.postprocess.suits(config):
+            prices = self.postprocess.alone(prices, last_close.cpu().numpy())
         return Forecast(paths=prices, violation_rate=broken.double().mean(dim=(1, 2)).cpu().numpy())
 
     def _sampler(self, precision: Precision) -> PathSampler:

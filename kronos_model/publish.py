@@ -14,7 +14,13 @@ from typing import Protocol
 from huggingface_hub import CommitOperationAdd
 
 from kronos_model.errors import ModelError
-from kronos_model.files import CALIBRATION_FILE, METADATA_FILE, MODEL_FILES, replace_directory
+from kronos_model.files import (
+    CALIBRATION_FILE,
+    METADATA_FILE,
+    MODEL_FILES,
+    POSTPROCESS_FILE,
+    replace_directory,
+)
 from kronos_model.hub_repository import FileDigest, Remote, file_digests
 from kronos_model.local_hub import LocalRepository
 
@@ -52,8 +58,9 @@ def assemble_repository(
 ) -> Path:
     """Lay out a repository in one step: the model's files, the card and the pictures, by their name in it."""
     sources = {name: model_folder / name for name in (*MODEL_FILES, METADATA_FILE)}
-    if (model_folder / CALIBRATION_FILE).exists():
-        sources[CALIBRATION_FILE] = model_folder / CALIBRATION_FILE
+    for name in (CALIBRATION_FILE, POSTPROCESS_FILE):
+        if (model_folder / name).exists():
+            sources[name] = model_folder / name
     for name, picture in pictures.items():
         if name in (*sources, CARD_FILE) or Path(name).name != name:
             raise ValueError(f"a picture needs a plain file name of its own, found {name!r}; rename it")

@@ -52,14 +52,14 @@ class Served:
 
     def sampling(self, config: ServiceConfig) -> SamplingConfig:
         """How its paths are drawn."""
-        known = self.forecaster.calibration
+        known = self.forecaster.postprocess
         if known is None or not config.as_judged:
             return config.sampling
         return replace(config.sampling, temperature=known.temperature, top_k=known.top_k, top_p=known.top_p)
 
     def calibrated(self, config: ServiceConfig) -> bool:
         """Whether the spread of these paths is."""
-        known = self.forecaster.calibration
+        known = self.forecaster.postprocess
         return known is not None and known.suits(self.sampling(config))
 
 

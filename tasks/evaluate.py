@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from prefect import task
 
+from kronos_model.context import history_bars
 from kronos_model.evaluation.baselines import make_baselines
 from kronos_model.evaluation.calibrating import fit_calibration
-from kronos_model.evaluation.competitors import RAW, Competitor, ModelCompetitor, history_bars
+from kronos_model.evaluation.competitors import RAW, Competitor, ModelCompetitor
 from kronos_model.evaluation.config import PRETRAINING_END_MS, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.intervals import against
@@ -164,7 +165,7 @@ def _notes(
     competitors: Sequence[Competitor], models: dict[str, PairRef], config: EvaluationConfig
 ) -> list[str]:
     """What a reader of the scores must know of the models."""
-    raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.calibration is None]
+    raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.postprocess is None]
     if not config.calibrate:
         return []
     why = {name: models[name].uncalibrated for name in raw}

@@ -1,24 +1,22 @@
 """Competitors without a neural network: what a model must beat to be worth its electricity.
 
-All of them see a Context alone, work on whole batches, and draw from a generator of each row's series and origin.
-Shapes: B origins, C bars of lookback, K bars of history, S sample paths, H steps, F=6 features.
+All of them see a Context alone and work on whole batches; those that draw paths are in kronos_model.references.
+Shapes: B origins, H steps.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, row_generators
-from kronos_model.evaluation.competitors import Competitor, Context, LastValue
+from kronos_model.bars_from_closes import bars_along
+from kronos_model.context import Context, Forecast
+from kronos_model.evaluation.competitors import Competitor, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.intervals import stretches
-from kronos_model.evaluation.volatility import EWMA_DECAY, HAR_LOOKBACK, Garch, HarRv
 from kronos_model.features import CLOSE
-from kronos_model.forecaster import Forecast
+from kronos_model.references import make_references
 
-__all__ = ["BlockBootstrap", "EwmaCone", "RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
+__all__ = ["RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
 
 HOUR_MS = 3_600_000
 _SEASONS_MS = {"seasonal_24h": 24 * HOUR_MS, "seasonal_7d": 7 * 24 * HOUR_MS}
@@ -55,68 +53,20 @@ class SeasonalNaive:
         return _twice(context, np.log(closes / last))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EwmaCone:
-    """A random walk without drift, its variance an exponentially weighted mean of squared returns (RiskMetrics)."""
-
-    samples: int
-    seed: int
-    name: str = "ewma"
-
-    def forecast(self, context: Context) -> Forecast:
-        moves = one_bar_moves(context)
-        weights = EWMA_DECAY ** np.arange(moves.shape[1] - 1, -1, -1.0) * ~np.isnan(moves)
-        sigma = np.sqrt((weights * np.nan_to_num(moves) ** 2).sum(axis=1) / weights.sum(axis=1))  # (B,)
-        shape = (self.samples, context.future_open_time.shape[1])
-        shocks = np.stack([one.standard_normal(shape) for one in row_generators(context, self.seed)])
-        return bars_along(context, np.cumsum(sigma[:, None, None] * shocks, axis=-1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockBootstrap:
-    """A walk made of stretches of the series' own past returns, less their mean.
-
-    Stationary bootstrap (Politis and Romano 1994): stretches of geometric length, around the end of the
-    history, so that volatility clusters and fat tails stay.
-    """
-
-    samples: int
-    seed: int
-    mean_block: int = 24  # bars
-    name: str = "bootstrap"
-
-    def forecast(self, context: Context) -> Forecast:
-        moves = one_bar_moves(context)
-        known = (~np.isnan(moves)).sum(axis=1)  # (B,); they stand at the end
-        centred = np.nan_to_num(moves - np.nanmean(moves, axis=1, keepdims=True))
-        shape = (self.samples, context.future_open_time.shape[1])
-        uniforms = np.stack([one.random((2, *shape)) for one in row_generators(context, self.seed)])
-        share, offset = stretches(uniforms[:, 0] < 1 / self.mean_block, uniforms[:, 1])
-        start = np.floor(share * known[:, None, None]).astype(np.int64)
-        row = (moves.shape[1] - known)[:, None, None] + (start + offset) % known[:, None, None]
-        returns = np.take_along_axis(centred[:, None], row, axis=-1)
-        return bars_along(context, np.cumsum(returns, axis=-1))
-
-
 def make_baselines(
     config: EvaluationConfig, *, interval_ms: int, lookback: int, history: int, seed: int
 ) -> tuple[list[Competitor], list[str]]:
     """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
-    sampled: Mapping[str, Callable[[], Competitor]] = {
-        "drift": RandomWalkWithDrift,
-        "ewma": lambda: EwmaCone(samples=config.samples, seed=seed),
-        "bootstrap": lambda: BlockBootstrap(samples=config.samples, seed=seed),
-        "har": lambda: HarRv(samples=config.samples, seed=seed),
-        "garch": lambda: Garch(samples=config.samples, seed=seed),
-    }
     made: list[Competitor] = [LastValue()]
-    notes = []
+    notes: list[str] = []
     for name in config.baselines:
-        if name == "har" and lookback < HAR_LOOKBACK:
-            notes.append(f"har was left out: it needs a lookback of {HAR_LOOKBACK} candles, found {lookback}")
+        if name == "drift":
+            made.append(RandomWalkWithDrift())
             continue
         if name not in _SEASONS_MS:
-            made.append(sampled[name]())
+            found, told = make_references(lookback, samples=config.samples, seed=seed, names=(name,))
+            made.extend(found.values())
+            notes.extend(told)
             continue
         bars, odd = divmod(_SEASONS_MS[name], interval_ms)
         if odd or bars < 2:

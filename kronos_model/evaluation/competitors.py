@@ -9,37 +9,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.calibration import Calibration
+from kronos_model.context import Context, Forecast
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.forecaster import Forecast, Forecaster
+from kronos_model.forecaster import Forecaster
+from kronos_model.postprocess import PostProcess
 from kronos_model.sampling import SamplingConfig
 
 __all__ = [
     "RAW",
     "Competitor",
-    "Context",
     "LastValue",
     "ModelCompetitor",
-    "history_bars",
     "variant_names",
     "variants",
 ]
 
 RAW = "_raw"
-"""Ends the name of a calibrated model's forecasts as they were before."""
-_WEEK_MS = 7 * 24 * 3_600_000
-_MOST_HISTORY = 20_000  # a week of 1m is 10,080 bars; a week of 1s would not fit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Context:
-    """All that is known at B origins. Future rows are not in here, so no competitor can look at them."""
-
-    features: NDArray[np.float32]  # (B, C, F) raw
-    open_time: NDArray[np.int64]  # (B, C) ms
-    future_open_time: NDArray[np.int64]  # (B, H) ms
-    series: list[str]  # B names such as um:DOGEUSDT
-    history: NDArray[np.float64]  # (B, K) closes up to the origin, one per interval, further back than C
+"""Ends the name of a model's forecasts as they were before post-processing."""
 
 
 class Competitor(Protocol):
@@ -65,9 +51,9 @@ class ModelCompetitor:
     seed: int
 
     @property
-    def calibration(self) -> Calibration | None:
-        """How its spread is scaled, if it is."""
-        found = self.forecaster.calibration
+    def postprocess(self) -> PostProcess | None:
+        """What happens to its paths, if anything does."""
+        found = self.forecaster.postprocess
         return found if self.config.calibrate and found is not None and found.suits(self.sampling) else None
 
     @property
@@ -81,7 +67,7 @@ class ModelCompetitor:
         )
 
     def forecast(self, context: Context) -> Forecast:
-        """Paths as the model draws them; `variants` calibrates them."""
+        """Paths as the model draws them; `variants` has them after post-processing too."""
         return self.forecaster.paths(
             context.features,
             context.open_time,
@@ -89,13 +75,13 @@ class ModelCompetitor:
             context.series,
             config=self.sampling,
             seed=self.seed,
-            calibrated=False,
+            postprocessed=False,
         )
 
 
 def variant_names(competitor: Competitor) -> tuple[str, ...]:
-    """Under which names a competitor is scored: a calibrated model also as it was before, with a suffix."""
-    if isinstance(competitor, ModelCompetitor) and competitor.calibration is not None:
+    """Under which names a competitor is scored: a post-processed model also as it was before, with a suffix."""
+    if isinstance(competitor, ModelCompetitor) and competitor.postprocess is not None:
         return (competitor.name, competitor.name + RAW)
     return (competitor.name,)
 
@@ -104,9 +90,9 @@ def variants(
     competitor: Competitor, forecast: Forecast, last_close: NDArray[np.float64]
 ) -> dict[str, Forecast]:
     """A competitor's forecast by those names: its paths are sampled once."""
-    if isinstance(competitor, ModelCompetitor) and (calibration := competitor.calibration) is not None:
-        scaled = replace(forecast, paths=calibration.apply(forecast.paths, last_close))
-        return {competitor.name: scaled, competitor.name + RAW: forecast}
+    if isinstance(competitor, ModelCompetitor) and (postprocess := competitor.postprocess) is not None:
+        alone = replace(forecast, paths=postprocess.alone(forecast.paths, last_close))
+        return {competitor.name: alone, competitor.name + RAW: forecast}
     return {competitor.name: forecast}
 
 
@@ -122,9 +108,3 @@ class LastValue:
         last[:, :3] = last[:, 3:4]  # open, high and low of a market that stays at its close
         paths = np.broadcast_to(last[:, None, None], (batch, 2, horizon, last.shape[-1]))
         return Forecast(paths=np.ascontiguousarray(paths), violation_rate=np.zeros(batch))
-
-
-def history_bars(lookback: int, interval_ms: int) -> int:
-    """How many closes a context reaches back: a week, where that is not too many, and at least the lookback."""
-    week = _WEEK_MS // interval_ms
-    return max(lookback, week if week <= _MOST_HISTORY else 0)

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from kronos_model.references import stretches
+
 __all__ = [
     "Resampler",
     "TestResult",
@@ -23,7 +25,6 @@ __all__ = [
     "diebold_mariano",
     "holm",
     "per_time",
-    "stretches",
     "widened",
 ]
 
@@ -36,17 +37,6 @@ class TestResult:
 
     statistic: float
     p_value: float  # two-sided
-
-
-def stretches(restart: NDArray[np.bool_], uniforms: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Where each element of a stationary bootstrap comes from, along the last axis.
-
-    A new stretch begins at every restart (and at 0). Returns where an element's stretch begins, as the share of the
-    source that the uniform drawn there says, and how far into it the element is.
-    """
-    steps = np.arange(restart.shape[-1])
-    begun = np.maximum.accumulate(np.where(restart, steps, 0), axis=-1)
-    return np.take_along_axis(uniforms, begun, axis=-1), steps - begun
 
 
 def block_length(origin_ms: NDArray[np.int64], horizon_ms: int) -> int:

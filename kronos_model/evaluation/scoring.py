@@ -4,7 +4,6 @@ Shapes: B origins, S sample paths, H steps, L levels of central intervals, Q qua
 P=4 prices open, high, low, close.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,11 +11,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.context import row_generator
 from kronos_model.evaluation import metrics
 from kronos_model.evaluation.scores import LEVELS, QUANTILES
 from kronos_model.features import CLOSE, PRICES
 
-__all__ = ["Truth", "row_generator", "score_paths"]
+__all__ = ["Truth", "score_paths"]
 
 _PINBALL = [at for at, level in enumerate(QUANTILES) if 0.05 <= level <= 0.95]
 _ENDS = [tuple(QUANTILES.index(round((1 + sign * share) / 2, 3)) for sign in (-1, 1)) for share in LEVELS]
@@ -96,9 +96,3 @@ def score_paths(
         "violation_rate": np.asarray(violation_rate, np.float64),
     }
     return scores, values
-
-
-def row_generator(seed: int, series: str, origin_ms: int) -> np.random.Generator:
-    """Random numbers that belong to one forecast, whatever else is forecast with it."""
-    digest = hashlib.sha256(f"{seed}|{series}|{origin_ms}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

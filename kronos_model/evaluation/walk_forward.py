@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.context import Context, Forecast, history_bars
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.competitors import Competitor, Context, history_bars, variant_names, variants
+from kronos_model.evaluation.competitors import Competitor, variant_names, variants
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.metrics import variance
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
 from kronos_model.evaluation.scoring import Truth, score_paths
 from kronos_model.features import CLOSE, FEATURES, PRICES
 from kronos_model.files import replace_file
-from kronos_model.forecaster import Forecast
 from kronos_model.windows import Split, WindowDataset, Windows
 
 __all__ = ["Forecasts", "choose_origins", "walk_forward"]

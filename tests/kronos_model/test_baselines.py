@@ -6,16 +6,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.baselines import (
-    BlockBootstrap,
-    EwmaCone,
-    RandomWalkWithDrift,
-    SeasonalNaive,
-    make_baselines,
-)
-from kronos_model.evaluation.competitors import Context, LastValue, history_bars
+from kronos_model.context import Context, history_bars
+from kronos_model.evaluation.baselines import RandomWalkWithDrift, SeasonalNaive, make_baselines
+from kronos_model.evaluation.competitors import LastValue
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.volatility import EWMA_DECAY
+from kronos_model.references import BlockBootstrap, EwmaCone
+from kronos_model.volatility import EWMA_DECAY
 
 B, C, K, H = 3, 20, 60, 8
 HOUR_MS = 3_600_000

@@ -301,7 +301,7 @@ def test_a_model_is_calibrated_on_its_own_validation_forecasts_and_scored_before
     calibration.save(tmp_path / "predictor")
     assert model_digest(tmp_path / "predictor") != digest
     model = competitor(tmp_path, dataset)
-    assert model.calibration == calibration
+    assert model.postprocess.spread_alone.factors == calibration.factors
     scores = walk_forward(dataset, [model, LastValue()], CONFIG)
     assert scores.models == ("model", "model_raw", "last_value")
     ratio = scores.width[0, 0] / scores.width[0, 1]  # of the 50 % interval: between the factors around it
@@ -342,12 +342,13 @@ def test_a_forecaster_serves_calibrated_paths_for_the_settings_they_were_fitted_
         windows.series,
     )
     settings = SamplingConfig(samples=8)
-    raw = forecaster.paths(*asked, config=settings, seed=1, calibrated=False).paths
+    raw = forecaster.paths(*asked, config=settings, seed=1, postprocessed=False).paths
     served = forecaster.paths(*asked, config=settings, seed=1).paths
-    np.testing.assert_array_equal(served, calibration.apply(raw, asked[0][:, -1, 3]))
+    assert forecaster.postprocess is not None
+    np.testing.assert_array_equal(served, forecaster.postprocess.alone(raw, asked[0][:, -1, 3]))
     assert (served != raw).any()
     cool = replace(settings, temperature=0.6)
     np.testing.assert_array_equal(
         forecaster.paths(*asked, config=cool, seed=1).paths,
-        forecaster.paths(*asked, config=cool, seed=1, calibrated=False).paths,
+        forecaster.paths(*asked, config=cool, seed=1, postprocessed=False).paths,
     )

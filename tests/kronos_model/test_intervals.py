@@ -14,8 +14,8 @@ from kronos_model.evaluation.intervals import (
     diebold_mariano,
     holm,
     per_time,
-    stretches,
 )
+from kronos_model.references import stretches
 from tests.support.scores import HOUR_MS, planted_scores
 
 

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from kronos_model.config import PRESETS
+from kronos_model.context import Context, Forecast
 from kronos_model.errors import DataError
-from kronos_model.evaluation.baselines import EwmaCone, make_baselines
-from kronos_model.evaluation.competitors import Context, ModelCompetitor
+from kronos_model.evaluation.baselines import make_baselines
+from kronos_model.evaluation.competitors import ModelCompetitor
 from kronos_model.evaluation.config import Baseline, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.leaks import check_not_trained_on, find_peekers
 from kronos_model.evaluation.walk_forward import walk_forward
-from kronos_model.forecaster import Forecast, Forecaster
+from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
+from kronos_model.references import EwmaCone
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, build, make_candles

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kronos_model.evaluation import volatility
-from kronos_model.evaluation.competitors import Context
+from kronos_model import volatility
+from kronos_model.context import Context
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.volatility import Garch, HarRv, fit_garch
+from kronos_model.volatility import Garch, HarRv, fit_garch
 
 HOUR_MS = 3_600_000
 B, C, K, H = 3, 120, 400, 6

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from kronos_model.config import PRESETS
+from kronos_model.context import Context, Forecast
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.competitors import Context, LastValue, ModelCompetitor
+from kronos_model.evaluation.competitors import LastValue, ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
 from kronos_model.evaluation.walk_forward import choose_origins, walk_forward
-from kronos_model.forecaster import Forecast, Forecaster
+from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig

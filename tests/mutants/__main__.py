@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     *(f"exchange/{name}.py" for name in ("archive", "governor", "rest", "stream", "sync")),
     *(f"flows/{name}.py" for name in ("config", "home_access", "night_identity")),
-    *(f"kronos_model/{name}.py" for name in ("calibration", "checkpoint", "fit", "forecaster", "objective")),
+    *(f"kronos_model/{name}.py" for name in ("checkpoint", "fit", "forecaster", "objective", "postprocess", "spread")),
     "kronos_model/windows.py",
     *(f"kronos_model/evaluation/{name}.py" for name in ("diagnostics", "gate", "intervals", "scores")),
-    "kronos_model/evaluation/volatility.py",
+    "kronos_model/volatility.py",
     *(f"service/{name}.py" for name in ("api", "candle_cache", "champion_models", "sampling_queue")),
     *(f"storage/{name}.py" for name in ("atomic", "dataset", "locks", "registry", "retention", "verify")),
     *(f"tasks/{name}.py" for name in ("evaluate", "forecast", "promotion")),

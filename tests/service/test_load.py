@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kronos_model.forecaster import Forecast, Forecaster
+from kronos_model.context import Forecast
+from kronos_model.forecaster import Forecaster
 from service.config import ServiceConfig
 from storage.layout import Home
 from tests.support.serving import BTC, DOGE, Site, crown, make_home, serving

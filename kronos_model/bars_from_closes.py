@@ -6,10 +6,8 @@ Shapes: B origins, K bars of history, S sample paths, H steps.
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.competitors import Context
-from kronos_model.evaluation.scoring import row_generator
+from kronos_model.context import Context, Forecast, row_generator
 from kronos_model.features import CLOSE, FEATURES
-from kronos_model.forecaster import Forecast
 
 __all__ = ["bars_along", "one_bar_moves", "row_generators"]
 

@@ -1,4 +1,4 @@
-"""Two competitors that know volatility better than the cone: HAR-RV, and GARCH(1,1), which needs the library `arch`.
+"""Two forecasters that know volatility better than the cone: HAR-RV, and GARCH(1,1), which needs the library `arch`.
 
 Both are fitted anew at every origin, on what is known there, and draw random walks without drift.
 Shapes: B origins, C bars of lookback, K bars of history, S sample paths, H steps, R rows of a regression, F=6 features.
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.bars_from_closes import bars_along, one_bar_moves, row_generators
-from kronos_model.evaluation.competitors import Context
+from kronos_model.bars_from_closes import bars_along, one_bar_moves, row_generators
+from kronos_model.context import Context, Forecast
 from kronos_model.features import CLOSE
-from kronos_model.forecaster import Forecast
 
 __all__ = ["EWMA_DECAY", "HAR_LOOKBACK", "Garch", "GarchFit", "HarRv", "fit_garch"]
 
