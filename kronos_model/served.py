@@ -22,12 +22,10 @@ from kronos_model.pool import deal, equal, pooled
 from kronos_model.postprocess import NETWORK, PostProcess
 from kronos_model.references import make_references
 from kronos_model.sampling_config import SamplingConfig
+from kronos_model.served_words import REFERENCES_MODEL
 
-__all__ = ["BY_REFERENCES", "REFERENCES_MODEL", "Known", "Served", "context_of"]
+__all__ = ["FEWEST_FOR_MEDIAN", "Known", "Served", "context_of"]
 
-REFERENCES_MODEL = "references"
-"""What the references' pool is called where a model is named."""
-BY_REFERENCES = "by the references: no network has earned a place yet"
 FEWEST_FOR_MEDIAN = 16
 """Paths of the network that its median is taken of where its location is shrunk, however few the pool takes: the median
 of two or three lies on a path, and taking it away would take their spread with it; of sixteen it costs 1 % of it."""

@@ -53,7 +53,7 @@ class Told:
     def _store(self, home: Home, pair: PairRef) -> tuple[ForecastRef, ...]:
         config = SamplingConfig(samples=SAMPLES)
         return forecasting.forecast.fn(
-            home, [BTC], pair, config, lookback=LOOKBACK, horizon=HORIZON, dataset=None, seed=SEED
+            home, [BTC], pair, config, lookback=LOOKBACK, horizon=HORIZON, seed=SEED
         ).forecasts
 
     def _ask(self, home: Home) -> dict[str, Any]:

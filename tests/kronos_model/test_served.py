@@ -19,7 +19,8 @@ from kronos_model.normalise import Normaliser
 from kronos_model.postprocess import NETWORK, PostProcess
 from kronos_model.references import make_references, references_pool
 from kronos_model.sampling_config import SamplingConfig
-from kronos_model.served import FEWEST_FOR_MEDIAN, REFERENCES_MODEL, Served, context_of
+from kronos_model.served import FEWEST_FOR_MEDIAN, Served, context_of
+from kronos_model.served_words import REFERENCES_MODEL
 from kronos_model.spread import Spread
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig

@@ -57,7 +57,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairRef:
 
 
 def run(home: Home, pair: PairRef, **changed: Any) -> ForecastsRef:
-    options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "dataset": None, "seed": 3}
+    options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "seed": 3}
     options |= {"config": SamplingConfig(samples=SAMPLES), **changed}
     return forecast.fn(home, KEYS, pair, **options)
 
