@@ -125,8 +125,7 @@ def forecast_series(home: Home, config: RunConfig, model: PairRef | None) -> For
 
 def _as_judged(config: RunConfig) -> bool:
     """Whether nobody asked for other sampling settings than those that the model was judged with."""
-    asked, judged, plain = map(_drawn, (config.forecast, config.evaluation, SamplingConfig()))
-    return asked in (judged, plain)
+    return _drawn(config.forecast) in (_drawn(config.evaluation), _drawn(SamplingConfig()))
 
 
 def _drawn(sampling: SamplingConfig | EvaluationConfig) -> tuple[float, int, float]:

@@ -26,7 +26,7 @@ def adds(weights: Mapping[str, float], reasons: Sequence[str] = ()) -> str:
         return f"{_ADDS} nothing yet: every path is one of the references"
     if share == 1:
         return f"{_ADDS} all: no path is one of the references"
-    return f"{_ADDS} {share:.0%} of the paths; the others are the references'"
+    return f"{_ADDS} {_percent(share)} of the paths; the others are the references'"
 
 
 def postprocess_in_words(known: PostProcess | None) -> tuple[str, ...]:
@@ -35,9 +35,9 @@ def postprocess_in_words(known: PostProcess | None) -> tuple[str, ...]:
         return ()
     parts = []
     if any(share < 1 for share in known.location):
-        parts.append(f"{_percent(known.location)} of the network's median move is kept")
+        parts.append(f"{_range(known.location)} of the network's median move is kept")
     if known.weights[0] < 1:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in known.pool.items() if share)
+        shares = ", ".join(f"{name} {_percent(share)}" for name, share in known.pool.items() if share)
         parts.append(f"paths are pooled: {shares}")
     if known.spread is not None:
         parts.append(_scaled(known.spread))
@@ -48,10 +48,14 @@ def _scaled(spread: Spread) -> str:
     factors = [factor for row in spread.factors for factor in row]
     return (
         f"the spread of the paths is scaled by {min(factors):.2f} to {max(factors):.2f}, by step and distance from "
-        f"the median, so that bands up to {spread.levels[-1]:.0%} cover what they say"
+        f"the median, so that bands up to {_percent(spread.levels[-1])} cover what they say"
     )
 
 
-def _percent(shares: Sequence[float]) -> str:
+def _range(shares: Sequence[float]) -> str:
     low, high = min(shares), max(shares)
-    return f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
+    return _percent(low) if low == high else f"{100 * low:.0f} to {_percent(high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
