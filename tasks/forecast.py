@@ -16,8 +16,8 @@ import torch
 from prefect import task
 
 from kronos_model.context import history_bars
-from kronos_model.evaluation.stored_scores import score_quantiles
-from kronos_model.features import FEATURES
+from kronos_model.evaluation.stored_scores import score_stored
+from kronos_model.features import CLOSE, FEATURES
 from kronos_model.outlook import Outlook, outlook_of, quantile_label
 from kronos_model.postprocess import NETWORK
 from kronos_model.sampling import SamplingConfig
@@ -120,7 +120,7 @@ def export_forecasts(home: Home, forecasts: Sequence[ForecastRef], target: Path)
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
 def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
     """What has become due scored and kept, and the record; drift is a warning in the log."""
-    score_due(Scoreboard(home, score_quantiles))
+    score_due(Scoreboard(home, score_stored))
     live = live_board(home, recipe, under_way=under_way)
     for warning in live.warnings:
         logger.warning("%s", warning)
@@ -191,7 +191,9 @@ def _make(
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
-        store.save(question, frame, summary)  # last: what is stored is not made again
+        store.save(
+            question, frame, summary, closes=paths[..., CLOSE]
+        )  # last: what is stored is not made again
     return seconds
 
 

@@ -1,5 +1,6 @@
 """Walking forward over a real prepared dataset, the leaderboard, and competitors that misbehave."""
 
+import json
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -438,3 +439,13 @@ def test_a_folder_of_scores_replaces_an_older_one_at_once(scores, tmp_path: Path
         scores.save(folder)
     assert (folder / "scores.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_scores_of_another_version_are_refused_with_the_remedy(scores, tmp_path, version):
+    file = scores.save(tmp_path / "scores") / "scores.json"
+    told = json.loads(file.read_text())
+    assert Scores.load(file.parent).horizon == scores.horizon
+    file.write_text(json.dumps(told | {"version": version}))
+    with pytest.raises(ModelError, match=r"expected scores of version 2 in .*evaluate again"):
+        Scores.load(file.parent)
