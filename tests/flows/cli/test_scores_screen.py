@@ -287,8 +287,8 @@ def test_without_a_champion_the_record_is_that_of_the_references(record: Record,
     record.forecast(2_000, STRANGER)
     assert "Expected a champion in" in terminal.refused("scores")
     record.forecast(2_020, "references")
-    for asked in (("scores",), ("scores", "-r", "demo")):
-        shown = " ".join(terminal(*asked).out.split())
+    for words in (("scores",), ("scores", "-r", "demo")):
+        shown = " ".join(terminal(*words).out.split())
         assert "Live forecasts of the references" in shown
     (line,) = [one for one in terminal("scores").out.splitlines() if "um:DOGEUSDT:1h" in one]
     assert line.replace("│", " ").split()[1:3] == ["1", "0"], line
