@@ -269,7 +269,7 @@ def test_the_code_of_the_card_forecasts_with_upstream_and_with_ours(
     scope = {}
     exec(ours, scope)
     assert scope["paths"].shape == (10, 4, 6)
-    for name, tensor in scope["forecaster"].predictor.state_dict().items():
+    for name, tensor in scope["served"].forecaster.predictor.state_dict().items():
         assert tensor.equal(weights[name])
 
 
