@@ -191,9 +191,8 @@ def _make(
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
-        store.save(
-            question, frame, summary, closes=paths[..., CLOSE]
-        )  # last: what is stored is not made again
+        # Last: what is stored is not made again.
+        store.save(question, frame, summary, closes=paths[..., CLOSE])
     return seconds
 
 
