@@ -1,4 +1,4 @@
-"""The next horizon after the newest closed candle, from the model that serves."""
+"""The next horizon after the newest closed candle, from the model that serves or, without one, the references."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled
 
 from flows.config import ConfigError, RunConfig
 from flows.environment import open_home
@@ -18,13 +17,15 @@ from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.recipes import RecipeName, configure, recipe_of
 from flows.run_names import run_name
+from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.hub import MadeFor, made_for
+from kronos_model.sampling_config import SamplingConfig
 from storage.layout import Home
 from storage.registry import Champion, read_champion
 from tasks.forecast import complete
 from tasks.forecast import forecast as sample
 from tasks.policies import within
-from tasks.refs import BuiltDataset, ForecastsRef, PairRef
+from tasks.refs import ForecastsRef, PairRef
 from tasks.reports.prefect_artifacts import show_picture
 
 __all__ = ["forecast", "forecast_series"]
@@ -34,8 +35,9 @@ __all__ = ["forecast", "forecast_series"]
 def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> ForecastsRef | State:
     """Ingest what is new, then forecast every series of a recipe with its champion.
 
-    Where a recipe has none, the models that `each` has given its series forecast them. Raises IncompleteForecast where
-    a series is stale or has a hole in its lookback; the others are stored.
+    Where a recipe has none, the models that `each` has given its series forecast them, and the references the series
+    for which no network has earned a place yet. Raises IncompleteForecast where a series is stale or has a hole in its
+    lookback; the others are stored.
 
     Args:
         recipe: Named configuration whose champion forecasts; demo runs offline, `kronos recipes` describes all.
@@ -44,24 +46,25 @@ def forecast(recipe: RecipeName = "demo", settings: RunSettings = None) -> Forec
     config = configure(recipe, settings)
     home = open_home()
     serving = _serving(home, config)
-    if not serving:
-        message = (
-            f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
-            f"trains, judges and promotes one."
-        )
-        return Cancelled(name="Skipped", message=message)  # what comes hourly is not worth an alarm
     for one, champion in serving:
-        _check_asked(home, one, champion)
-    return with_home(home, f"forecast {recipe}", lambda: _forecast(home, config, serving), alone=False)
+        if champion is not None:
+            _check_asked(home, one, champion)
+    return with_home(home, f"forecast {recipe}", lambda: _forecast(home, serving), alone=False)
 
 
-def _serving(home: Home, config: RunConfig) -> list[tuple[RunConfig, Champion]]:
-    """What is forecast by whom: all by the recipe's champion, or else each series by the one of its own, if any."""
+def _serving(home: Home, config: RunConfig) -> list[tuple[RunConfig, Champion | None]]:
+    """What is forecast by whom: all by the recipe's champion, or else each series by the one of its own.
+
+    The references, None, forecast the series for which there is none.
+    """
     champion = read_champion(home, config.recipe)
     if champion is not None:
         return [(config, champion)]
-    own = (replace(config, recipe=recipe_of(config.recipe, one), series=(one,)) for one in config.series)
-    return [(one, found) for one in own if (found := read_champion(home, one.recipe)) is not None]
+    own = [replace(config, recipe=recipe_of(config.recipe, one), series=(one,)) for one in config.series]
+    found: list[tuple[RunConfig, Champion | None]] = [(one, read_champion(home, one.recipe)) for one in own]
+    left = tuple(name for one, champion in found if champion is None for name in one.series)
+    found = [(one, champion) for one, champion in found if champion is not None]
+    return [*found, (replace(config, series=left), None)] if left else found
 
 
 def _check_asked(home: Home, config: RunConfig, champion: Champion) -> None:
@@ -81,10 +84,12 @@ def _shape(made: MadeFor) -> str:
     return f"interval {made.interval}, dataset.lookback {made.lookback} and dataset.horizon {made.horizon}"
 
 
-def _forecast(home: Home, config: RunConfig, serving: Sequence[tuple[RunConfig, Champion]]) -> ForecastsRef:
+def _forecast(home: Home, serving: Sequence[tuple[RunConfig, Champion | None]]) -> ForecastsRef:
+    config = serving[0][0]
     ingest_series(home, replace(config, series=tuple(name for one, _ in serving for name in one.series)))
     made = [
-        forecast_series(home, one, champion_pair(home, champion), dataset=None) for one, champion in serving
+        forecast_series(home, one, None if champion is None else champion_pair(home, champion))
+        for one, champion in serving
     ]
     return complete(
         ForecastsRef(
@@ -95,22 +100,34 @@ def _forecast(home: Home, config: RunConfig, serving: Sequence[tuple[RunConfig, 
     )
 
 
-def forecast_series(
-    home: Home, config: RunConfig, model: PairRef, *, dataset: BuiltDataset | None
-) -> ForecastsRef:
-    """One stored forecast and one picture per series that can be forecast, over what the model was made for."""
-    made = made_for(Path(model.predictor)) or config.dataset
+def forecast_series(home: Home, config: RunConfig, model: PairRef | None) -> ForecastsRef:
+    """One stored forecast and one picture per series that can be forecast, over what the model was made for.
+
+    Without a model the references forecast.
+    """
+    made = None if model is None else made_for(Path(model.predictor))
+    shape = made or config.dataset
     forecasts = within(sample, config.limits, "forecast_h")(
         home,
         config.keys(),
         model,
         config.forecast,
-        lookback=made.lookback,
-        horizon=made.horizon,
-        dataset=dataset,
+        lookback=shape.lookback,
+        horizon=shape.horizon,
         seed=config.seed,
+        as_judged=_as_judged(config),
     )
     for one in forecasts.forecasts:
         key = "forecast-" + one.series.replace(":", "-").lower()
         show_picture(Path(one.figure), key, f"Forecast of {one.series} by the {one.model}")
     return forecasts
+
+
+def _as_judged(config: RunConfig) -> bool:
+    """Whether nobody asked for other sampling settings than those that the model was judged with."""
+    return _drawn(config.forecast) in (_drawn(config.evaluation), _drawn(SamplingConfig()))
+
+
+def _drawn(sampling: SamplingConfig | EvaluationConfig) -> tuple[float, int, float]:
+    top_p = 1.0 if sampling.top_p is None else sampling.top_p
+    return sampling.temperature, sampling.top_k or 0, top_p

@@ -111,8 +111,8 @@ class Service:
     def order(self, asked: schemas.ForecastRequest) -> SamplingRequest:
         """What a request wants drawn. Raises Refused where it is too much, or where something is missing."""
         key = self.market.resolve(asked.symbol, asked.interval)
-        served = self.champion_models.choose(key, asked.recipe)
-        horizon, samples = asked.horizon or served.horizon, asked.samples or self.config.sampling.samples
+        serving = self.champion_models.choose(key, asked.recipe)
+        horizon, samples = asked.horizon or serving.horizon, asked.samples or self.config.sampling.samples
         for name, value, most in (
             ("horizon", horizon, self.config.max_horizon),
             ("samples", samples, self.config.max_samples),
@@ -121,19 +121,18 @@ class Service:
             if value > most:
                 raise Refused(422, f"Expected {name} of at most {most:,}, found {value:,}; ask for less.")
         try:
-            check_horizon(horizon, served.horizon)
+            check_horizon(horizon, serving.horizon)
         except DataError as error:
             raise Refused(422, str(error)) from error
-        past = self.market.past(key, lookback=served.lookback, horizon=horizon, origin_ms=asked.origin_ms)
-        return SamplingRequest(served, past, samples, asked.seed)
+        past = self.market.past(key, lookback=serving.lookback, horizon=horizon, origin_ms=asked.origin_ms)
+        return SamplingRequest(serving, past, samples, asked.seed)
 
     async def forecast(self, asked: schemas.ForecastRequest) -> schemas.ForecastAnswer:
         """Draw, or take what was drawn for the same question."""
         order = await run_in_threadpool(self.order, asked)
         paths = await self.sampler.paths(order)
         behind = self.market.behind(order.past.key, order.past.origin_ms)
-        calibrated = order.served.calibrated(self.config)
-        return responses.forecast_answer(order, paths, asked, calibrated=calibrated, behind=behind)
+        return responses.forecast_answer(order, paths, asked, config=self.config, behind=behind)
 
     def candles(self, asked: schemas.CandlesQuery) -> schemas.Candles:
         """Columns of closed candles."""
@@ -163,7 +162,8 @@ def application(
     app = FastAPI(
         title="Kronos Nightly",
         version=version("kronos-nightly"),
-        description='Forecasts of candles by the model that last passed its gate. Errors are `{"error": sentence}`.',
+        description="Forecasts of candles by the model that last passed its gate, or by the references. Errors are "
+        '`{"error": sentence}`.',
         lifespan=service.living,
         docs_url=None,  # its pages come from another host
         redoc_url=None,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import polars as pl
 
 from exchange.inventory import Inventory, take_inventory
+from kronos_model.context import history_bars
 from service.errors import Refused
 from storage.lake import Lake
 from storage.layout import Home, series_folder
@@ -93,9 +94,10 @@ class CandleCache:
         return key.interval.count(after, key.interval.floor(now) - 1) if now > after else 0
 
     def past(self, key: SeriesKey, *, lookback: int, horizon: int, origin_ms: int | None) -> Past:
-        """What a model sees up to the newest candle, or up to the one that opens at `origin_ms`."""
+        """What is known up to the newest candle, or up to the one that opens at `origin_ms`."""
         end_ms = None if origin_ms is None else origin_ms + 1
-        candles = self.tail(key, lookback, end_ms=end_ms)
+        history = history_bars(lookback, key.interval.next(0))
+        candles = self.tail(key, history, end_ms=end_ms)
         opened = candles["open_time"].dt.epoch("ms").to_numpy()
         if origin_ms is not None and (not len(opened) or opened[-1] != origin_ms):
             raise Refused(
@@ -105,7 +107,7 @@ class CandleCache:
         # The end alone can be stale: what came after an earlier candle is in the lake.
         tail = self._ledger.tail(key) if origin_ms is None else None
         try:
-            return past_of(key, candles, lookback=lookback, horizon=horizon, tail=tail)
+            return past_of(key, candles, lookback=lookback, horizon=horizon, history=history, tail=tail)
         except PastError as error:
             raise Refused(409, str(error)) from error
 

@@ -1,4 +1,4 @@
-"""The models that serve: the champion of each recipe, loaded again when its record changes.
+"""The models that serve: the champion of each recipe, loaded again when its record changes, and else the references.
 
 A request takes what is on the champion_models and keeps it until it is answered, so a change drops nothing.
 """
@@ -9,21 +9,24 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from kronos_model.errors import ModelError
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import made_for, read_metadata
 from kronos_model.sampling import SamplingConfig
+from kronos_model.served import Served
+from kronos_model.served_words import BY_REFERENCES, REFERENCES_MODEL, adds
 from service.config import ServiceConfig
 from service.errors import Refused
+from service.night_settings import NightSettings
 from storage.errors import StorageError
 from storage.interval import Interval
 from storage.layout import Home
 from storage.registry import Champion, read_champion
 from storage.schema import SeriesKey
 
-__all__ = ["ChampionModels", "Served"]
+__all__ = ["ChampionModel", "ChampionModels", "Serving"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,34 +36,58 @@ _Stamp = tuple[int, int, int]  # of champion.json: modification time, size, inod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Served:
-    """A champion, ready to forecast, with what its metadata says that it was trained for."""
+class Serving:
+    """What forecasts a series, ready, and what it was made for: a champion, or the references."""
 
-    recipe: str
-    champion: Champion
-    forecaster: Forecaster
+    served: Served
+    recipe: str | None
+    """Whose champion, or for whom the references serve; None: for whatever the lake has."""
     interval: Interval
     lookback: int
     horizon: int
-    series: tuple[str, ...]
-    loaded_ms: int
+    series: tuple[str, ...] = ()
+    """What it was trained on."""
+
+    @property
+    def model(self) -> Literal["champion", "references"]:
+        """Who it is."""
+        return "references"
 
     @property
     def digests(self) -> tuple[str, str]:
         """What the model is: tokenizer and predictor."""
-        return self.champion.tokenizer_digest, self.champion.predictor_digest
+        return "", REFERENCES_MODEL
+
+    @property
+    def adds(self) -> str:
+        """What a network adds to the references, in a sentence."""
+        return BY_REFERENCES
 
     def sampling(self, config: ServiceConfig) -> SamplingConfig:
         """How its paths are drawn."""
-        known = self.forecaster.postprocess
-        if known is None or not config.as_judged:
-            return config.sampling
-        return replace(config.sampling, temperature=known.temperature, top_k=known.top_k, top_p=known.top_p)
+        return self.served.as_judged(config.sampling) if config.as_judged else config.sampling
 
-    def calibrated(self, config: ServiceConfig) -> bool:
-        """Whether the spread of these paths is."""
-        known = self.forecaster.postprocess
-        return known is not None and known.suits(self.sampling(config))
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ChampionModel(Serving):
+    """A champion, with what its metadata says that it was trained for."""
+
+    recipe: str
+    champion: Champion
+    normaliser: str
+    loaded_ms: int
+
+    @property
+    def model(self) -> Literal["champion", "references"]:
+        return "champion"
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        return self.champion.tokenizer_digest, self.champion.predictor_digest
+
+    @property
+    def adds(self) -> str:
+        return adds(self.served.weights, self.champion.reasons)
 
 
 class ChampionModels:
@@ -77,18 +104,20 @@ class ChampionModels:
         self._recipes = recipes
         self._loaded = loaded
         self._stamps: dict[str, _Stamp] = {}
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, ChampionModel] = {}
+        self._nights = NightSettings(home, recipes)
         self.problems: dict[str, str] = {}
         """Why a recipe's champion of now does not serve; the one before it does, if there was one."""
 
     @property
-    def models(self) -> tuple[Served, ...]:
+    def models(self) -> tuple[ChampionModel, ...]:
         """What serves now, by recipe."""
         served = self._served
         return tuple(served[recipe] for recipe in sorted(served))
 
     def refresh(self) -> None:
         """Load what is new, forget what is gone; a champion that cannot be loaded leaves the old one."""
+        self._nights.refresh()
         stamps = self._found()
         for recipe in {*self._served, *self.problems} - stamps.keys():
             logger.info("%s: champion.json is gone, and so is its model.", recipe)
@@ -99,29 +128,48 @@ class ChampionModels:
                 self._take(recipe)
                 self._stamps[recipe] = stamp
 
-    def choose(self, key: SeriesKey, recipe: str | None) -> Served:
-        """The model for a series: of that recipe, or the newest trained on it, or on its interval."""
-        models = self.models
-        fitting = [one for one in models if recipe in (None, one.recipe)]
-        if not fitting and recipe is not None:
-            known = ", ".join(one.recipe for one in models) or "none yet"
+    def choose(self, key: SeriesKey, recipe: str | None) -> Serving:
+        """What forecasts a series: the champion of that recipe, or the newest trained on it, or on its interval.
+
+        The references, where there is none. Raises Refused where a recipe that is named is for another interval, is
+        not known, or has a champion that cannot be loaded.
+        """
+        known = [one for one in self.models if recipe in (None, one.recipe)]
+        fitting = [one for one in known if one.interval == key.interval]
+        if fitting:
+            return max(fitting, key=lambda one: (key.name in one.series, one.champion.since))
+        if recipe is not None and known:
+            raise _other_interval(known[0].interval.name, key)
+        broken = {name: why for name, why in self.problems.items() if name not in self._served}
+        if recipe in broken or (recipe is None and broken):
+            raise Refused(404, broken[recipe] if recipe else next(iter(broken.values())))
+        return self._by_references(key, recipe)
+
+    def offered(self, key: SeriesKey) -> Serving | None:
+        """What forecasts a series that is asked for without a recipe; None where that is refused."""
+        try:
+            return self.choose(key, None)
+        except Refused:
+            return None
+
+    def _by_references(self, key: SeriesKey, recipe: str | None) -> Serving:
+        made = self._nights.newest(key.interval.name) if recipe is None else self._nights.of(recipe)
+        if made is None:
+            known = ", ".join(one.recipe for one in self.models) or "none yet"
             raise Refused(
-                404, f"Expected a recipe with a champion ({known}), found {recipe!r}; name one of them."
+                404,
+                f"Expected a recipe with a champion ({known}) or with a finished night, found {recipe!r}; name "
+                "another, or leave it out.",
             )
-        if not fitting:
-            none_yet = (
-                f"Expected a champion in {self._home.models.name}/, found none yet; `kronos run` trains, judges and "
-                "promotes one."
-            )
-            raise Refused(404, next(iter(self.problems.values()), none_yet))
-        same = [one for one in fitting if one.interval == key.interval]
-        if not same:
-            known = ", ".join(sorted({one.interval.name for one in fitting}))
-            raise Refused(
-                422,
-                f"Expected an interval that a champion was trained for ({known}), found {key.interval}; choose it.",
-            )
-        return max(same, key=lambda one: (key.name in one.series, one.champion.since))
+        if made.interval != key.interval.name:
+            raise _other_interval(made.interval, key)
+        return Serving(
+            served=Served.references(made.lookback),
+            recipe=recipe,
+            interval=key.interval,
+            lookback=made.lookback,
+            horizon=made.horizon,
+        )
 
     def _found(self) -> dict[str, _Stamp]:
         stamps = {}
@@ -152,7 +200,7 @@ class ChampionModels:
         self._loaded(recipe, True)
         logger.info("%s: the model %s serves.", recipe, champion.predictor_digest)
 
-    def _load(self, recipe: str, champion: Champion) -> Served:
+    def _load(self, recipe: str, champion: Champion) -> ChampionModel:
         before = self._served.get(recipe)
         if before is not None and before.digests == (champion.tokenizer_digest, champion.predictor_digest):
             return replace(before, champion=champion)
@@ -162,16 +210,26 @@ class ChampionModels:
             raise ModelError(
                 f"Expected kronos_nightly.json in {predictor}, found none; promote a model that a night has trained."
             )
-        return Served(
+        forecaster = Forecaster.load(self._home.root / champion.tokenizer, predictor)
+        return ChampionModel(
             recipe=recipe,
             champion=champion,
-            forecaster=Forecaster.load(self._home.root / champion.tokenizer, predictor),
+            served=Served.of(forecaster, name="champion"),
+            normaliser=forecaster.normaliser.kind,
             interval=Interval(made.interval),
             lookback=made.lookback,
             horizon=made.horizon,
             series=tuple((read_metadata(predictor) or {}).get("training", {}).get("series", ())),
             loaded_ms=time.time_ns() // 1_000_000,
         )
+
+
+def _other_interval(made: str, key: SeriesKey) -> Refused:
+    return Refused(
+        422,
+        f"Expected the interval that the recipe was made for ({made}), found {key.interval}; choose it, or leave the "
+        "recipe out.",
+    )
 
 
 def _without(known: dict[str, T], recipe: str) -> dict[str, T]:

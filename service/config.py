@@ -45,8 +45,8 @@ class ServiceConfig:
     threads: Count | None = None
     """CPU threads of the sampler; empty leaves the choice to torch."""
     as_judged: bool = True
-    """Draw as the champion's spread was calibrated, where it was: sampling's temperature, top_k and top_p then count
-    for other models only, for a calibration holds for its own settings alone."""
+    """Draw as the champion's post-processing was fitted, where there is one: sampling's temperature, top_k and top_p
+    then count for other models only, for it holds for its own settings alone."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(samples=100))
     """How paths are drawn; its samples are those of a request that names none."""
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from exchange.inventory import Inventory
 from kronos_model.features import FEATURES
 from kronos_model.outlook import outlook_of
+from kronos_model.served_words import postprocess_in_words
 from service import schemas
 from service.candle_cache import CandleCache
-from service.champion_models import ChampionModels, Served
+from service.champion_models import ChampionModel, ChampionModels
+from service.config import ServiceConfig
 from service.follow import Follower
 from service.sampling_queue import SamplingRequest
 from storage.schema import SeriesKey
@@ -24,7 +26,7 @@ _SHOWN_HOLES = 20
 _DAY_MS = 86_400_000
 
 
-def facts_of(one: Served) -> schemas.ModelFacts:
+def facts_of(one: ChampionModel) -> schemas.ModelFacts:
     """A champion."""
     champion = one.champion
     return schemas.ModelFacts(
@@ -38,7 +40,9 @@ def facts_of(one: Served) -> schemas.ModelFacts:
         lookback=one.lookback,
         horizon=one.horizon,
         series=list(one.series),
-        normaliser=one.forecaster.normaliser.kind,
+        normaliser=one.normaliser,
+        weights=dict(one.served.weights),
+        adds=one.adds,
         previous=champion.previous.predictor_digest if champion.previous else None,
         published=list(champion.published),
         loaded_ms=one.loaded_ms,
@@ -50,20 +54,26 @@ def forecast_answer(
     paths: NDArray[np.float32],
     asked: schemas.ForecastRequest,
     *,
-    calibrated: bool,
+    config: ServiceConfig,
     behind: int,
 ) -> schemas.ForecastAnswer:
     """A forecast out of its paths (S, H, 6)."""
     past, key, levels = order.past, order.past.key, asked.quantiles
+    serving = order.serving
+    tokenizer, predictor = serving.digests if serving.model == "champion" else (None, None)
+    sampling = serving.sampling(config)
     outlook = outlook_of(paths, past.last_close, levels=levels)
     return schemas.ForecastAnswer(
         symbol=key.name,
         interval=key.interval.name,
-        recipe=order.served.recipe,
-        predictor=order.served.champion.predictor_digest,
-        tokenizer=order.served.champion.tokenizer_digest,
-        trained_on_it=key.name in order.served.series,
-        calibrated=calibrated,
+        model=serving.model,
+        recipe=serving.recipe,
+        predictor=predictor,
+        tokenizer=tokenizer,
+        trained_on_it=key.name in serving.series,
+        weights=serving.served.shares(sampling),
+        adds=serving.adds,
+        postprocessing=list(postprocess_in_words(serving.served.applied(sampling))),
         origin_ms=past.origin_ms,
         last_close=past.last_close,
         horizon=len(past.future),
@@ -123,8 +133,7 @@ def pulse_of(
         candle = seen.forming
         price = schemas.Price(value=candle.close, at_ms=now_ms, live=True)
         forming = schemas.Forming.model_validate(candle, from_attributes=True)
-    fitting = [one for one in champion_models.models if one.interval == key.interval]
-    serving = champion_models.choose(key, None) if fitting else None
+    serving = champion_models.offered(key)
     return schemas.Pulse(
         symbol=key.name,
         interval=key.interval.name,
@@ -137,7 +146,8 @@ def pulse_of(
         change_24h=_change(key, market, price.value),
         following=seen.connection if seen else ("connecting" if follower else "off"),
         trouble=follower.trouble if follower else "",
-        predictor=serving.champion.predictor_digest if serving else None,
+        model=serving.model if serving else None,
+        predictor=serving.champion.predictor_digest if isinstance(serving, ChampionModel) else None,
         recipe=serving.recipe if serving else None,
     )
 

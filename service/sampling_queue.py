@@ -12,14 +12,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kronos_model.errors import ModelError
-from service.champion_models import Served
+from kronos_model.served import context_of
+from service.champion_models import Serving
 from service.config import ServiceConfig
 from service.errors import Refused
 from service.prometheus_metrics import Metrics
@@ -36,7 +37,7 @@ LONGEST_RETRY_S = 60
 class SamplingRequest:
     """What is to be drawn."""
 
-    served: Served
+    serving: Serving
     past: Past
     samples: int
     seed: int
@@ -44,14 +45,15 @@ class SamplingRequest:
     @property
     def name(self) -> Hashable:
         """Orders of one name get the same paths."""
-        past, digests = self.past, self.served.digests
-        seen = hashlib.blake2b(past.features.tobytes(), digest_size=16).digest()
+        past, digests = self.past, self.serving.digests
+        seen = hashlib.blake2b(past.features.tobytes() + past.history.tobytes(), digest_size=16).digest()
         return digests, past.key, past.origin_ms, len(past.future), self.samples, self.seed, seen
 
     @property
     def kind(self) -> Hashable:
         """Orders of one kind can be drawn in one call."""
-        return id(self.served.forecaster), len(self.past.open_time), len(self.past.future), self.samples
+        past = self.past
+        return self.serving.digests, len(past.history), len(past.open_time), len(past.future), self.samples
 
 
 @dataclass(slots=True, eq=False)
@@ -180,14 +182,11 @@ class SamplingQueue:
                 raise _Abandoned
 
         orders = [ticket.order for ticket in batch]
-        forecast = orders[0].served.forecaster.paths(
-            np.stack([one.past.features for one in orders]),
-            np.stack([one.past.open_time for one in orders]),
-            np.stack([one.past.future for one in orders]),
-            [one.past.key.name for one in orders],
-            config=orders[0].served.sampling(self._config),
-            seed=[one.seed for one in orders],
-            samples=orders[0].samples,
+        serving = orders[0].serving
+        forecast = serving.served.paths(
+            context_of([one.past for one in orders]),
+            replace(serving.sampling(self._config), samples=orders[0].samples),
+            [one.seed for one in orders],
             progress=progress,
         )
         return (paths.copy() for paths in forecast.paths)  # so that one kept does not hold its whole batch

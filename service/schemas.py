@@ -19,7 +19,7 @@ def _split(value: Any) -> Any:
 
 _SYMBOL = "BTCUSDT, or um:BTCUSDT where the lake has it of several markets."
 _INTERVAL = "Candle interval; may be left out where the lake has one only."
-_RECIPE = "Whose champion; left out: the best fit for the series."
+_RECIPE = "Whose champion; left out: the best fit for the series, or the references where none fits."
 Symbol = Annotated[str, Field(min_length=1, max_length=60, description=_SYMBOL, examples=["um:DOGEUSDT"])]
 IntervalName = Annotated[str, Field(max_length=4, description=_INTERVAL, examples=["1h"])]
 Recipe = Annotated[str, Field(max_length=60, description=_RECIPE, examples=["demo"])]
@@ -147,6 +147,10 @@ class ModelFacts(BaseModel):
     horizon: int
     series: list[str] = Field(description="What it was trained on.")
     normaliser: str
+    weights: dict[str, float] = Field(
+        description="What its network and each of the references give to what is served."
+    )
+    adds: str = Field(description="What the network adds to the references, in a sentence.")
     previous: str | None = Field(description="Digest of the predictor that it replaced.")
     published: list[dict[str, Any]]
     loaded_ms: int
@@ -224,12 +228,21 @@ class HorizonEnd(BaseModel):
 class ForecastAnswer(OfSeries):
     """A forecast made now."""
 
-    recipe: str
-    predictor: str
-    tokenizer: str
+    model: Literal["champion", "references"] = Field(
+        description="references: forecasters without a network, which serve where none has earned a place yet."
+    )
+    recipe: str | None = Field(
+        description="Whose champion; null for references that no recipe was named for."
+    )
+    predictor: str | None = Field(description="Digest of the champion's predictor.")
+    tokenizer: str | None
     trained_on_it: bool
-    calibrated: bool = Field(
-        description="Whether the spread is scaled to what it proved to be on held-out candles."
+    weights: dict[str, float] = Field(
+        description="What the network and each of the references give to the paths."
+    )
+    adds: str = Field(description="What the network adds to the references, in a sentence.")
+    postprocessing: list[str] = Field(
+        description="What happened to the paths between their drawing and this answer; empty: nothing."
     )
     origin_ms: int = Field(description="Open time of the last candle that the model saw.")
     last_close: float
@@ -323,5 +336,8 @@ class Pulse(OfSeries):
     )
     following: str = Field(description="off, connecting, streaming, polling or stopped.")
     trouble: str = Field(description="What kept the service from following; empty if nothing did.")
-    predictor: str | None = Field(description="The model that would forecast; null where there is none.")
+    model: Literal["champion", "references"] | None = Field(
+        description="What would forecast; null where that is refused."
+    )
+    predictor: str | None = Field(description="The champion that would forecast; null where there is none.")
     recipe: str | None

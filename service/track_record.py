@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from kronos_model.served_words import REFERENCES_MODEL
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
 from service.errors import Refused
@@ -76,7 +77,7 @@ def night_scores(board: Scoreboard, champion_models: ChampionModels, recipe: str
         leaderboard=summary["leaderboard"],
         live=[
             LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
-            for key, one in live_record(board, summary["recipe"]).series.items()
+            for key, one in live_record(board, summary["recipe"], otherwise={REFERENCES_MODEL}).series.items()
         ],
         champion=facts_of(serving) if serving else None,
     )

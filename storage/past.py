@@ -1,6 +1,7 @@
 """The past that a model sees: the newest candles of a series as features, whole and followed by what is forecast.
 
-Datasets, forecasts, the service and the served MLflow model all take it from here. C context bars, H horizon.
+Datasets, forecasts, the service and the served MLflow model all take it from here. C context bars, K >= C bars of
+history, H horizon.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from storage.lake import Lake
     from storage.ledger import Hole, Ledger
 
-__all__ = ["Past", "PastError", "features_of", "following", "newest", "newest_past", "past_of"]
+__all__ = [
+    "Past",
+    "PastError",
+    "closes_before",
+    "features_of",
+    "following",
+    "newest",
+    "newest_past",
+    "past_of",
+]
 
 _MONTHS_AT_FIRST = 2
 _PRICES, _CLOSE = FEATURES[:4], FEATURES.index("close")
@@ -40,6 +50,12 @@ class Past:
     features: NDArray[np.float32]  # (C, 6) in the order of FEATURES
     open_time: NDArray[np.int64]  # (C,) ms
     future: NDArray[np.int64]  # (H,) ms
+    history: NDArray[np.float64]  # (K,) closes up to the origin, one per interval, further back than C
+
+    @property
+    def name(self) -> str:
+        """Of the series."""
+        return self.key.name
 
     @property
     def origin_ms(self) -> int:
@@ -71,14 +87,40 @@ def following(interval: Interval, last_ms: int, count: int) -> NDArray[np.int64]
     return np.array(opened, dtype=np.int64)
 
 
-def past_of(
-    key: SeriesKey, candles: pl.DataFrame, *, lookback: int, horizon: int, tail: Hole | None = None
-) -> Past:
-    """What a model sees of these candles, the newest `lookback` of a series, oldest first.
+def closes_before(
+    interval: Interval, opened: NDArray[np.int64], closes: NDArray[np.float32], bars: int
+) -> NDArray[np.float64]:
+    """The last `bars` closes (K,) of candles that open at `opened` ms, one per interval.
 
+    A hole keeps the close before it, and NaN stands before the first candle. Months have no grid of equal steps: of
+    them the candles that there are count.
+    """
+    if interval.milliseconds is None:
+        at = np.arange(len(opened) - bars, len(opened))
+    else:
+        back = interval.milliseconds * np.arange(bars - 1, -1, -1, dtype=np.int64)
+        at = np.searchsorted(opened, opened[-1] - back, side="right") - 1
+    history = np.full(bars, np.nan)
+    history[at >= 0] = closes[at[at >= 0]]
+    return history
+
+
+def past_of(
+    key: SeriesKey,
+    candles: pl.DataFrame,
+    *,
+    lookback: int,
+    horizon: int,
+    history: int,
+    tail: Hole | None = None,
+) -> Past:
+    """What a model sees of these candles, the newest of a series, oldest first: as many as `history`, if it has them.
+
+    The last `lookback` are its features, and may lack none; `history` counts the closes of its past, at least as many.
     `tail` is where the exchange was asked for more and had nothing, as the ledger knows it. Raises PastError where
     that is, or where a candle is missing.
     """
+    known, candles = candles, candles.tail(lookback)
     opened = candles["open_time"].dt.epoch("ms").to_numpy()
     if tail:
         raise PastError(
@@ -92,14 +134,22 @@ def past_of(
             f"{utc_text(int(opened[-1])) if len(opened) else 'the end'} with some missing; run `kronos ingest` to "
             "repair the hole."
         )
-    return Past(key, features_of(candles), opened, following(key.interval, int(opened[-1]), horizon))
-
-
-def newest_past(lake: Lake, ledger: Ledger, key: SeriesKey, *, lookback: int, horizon: int) -> Past:
-    """The past at the end of a series. Raises LakeError when the lake has none of it, PastError as past_of."""
-    return past_of(
-        key, newest(lake, key, lookback), lookback=lookback, horizon=horizon, tail=ledger.tail(key)
+    closes = closes_before(
+        key.interval,
+        known["open_time"].dt.epoch("ms").to_numpy(),
+        known["close"].cast(pl.Float32).to_numpy(),
+        history,
     )
+    future = following(key.interval, int(opened[-1]), horizon)
+    return Past(key, features_of(candles), opened, future, closes)
+
+
+def newest_past(
+    lake: Lake, ledger: Ledger, key: SeriesKey, *, lookback: int, horizon: int, history: int
+) -> Past:
+    """The past at the end of a series. Raises LakeError when the lake has none of it, PastError as past_of."""
+    candles = newest(lake, key, max(lookback, history))
+    return past_of(key, candles, lookback=lookback, horizon=horizon, history=history, tail=ledger.tail(key))
 
 
 def newest(lake: Lake, key: SeriesKey, count: int, *, end_ms: int | None = None) -> pl.DataFrame:

@@ -202,9 +202,12 @@ def score_due(board: Scoreboard) -> int:
     return sum(board.update(key) for key in board.series())
 
 
-def live_record(board: Scoreboard, recipe: str) -> Record:
-    """The record of a recipe's champions as of now. Writes nothing."""
-    models = {one.predictor_digest for one in champions(board.home, recipe)}
+def live_record(board: Scoreboard, recipe: str, *, otherwise: Collection[str] = ()) -> Record:
+    """The record of a recipe's champions as of now; where it never had one, of the models `otherwise`, of all recipes.
+
+    Writes nothing.
+    """
+    models = {one.predictor_digest for one in champions(board.home, recipe)} or set(otherwise)
     found = {key: board.standing(key, models) for key in board.series()}
     found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
     rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])

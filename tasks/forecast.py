@@ -1,4 +1,4 @@
-"""The next horizon of every series, sampled from the serving model, stored and drawn, and scored later."""
+"""The next horizon of every series from what is served, stored and drawn, and scored later."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+import torch
 from prefect import task
 
+from kronos_model.context import history_bars
 from kronos_model.evaluation.stored_scores import score_stored
 from kronos_model.features import CLOSE, FEATURES
-from kronos_model.forecaster import Forecaster
 from kronos_model.outlook import Outlook, outlook_of, quantile_label
+from kronos_model.postprocess import NETWORK
 from kronos_model.sampling import SamplingConfig
+from kronos_model.served import Served, context_of
+from kronos_model.served_words import REFERENCES_MODEL
 from storage.errors import StorageError
 from storage.forecast_files import write_forecasts
 from storage.forecasts import ForecastQuestion, ForecastStore
@@ -29,10 +32,9 @@ from storage.ledger import Ledger
 from storage.past import Past, newest_past
 from storage.schema import SeriesKey
 from storage.scoreboard import Scoreboard, score_due
-from tasks.evaluate import forecaster
 from tasks.live_record import Live, live_board
 from tasks.policies import IDEMPOTENT
-from tasks.refs import BuiltDataset, FailureRef, ForecastRef, ForecastsRef, PairRef
+from tasks.refs import FailureRef, ForecastRef, ForecastsRef, PairRef
 from tasks.reports.fan_charts import draw_forecast
 
 __all__ = ["IncompleteForecast", "complete", "export_forecasts", "forecast", "score_live"]
@@ -49,34 +51,48 @@ class IncompleteForecast(StorageError):  # noqa: N818  # it says what happened
         self.forecasts = forecasts
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """What is served, how its paths are drawn, and by what it is named."""
+
+    served: Served
+    sampling: SamplingConfig
+    tokenizer_digest: str
+    predictor_digest: str
+
+    @property
+    def alone(self) -> bool:
+        """Whether every path is the network's."""
+        return self.served.shares(self.sampling) == {NETWORK: 1.0}
+
+
 @task(name="forecast", task_run_name="forecast", **IDEMPOTENT)
 def forecast(
     home: Home,
     keys: Sequence[SeriesKey],
-    model: PairRef,
+    model: PairRef | None,
     config: SamplingConfig,
     *,
     lookback: int,
     horizon: int,
-    dataset: BuiltDataset | None,
     seed: int,
+    as_judged: bool = True,
 ) -> ForecastsRef:
     """Forecast all `keys` in one call of the sampler; a forecast that is already stored is not made again.
 
-    A series that is stale or has a hole in its lookback is left out, with the reason.
+    Without a model the references forecast. `as_judged` draws with the settings that the model's post-processing was
+    fitted for, if it has one, in place of those of `config`. A series that is stale or has a hole in its lookback is
+    left out, with the reason.
     """
     store = ForecastStore(home.forecasts)
     pasts, failures = _pasts(home, keys, lookback, horizon)
-    asked = {past.key: _question(past, model, config, seed) for past in pasts}
+    served = _load(model, config, lookback, as_judged=as_judged)
+    asked = {past.key: _question(past, served, seed) for past in pasts}
     missing = [past for past in pasts if store.find(asked[past.key]) is None]
-    seconds = (
-        _make(home, store, missing, asked, model, config, dataset=dataset, seed=seed) if missing else 0.0
-    )
+    seconds = _make(home, store, missing, asked, served, seed=seed) if missing else 0.0
     made = {past.key for past in missing}
     return ForecastsRef(
-        forecasts=tuple(
-            _reference(home, store, asked[past.key], model, made=past.key in made) for past in pasts
-        ),
+        forecasts=tuple(_reference(home, store, asked[past.key], made=past.key in made) for past in pasts),
         failures=failures,
         seconds=seconds,
     )
@@ -119,11 +135,37 @@ def _pasts(
     pasts, failures = [], []
     for key in keys:
         try:
-            pasts.append(newest_past(lake, ledger, key, lookback=lookback, horizon=horizon))
+            history = history_bars(lookback, key.interval.next(0))
+            past = newest_past(lake, ledger, key, lookback=lookback, horizon=horizon, history=history)
+            pasts.append(past)
         except StorageError as error:
             logger.warning("%s is not forecast: %s", key, error)
             failures.append(FailureRef(series=key.name, reason=str(error)))
     return pasts, tuple(failures)
+
+
+def _load(model: PairRef | None, config: SamplingConfig, lookback: int, *, as_judged: bool) -> _Model:
+    """What is served; a word in the log where it is not what was judged."""
+    if model is None:
+        served = Served.references(lookback)
+        for note in served.notes:
+            logger.warning("Of the references, %s.", note)
+        return _Model(served=served, sampling=config, tokenizer_digest="", predictor_digest=REFERENCES_MODEL)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    served = Served.load(Path(model.tokenizer), Path(model.predictor), name=model.origin, device=device)
+    sampling = served.as_judged(config) if as_judged else config
+    if served.postprocess is not None and served.applied(sampling) is None:
+        logger.warning(
+            "The forecast's temperature, top_k and top_p are not those that the post-processing of the %s was fitted "
+            "for, so the network is served as it draws; leave them out to get what was judged.",
+            model.origin,
+        )
+    return _Model(
+        served=served,
+        sampling=sampling,
+        tokenizer_digest=model.tokenizer_digest,
+        predictor_digest=model.predictor_digest,
+    )
 
 
 def _make(
@@ -131,57 +173,54 @@ def _make(
     store: ForecastStore,
     pasts: list[Past],
     asked: Mapping[SeriesKey, ForecastQuestion],
-    model: PairRef,
-    config: SamplingConfig,
+    model: _Model,
     *,
-    dataset: BuiltDataset | None,
     seed: int,
 ) -> float:
     """Sample, store and draw; the seconds that sampling took."""
-    predictor = forecaster(model, dataset)
     started = time.perf_counter()
-    sampled = _sample(predictor, pasts, config, seed)
+    sampled = model.served.paths(context_of(pasts), model.sampling, seed).paths
     seconds = time.perf_counter() - started
     logger.info(
         "Sampled %d series x %d paths x %d candles in %.2f s by the %s",
         *sampled.shape[:3],
         seconds,
-        model.origin,
+        model.served.name,
     )
     for past, paths in zip(pasts, sampled, strict=True):
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
-        store.save(
-            question, frame, summary, closes=paths[..., CLOSE]
-        )  # last: what is stored is not made again
+        # Last: what is stored is not made again.
+        store.save(question, frame, summary, closes=paths[..., CLOSE])
     return seconds
 
 
-def _sample(model: Forecaster, pasts: list[Past], config: SamplingConfig, seed: int) -> NDArray[np.float32]:
-    """Paths (B, S, H, 6) in prices."""
-    return model.paths(
-        np.stack([past.features for past in pasts]),
-        np.stack([past.open_time for past in pasts]),
-        np.stack([past.future for past in pasts]),
-        [past.key.name for past in pasts],
-        config=config,
-        seed=seed,
-    ).paths
-
-
-def _question(past: Past, model: PairRef, config: SamplingConfig, seed: int) -> ForecastQuestion:
+def _question(past: Past, model: _Model, seed: int) -> ForecastQuestion:
     return ForecastQuestion(
         key=past.key,
         origin_ms=past.origin_ms,
         tokenizer_digest=model.tokenizer_digest,
         model_digest=model.predictor_digest,
-        seen=hashlib.sha256(past.features.tobytes()).hexdigest()[:16],
+        seen=_seen(past, model),
         lookback=len(past.open_time),
         horizon=len(past.future),
-        sampling={name: value for name, value in asdict(config).items() if name not in _HOW_FAST},
+        sampling=_drawn(model),
         seed=seed,
     )
+
+
+def _seen(past: Past, model: _Model) -> str:
+    """Digest of the candles behind a forecast: a network sees its lookback, references reach further back."""
+    seen = past.features.tobytes() if model.alone else past.features.tobytes() + past.history.tobytes()
+    return hashlib.sha256(seen).hexdigest()[:16]
+
+
+def _drawn(model: _Model) -> dict[str, Any]:
+    """What decides which paths are drawn; of the references their number alone."""
+    if model.served.forecaster is None:
+        return {"samples": model.sampling.samples}
+    return {name: value for name, value in asdict(model.sampling).items() if name not in _HOW_FAST}
 
 
 def _frame(past: Past, outlook: Outlook) -> pl.DataFrame:
@@ -196,7 +235,7 @@ def _frame(past: Past, outlook: Outlook) -> pl.DataFrame:
     return pl.DataFrame([times, steps, *(pl.Series(name, values) for name, values in columns.items())])
 
 
-def _summary(past: Past, outlook: Outlook, model: PairRef) -> dict[str, Any]:
+def _summary(past: Past, outlook: Outlook, model: _Model) -> dict[str, Any]:
     """The end of the horizon."""
     return {
         "last_close": past.last_close,
@@ -208,7 +247,8 @@ def _summary(past: Past, outlook: Outlook, model: PairRef) -> dict[str, Any]:
         "expected_return": float(outlook.expected_return[-1]),
         "volatility": float(outlook.volatility[-1]),
         "samples": outlook.samples,
-        "model": model.origin,
+        "model": model.served.name,
+        "weights": model.served.shares(model.sampling),
         "tokenizer_digest": model.tokenizer_digest,
     }
 
@@ -217,16 +257,14 @@ def _figure(home: Home, question: ForecastQuestion) -> Path:
     return home.forecasts / "figures" / f"{question.key.slug}-{question.name}.png"
 
 
-def _reference(
-    home: Home, store: ForecastStore, question: ForecastQuestion, model: PairRef, *, made: bool
-) -> ForecastRef:
+def _reference(home: Home, store: ForecastStore, question: ForecastQuestion, *, made: bool) -> ForecastRef:
     found = store.find(question)
     assert found is not None, "stored above"
     told = ("last_close", "horizon_end_ms", "close_mean", "close_low", "close_high", "probability_up")
     return ForecastRef(
         series=question.key.name,
         interval=str(question.key.interval),
-        model_digest=model.predictor_digest,
+        model_digest=question.model_digest,
         path=str(found.path),
         figure=str(_figure(home, question)),
         origin_ms=question.origin_ms,

@@ -10,6 +10,7 @@ import polars as pl
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
 from kronos_model.evaluation.stored_scores import score_stored, skill_interval
+from kronos_model.served_words import REFERENCES_MODEL
 from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
@@ -59,12 +60,12 @@ class Live:
 
 
 def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
-    """The record of everyone who ever served the recipe, as of now; writes nothing.
+    """The record of everyone who ever served the recipe, as of now, or else of the references; writes nothing.
 
     `under_way` gives the datasets of nights that have no summary yet.
     """
     drifts, warnings = _drifts(home, recipe, under_way or {})
-    record = live_record(Scoreboard(home, score_stored), recipe)
+    record = live_record(Scoreboard(home, score_stored), recipe, otherwise={REFERENCES_MODEL})
     return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
 
 

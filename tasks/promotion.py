@@ -17,6 +17,7 @@ from prefect import task
 
 from kronos_model.errors import ModelError
 from kronos_model.files import model_digest
+from kronos_model.postprocess import PostProcess
 from kronos_model.publish_config import PublishConfig
 from kronos_model.sampling import SamplingConfig
 from kronos_model.windows import FEATURES, WindowDataset
@@ -49,7 +50,6 @@ __all__ = ["Mismatch", "mend", "mismatches", "promote", "promote_run", "register
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLE_CANDLES = 64
 _SHORTEST = 4  # characters of a run's id that a person has to type
 
 
@@ -67,7 +67,12 @@ def register(
     sampling: SamplingConfig,
     seed: int,
 ) -> str:
-    """Register the challenger in MLflow, whatever the verdict; the alias `challenger` names it. Its version."""
+    """Register the challenger in MLflow, whatever the verdict; the alias `challenger` names it. Its version.
+
+    Its defaults are the settings that its post-processing was fitted for, or `sampling` where it has none.
+    """
+    known = PostProcess.load(Path(model.predictor))
+    drawn = sampling if known is None else known.sampling(sampling.samples)
     registered = register_model(
         home,
         run,
@@ -76,11 +81,11 @@ def register(
         parts={"tokenizer": Path(model.tokenizer), "predictor": Path(model.predictor)},
         sampling={
             "horizon": WindowDataset.open(dataset.path).horizon,
-            "samples": sampling.samples,
+            "samples": drawn.samples,
             "seed": seed,
-            "temperature": float(sampling.temperature),
-            "top_k": sampling.top_k or 0,
-            "top_p": float(sampling.top_p or 1.0),
+            "temperature": float(drawn.temperature),
+            "top_k": drawn.top_k or 0,
+            "top_p": float(drawn.top_p or 1.0),
         },
         example=_example(dataset),
         tags={
@@ -326,14 +331,13 @@ def _before(home: Home, recipe: str, known: Sequence[Champion]) -> Champion:
 
 
 def _example(dataset: BuiltDataset) -> dict[str, Any]:
-    """The newest candles of the dataset's test range, as a table by column."""
+    """The newest candles of the dataset's test range, as many as the model sees, as a table by column."""
     windows = WindowDataset.open(dataset.path)
     newest = windows.batch("test", [windows.count("test") - 1])
-    bars = slice(max(0, windows.lookback - _EXAMPLE_CANDLES), windows.lookback)
-    columns = newest.features[0, bars].double().numpy()
+    columns = newest.features[0, : windows.lookback].double().numpy()
     return {
         "series": newest.series * len(columns),
-        "open_time": newest.open_time[0, bars].astype("datetime64[ms]"),
+        "open_time": newest.open_time[0, : windows.lookback].astype("datetime64[ms]"),
         **{name: columns[:, at] for at, name in enumerate(FEATURES)},
     }
 

@@ -109,7 +109,7 @@ def evaluate(obj: dict[str, Any], chosen: Chosen) -> None:
 )
 @click.pass_obj
 def forecast(obj: dict[str, Any], chosen: Chosen, export: Path | None) -> None:
-    """Forecast the next horizon of every series with the champion."""
+    """Forecast the next horizon of every series with the champion, or without one with the references."""
     home = start(obj, flow=True)
     from flows.cli.night_screen import show_forecasts
     from flows.cli.screen import lines

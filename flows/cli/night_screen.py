@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.screen import candles_table, console, noted, number, time_text
+from kronos_model.served_words import BY_REFERENCES, REFERENCES_MODEL
 
 if TYPE_CHECKING:
     from storage.layout import Home
@@ -41,7 +42,7 @@ def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> Non
         place = one["url"] if one["url"] else f"{one['path']} (a folder; nothing was uploaded)"
         screen.print(f"Published {one['name']}: {place}", highlight=False, soft_wrap=True)
     if summary["forecasts"]:
-        screen.print(_forecasts(summary["forecasts"]))
+        _print_forecasts(screen, summary["forecasts"])
     for one in summary.get("not_forecast", ()):  # a night of an older version has none
         screen.print(noted(f"{one['series']} is not forecast: {one['reason']}"))
     if summary["nothing_new"]:
@@ -80,7 +81,7 @@ def show_ranking(rows: Sequence[Mapping[str, Any]]) -> None:
 def show_forecasts(forecasts: Sequence[ForecastRef]) -> None:
     """The last step of each forecast."""
     if forecasts:
-        console().print(_forecasts([asdict(one) for one in forecasts]))
+        _print_forecasts(console(), [asdict(one) for one in forecasts])
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -111,6 +112,14 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
                 *(number(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
             )
     return table
+
+
+def _print_forecasts(screen: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The forecasts, and which of them no network made."""
+    screen.print(_forecasts(rows))
+    plain = [row["series"] for row in rows if row["model"] == REFERENCES_MODEL]
+    if plain:
+        screen.print(f"{', '.join(plain)} {BY_REFERENCES}.", highlight=False)
 
 
 def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:

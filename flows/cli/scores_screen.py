@@ -14,9 +14,10 @@ from flows.cli.screen import console, noted, number
 from kronos_model.evaluation.drift import FEWEST_STRETCHES, Drift
 from kronos_model.evaluation.intervals import against
 from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_stored
+from kronos_model.served_words import REFERENCES_MODEL
 from storage.errors import StorageError
 from storage.layout import Home
-from storage.scoreboard import Scoreboard, Tally, by_period, score_due
+from storage.scoreboard import Scoreboard, Tally, by_period, live_record, score_due
 from tasks.live_record import Live, live_board
 
 __all__ = ["show_scores"]
@@ -30,30 +31,38 @@ _NUMBERS = ("scored", "waiting", "CRPS bps", "last value", "skill", "cover 50", 
 
 
 def show_scores(home: Home, recipe: str | None, *, update: bool) -> None:
-    """The record of a recipe's champions, or of all recipes that have one; on `update` what is due is kept as well."""
+    """The record of a recipe's champions, or of all recipes that have one; on `update` what is due is kept as well.
+
+    Where there is no champion, that of the references, if they have forecast.
+    """
     serving = sorted(path.parent.name for path in home.models.glob("*/champion.json"))
-    if recipe is not None and recipe not in serving:
+    missing = recipe is not None and recipe not in serving
+    if (missing or not serving) and not _references_forecast(home):
+        whose = f"a champion of recipe {recipe}" if missing else "a champion"
+        remedy = f"`kronos run --recipe {recipe}` trains, judges and promotes one"
         raise StorageError(
-            f"Expected a champion of recipe {recipe} in {home.models}, found none; `kronos run --recipe {recipe}` "
-            f"trains, judges and promotes one."
-        )
-    if not serving:
-        raise StorageError(
-            f"Expected a champion in {home.models}, found none; `kronos run` promotes the first one."
+            f"Expected {whose} in {home.models}, found none; "
+            f"{remedy if missing else '`kronos run` promotes the first one'}."
         )
     if update:
         with home.writing("scoring forecasts"):
             score_due(Scoreboard(home, score_stored))
-    for name in [recipe] if recipe else serving:
-        _show(name, live_board(home, name))
+    for name in [recipe] if recipe else serving or [REFERENCES_MODEL]:
+        _show(name, live_board(home, name), champions=name in serving)
 
 
-def _show(recipe: str, live: Live) -> None:
+def _references_forecast(home: Home) -> bool:
+    """Whether a forecast by the references is on record."""
+    board = Scoreboard(home, score_stored)
+    return bool(live_record(board, REFERENCES_MODEL, otherwise={REFERENCES_MODEL}).series)
+
+
+def _show(recipe: str, live: Live, *, champions: bool) -> None:
     page = console()
     if not live.record.series:
         page.print(f"Nobody who served {recipe} has forecast yet; `kronos forecast --recipe {recipe}` does.")
     else:
-        page.print(_by_series(recipe, live))
+        page.print(_by_series(f"the champions of {recipe}" if champions else "the references", live))
     if live.record.total.scored:
         page.print(_certainty(live))
         if told := _estimated(live.record.total):
@@ -69,10 +78,8 @@ def _show(recipe: str, live: Live) -> None:
         page.print(noted(warning))
 
 
-def _by_series(recipe: str, live: Live) -> Table:
-    table = Table(
-        "series", *_NUMBERS, title=f"Live forecasts of the champions of {recipe} (bps of log return)"
-    )
+def _by_series(whose: str, live: Live) -> Table:
+    table = Table("series", *_NUMBERS, title=f"Live forecasts of {whose} (bps of log return)")
     for key, one in live.record.series.items():
         table.add_row(str(key), *_cells(one))
     if len(live.record.series) > 1:

@@ -147,7 +147,7 @@ async function refresh(round = state.round, fresh = false) {
 // What was said about a day ago (a horizon ago, where candles are long): on record, or recomputed.
 async function before(key) {
   const last = state.candles.at(-1)?.ms;
-  const model = state.models.find((one) => one.recipe === state.forecast?.recipe);
+  const model = state.models.find((one) => one.recipe === state.forecast?.recipe) ?? state.forecast;
   if (!last) return null;
   const back = Math.max(DAY_MS, state.step * Math.min(model?.horizon ?? 1, 24));
   const wanted = last - Math.ceil((state.step < DAY_MS ? DAY_MS : back) / state.step) * state.step;
@@ -199,7 +199,7 @@ async function pulse() {
   if (round !== state.round || root.dataset.state === "loading") return;
   take(found);
   reached();
-  if (!before || found.predictor !== before.predictor || found.recipe !== before.recipe) return refresh(round);
+  if (!before || found.predictor !== before.predictor || found.model !== before.model || found.recipe !== before.recipe) return refresh(round);
   if (found.last_ms !== before.last_ms) {
     const missing = Math.round((found.last_ms - before.last_ms) / state.step) + 1;
     const news = columns(await ask("/candles", { ...state.key, limit: Math.min(Math.max(missing, 2), PAGE) }));
@@ -282,12 +282,12 @@ function banners() {
   const beat = state.pulse;
   if (state.lost) found.push(banner("bad", state.lost_how, `${state.lost} What you see is from ${say.moment(state.lost_at, state.local)}; it is tried again every few seconds.`));
   else if (beat) {
-    if (!state.models.length) found.push(banner("", "No model yet", state.problem ?? "`kronos run` trains one, judges it, and lets it serve here if it is better. Until then: candles."));
-    else if (state.refusals.forecast) found.push(banner("warn", "No forecast", state.refusals.forecast));
+    if (!state.models.length) found.push(banner("", "No model yet", state.problem ?? `\`kronos run\` trains one, judges it, and lets it serve here if it is better. Until then: ${state.forecast ? "what the references say" : "candles"}.`));
+    if (state.refusals.forecast && (state.models.length || !state.problem)) found.push(banner("warn", "No forecast", state.refusals.forecast));
     if (beat.behind > 1) {
       const age = say.span(state.now() - (beat.last_ms + state.step));
       const tail = beat.following === "off" ? "`kronos serve --follow` or `kronos ingest` brings them." : beat.trouble || "They are being fetched.";
-      found.push(banner("warn", "Stale candles", `The newest one closed ${age} ago and ${say.count(beat.behind)} are missing since${state.models.length ? "; a forecast starts there, not now" : ""}. ${tail}`));
+      found.push(banner("warn", "Stale candles", `The newest one closed ${age} ago and ${say.count(beat.behind)} are missing since${state.forecast ? "; a forecast starts there, not now" : ""}. ${tail}`));
     } else if (beat.trouble && beat.following !== "streaming") found.push(banner("warn", "Not live", beat.trouble));
   }
   const text = found.map((one) => one.textContent).join();

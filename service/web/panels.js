@@ -50,7 +50,7 @@ export function headline(state) {
 export function outlook(state) {
   const { forecast, local } = state;
   if (!forecast) {
-    const why = state.models.length ? state.refusals.forecast : null; // the banner says that there is no model
+    const why = state.models.length ? state.refusals.forecast : null; // the banner says why, where there is no model
     return fill("ahead", why ? empty(why) : null);
   }
   const { outlook: ends, fan, last_close: last } = forecast;
@@ -83,7 +83,7 @@ export function past(state) {
   const last = came.at(-1);
   const rows = [
     row("From the close at", say.moment(said.origin_ms + state.step, local)),
-    row("By", said.recorded ? `${state.models.some((one) => one.predictor === said.predictor) ? "today's champion" : "an earlier model"}, on record` : "today's model, recomputed"),
+    row("By", said.recorded ? `${maker(state, said)}, on record` : `${said.model === "references" ? "the references" : "today's model"}, recomputed`),
   ];
   if (last) {
     const [then, told, real] = [said.last_close, last.q["0.5"], last.came];
@@ -94,6 +94,11 @@ export function past(state) {
     );
   } else rows.push(row("Came", "nothing yet"));
   fill("past", ...rows, said.recorded ? null : h("p", { class: "sub" }, "Nothing was on record then: this is what the model of now says, knowing the candles up to there."));
+}
+
+function maker(state, said) {
+  if (said.predictor === "references") return "the references";
+  return state.models.some((one) => one.predictor === said.predictor) ? "today's champion" : "an earlier model";
 }
 
 const VERDICTS = { promote: "Promoted", keep: "Kept the champion", reject: "Rejected" };
@@ -157,8 +162,10 @@ export function data(state) {
 }
 
 export function model(state) {
-  const one = state.models.find((known) => known.recipe === state.forecast?.recipe) ?? state.models.find((known) => known.interval === state.key.interval);
-  if (!one) return fill("model", empty(state.problem ?? "No model yet: `kronos run` trains one, judges it and lets it serve if it is better."));
+  const { forecast, problem } = state;
+  if (forecast?.model === "references") return fill("model", ...references(forecast), problem ? h("p", { class: "sub" }, ...sentence(problem)) : null);
+  const one = state.models.find((known) => known.recipe === forecast?.recipe) ?? state.models.find((known) => known.interval === state.key.interval);
+  if (!one) return fill("model", empty(problem ?? "No model yet: `kronos run` trains one, judges it and lets it serve if it is better."));
   const trained = one.series.includes(state.key.symbol);
   fill(
     "model",
@@ -167,8 +174,24 @@ export function model(state) {
     row("Recipe", one.recipe),
     row("Sees, forecasts", `${one.lookback}, ${one.horizon} candles of ${one.interval}`),
     row("Trained on", trained ? "this series" + (one.series.length > 1 ? ` and ${one.series.length - 1} more` : "") : "other series"),
-    state.forecast ? row("Paths", say.count(state.forecast.samples)) : null,
-    state.forecast ? row("Spread", state.forecast.calibrated ? "calibrated" : "as sampled") : null,
-    state.problem ? h("p", { class: "sub" }, ...sentence(state.problem)) : null,
+    forecast ? row("Paths", `${say.count(forecast.samples)}: ${shares(forecast.weights)}`) : null,
+    h("p", { class: "sub" }, `In the pool ${one.adds}.`),
+    forecast?.postprocessing.length ? h("ul", {}, ...forecast.postprocessing.map((part) => h("li", {}, part))) : null,
+    problem ? h("p", { class: "sub" }, ...sentence(problem)) : null,
   );
 }
+
+// What is served where no network has earned a place.
+const references = (forecast) => [
+  row("Model", "references"),
+  forecast.recipe ? row("Recipe", forecast.recipe) : null,
+  row("Forecasts", `${forecast.horizon} candles of ${forecast.interval}`),
+  row("Paths", `${say.count(forecast.samples)}: ${shares(forecast.weights)}`),
+  h("p", { class: "sub" }, ...sentence(`Forecast ${forecast.adds}. \`kronos run\` trains one and judges it.`)),
+];
+
+const shares = (weights) =>
+  Object.entries(weights)
+    .filter(([, share]) => share > 0)
+    .map(([name, share]) => `${name} ${Math.round(100 * share)} %`)
+    .join(", ");

@@ -9,17 +9,20 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
+from kronos_model.context import history_bars
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 from kronos_model.hub import read_metadata
+from kronos_model.postprocess import PostProcess
 from kronos_model.publish_config import PublishConfig, repository_names
+from kronos_model.served_words import postprocess_in_words
 from storage.dataset import load_manifest
+from storage.interval import Interval
 from storage.layout import Home
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef
 from tasks.reports.rendering import day, render
 
-__all__ = ["CardFacts", "NightFacts", "calibration_in_words", "card_facts", "model_card"]
+__all__ = ["CardFacts", "NightFacts", "card_facts", "model_card", "postprocess_of"]
 
 ALL_SERIES = "all"
 CHALLENGER = "challenger"
@@ -68,7 +71,7 @@ class CardFacts:
     base_models: Mapping[
         str, str
     ]  # Hub ids of what training started from, with revisions; empty from scratch
-    calibration: str  # what is done to the spread of the paths, in words; empty where nothing is
+    postprocess: str  # what is done to the paths before they are served, in words; empty where nothing is
     settings: Mapping[str, object]  # of training and sampling, in the order they are to be read
     leaderboard: Sequence[Mapping[str, Any]]  # rows of evaluation.leaderboard
     verdict: str
@@ -119,7 +122,7 @@ def card_facts(
         max_context=metadata["max_context"],
         normaliser=manifest["normaliser"]["kind"],
         base_models=_base_models(facts, part),
-        calibration=calibration_in_words(Path(model.predictor)),
+        postprocess=postprocess_of(Path(model.predictor)),
         settings=facts.settings,
         leaderboard=facts.scores.leaderboard,
         verdict=facts.verdict.verdict,
@@ -152,21 +155,21 @@ def model_card(facts: CardFacts) -> str:
         leaderboards={name: [row for row in facts.leaderboard if row["series"] == name] for name in shown},
         pretraining_end_ms=PRETRAINING_END_MS,
         frequency=_frequency(facts.interval),
+        history=history_bars(facts.lookback, Interval(facts.interval).next(0)),
         folders={one: _folder(getattr(facts, f"{one}_repo")) for one in ("tokenizer", "predictor")},
     )
     return f"---\n{_metadata(facts).to_yaml()}\n---\n{text}"
 
 
-def calibration_in_words(predictor: Path) -> str:
-    """What serving does to the spread of the paths of this model folder; empty where it is not calibrated."""
-    told = Calibration.load(predictor)
-    if told is None:
+def postprocess_of(predictor: Path) -> str:
+    """What serving does to the paths of this model folder, in words; empty where it does nothing."""
+    known = PostProcess.load(predictor)
+    parts = postprocess_in_words(known)
+    if known is None or not parts:
         return ""
-    factors = [factor for row in told.factors for factor in row]
     return (
-        f"the spread of the paths is scaled by {min(factors):.2f} to {max(factors):.2f}, by step and distance from "
-        f"the median, so that bands up to {100 * told.level:.0f} % cover what they say: fitted on {told.origins} "
-        f"validation origins at temperature {told.temperature:g}, top-k {told.top_k}, top-p {told.top_p:g}"
+        f"{'; '.join(parts)}: fitted on {known.origins} validation origins at temperature {known.temperature:g}, "
+        f"top-k {known.top_k}, top-p {known.top_p:g}"
     )
 
 
@@ -192,7 +195,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             "test_from": day(facts.test_from_ms),
             "dataset_digest": facts.dataset_digest,
             "base_revisions": dict(facts.base_models),
-            "calibrated": bool(facts.calibration),
+            "postprocessed": bool(facts.postprocess),
             "contaminated": facts.contaminated,
             "verdict": facts.verdict,
         },

@@ -131,9 +131,3 @@ def test_gc_shows_what_would_go_and_deletes_when_told_to(terminal: Terminal) -> 
     assert not job.exists()
     assert "is older than it may be" in terminal("gc", "--set", "job_days=0").out
     assert "did you mean job_days" in terminal.refused("gc", "--set", "jobs_day=0")
-
-
-def test_a_forecast_without_a_champion_is_skipped_with_a_word(terminal: Terminal) -> None:
-    complaint = terminal.refused("forecast", "--recipe", "demo")
-    assert "Expected a champion of recipe demo in" in complaint
-    assert "`kronos run --recipe demo` trains, judges and promotes one." in complaint

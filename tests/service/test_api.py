@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,17 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from kronos_model.calibration import Calibration
 from kronos_model.forecaster import Forecaster
 from kronos_model.sampling import SamplingConfig
 from service.config import ServiceConfig
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
-from storage.registry import read_champion
-from tests.support.candles import HOUR_MS, full_candles
+from storage.registry import read_champion, write_champion
+from storage.schema import SeriesKey
+from tests.support.candles import HOUR_MS, JUNE_MS, full_candles
 from tests.support.serving import (
+    BLEND,
     BTC,
     CANDLES,
     DOGE,
@@ -31,6 +33,7 @@ from tests.support.serving import (
     crown,
     keep_forecast,
     make_home,
+    night_made_for,
     serving,
 )
 from tests.support.snapshots import snapshot
@@ -135,22 +138,96 @@ def test_history_shows_what_was_said_and_what_came(tmp_path: Path) -> None:
     assert newer["fan"]["quantiles"]["0.05"] == [5.0] * HORIZON
 
 
-def test_a_calibrated_champion_draws_as_it_was_calibrated_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_champion_from_before_post_processing_serves_as_it_did(tmp_path: Path) -> None:
     home = make_home(tmp_path)
     champion = read_champion(home, "demo")
     assert champion is not None
-    calibration = Calibration(
-        levels=(0.9,), factors=((2.0, 3.0),), origins=40, samples=20, temperature=0.5, top_k=0, top_p=1.0
-    )
-    calibration.save(home.root / champion.predictor)
+    told = {"version": 2, "levels": [0.9], "factors": [[2.0, 3.0]], "origins": 40, "samples": 20}
+    told |= {"temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    (home.root / champion.predictor / "calibration.json").write_text(json.dumps(told))
     with serving(home) as site:
         judged = site.forecast(samples=20, quantiles=[0.1, 0.9])
     with serving(home, ServiceConfig(as_judged=False)) as site:
         plain = site.forecast(samples=20, quantiles=[0.1, 0.9])
-    assert (judged["calibrated"], plain["calibrated"]) == (True, False)
+    (spread,) = judged["postprocessing"]
+    assert spread.startswith("the spread of the paths is scaled by 2.00 to 3.00")
+    assert plain["postprocessing"] == []
+    assert judged["weights"] == plain["weights"] == {"network": 1.0}
     for found, temperature in ((judged, 0.5), (plain, 1.0)):
         close = our_paths(home, seed=0, samples=20, temperature=temperature)[:, :, 3].astype(np.float64)
         np.testing.assert_allclose(found["fan"]["quantiles"]["0.9"], np.quantile(close, 0.9, axis=0))
+
+
+def test_a_blended_champion_says_who_gives_what_and_what_the_network_adds(tmp_path: Path) -> None:
+    home = make_home(tmp_path, champion=False)
+    crown(home, seed=0, postprocess=BLEND)
+    with serving(home) as site:
+        found = site.forecast(samples=20)
+        (model,) = site.get("/models").json()["models"]
+    with serving(home, ServiceConfig(as_judged=False)) as site:
+        plain = site.forecast(samples=20)
+    assert found["model"] == "champion"
+    assert found["weights"] == model["weights"] == BLEND.pool
+    assert found["adds"] == model["adds"]
+    assert found["adds"] == "the network adds 50 % of the paths; the others are the references'"
+    kept, pool, spread = found["postprocessing"]
+    assert kept == "0 to 50 % of the network's median move is kept"
+    assert pool == "paths are pooled: network 50 %, ewma 30 %, bootstrap 20 %"
+    assert spread.startswith("the spread of the paths is scaled by 1.10 to 1.30")
+    assert (plain["weights"], plain["postprocessing"]) == ({"network": 1.0}, [])
+
+
+def test_what_a_verdict_says_that_the_network_adds_is_passed_on(tmp_path: Path) -> None:
+    home = make_home(tmp_path, champion=False)
+    champion = crown(home, seed=0, postprocess=BLEND)
+    said = "the network adds 1.6 % to the references"
+    write_champion(home, "demo", replace(champion, reasons=("challenger is better than base", said)))
+    with serving(home) as site:
+        assert site.forecast()["adds"] == said
+
+
+def test_without_a_champion_the_references_forecast_as_the_nights_were_made(tmp_path: Path) -> None:
+    home = make_home(tmp_path, champion=False)
+    night_made_for(home, lookback=LOOKBACK, horizon=HORIZON)
+    with serving(home) as site:
+        found, named = site.forecast(samples=20), site.forecast(samples=20, recipe="demo")
+        assert site.get("/health").json()["status"] == "empty"
+        pulse = site.get("/pulse", symbol="BTCUSDT").json()
+        crown(home, seed=0)
+        site.service.champion_models.refresh()
+        assert site.forecast(samples=20)["model"] == "champion"
+    assert found["fan"] == named["fan"]
+    assert (found["model"], found["predictor"], found["tokenizer"]) == ("references", None, None)
+    assert (found["recipe"], named["recipe"]) == (None, "demo")
+    assert (found["horizon"], found["trained_on_it"]) == (HORIZON, False)
+    assert found["adds"] == "by the references: no network has earned a place yet"
+    assert (pulse["model"], pulse["predictor"]) == ("references", None)
+
+
+def test_an_interval_that_no_champion_fits_is_forecast_by_the_references(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    daily = SeriesKey.parse("spot:BTCUSDT", "1d")
+    Lake(home.lake).upsert(daily, full_candles(500, interval=daily.interval), source=Source("rest", "x"))
+    with serving(home, now_ms=JUNE_MS + 501 * 24 * HOUR_MS) as site:
+        found = site.forecast(interval="1d", horizon=5)
+        assert (found["model"], found["horizon"]) == ("references", 5)
+        assert found["weights"] == pytest.approx(dict.fromkeys(("ewma", "har", "bootstrap"), 1 / 3))
+        assert site.forecast(interval="1h")["model"] == "champion"
+        answer = site.get("/forecast", symbol="BTCUSDT", interval="1d", recipe="demo")
+        assert answer.status_code == 422
+        assert "made for (1h), found 1d" in answer.json()["error"]
+
+
+def test_a_champion_that_cannot_be_loaded_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    champion = read_champion(home, "demo")
+    assert champion is not None
+    (home.root / champion.predictor / "postprocess.json").write_text('{"version": 99}')
+    with serving(home) as site:
+        for asked in ({}, {"recipe": "demo"}):
+            answer = site.get("/forecast", symbol="BTCUSDT", **asked)
+            assert answer.status_code == 404
+            assert "postprocess.json" in answer.json()["error"]
 
 
 def test_scores_count_the_forecasts_whose_candles_have_come(tmp_path: Path) -> None:
@@ -308,15 +385,19 @@ def test_without_the_token_only_the_page_and_health_are_answered(
     assert TOKEN not in caplog.text
 
 
-def test_a_home_without_champion_serves_candles_and_says_what_to_do(tmp_path: Path) -> None:
+def test_a_home_without_nights_serves_candles_and_the_references_by_default_settings(tmp_path: Path) -> None:
     with serving(make_home(tmp_path, champion=False)) as site:
         assert site.get("/health").json()["status"] == "empty"
         assert site.get("/candles", symbol="BTCUSDT").status_code == 200
         assert site.get("/pulse", symbol="BTCUSDT").json()["predictor"] is None
-        for path in ("/forecast?symbol=BTCUSDT", "/scores"):
-            answer = site.get(path)
-            assert answer.status_code == 404
-            assert "kronos run" in answer.json()["error"]
+        short = site.get("/forecast", symbol="BTCUSDT")
+        assert short.status_code == 409
+        assert "the newest 400 candles" in short.json()["error"]
+        unknown = site.get("/forecast", symbol="BTCUSDT", recipe="demo")
+        assert unknown.status_code == 404
+        scores = site.get("/scores")
+        assert scores.status_code == 404
+        assert "kronos run" in scores.json()["error"]
 
 
 def test_an_empty_home_says_what_to_do(tmp_path: Path) -> None:

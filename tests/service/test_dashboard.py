@@ -11,16 +11,19 @@ from storage.ledger import Source
 from tests.support.browser import Page, browsing
 from tests.support.candles import HOUR_MS, full_candles
 from tests.support.serving import (
+    BLEND,
     BTC,
     CANDLES,
     DOGE,
     HORIZON,
     LAST_MS,
+    LOOKBACK,
     NOW_MS,
     Site,
     crown,
     keep_forecast,
     make_home,
+    night_made_for,
     serving,
 )
 
@@ -141,6 +144,35 @@ def test_without_a_model_it_shows_candles_and_what_to_do(page: Page, tmp_path: P
     assert "kronos run" in page.text("#banners")
     assert f"{CANDLES} candles" in page.run(LABEL)
     assert "no forecast" in page.run(LABEL)
+    assert page.errors == []
+
+
+def test_where_no_network_has_earned_a_place_the_references_forecast_by_name(
+    page: Page, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path, champion=False)
+    night_made_for(home, lookback=LOOKBACK, horizon=HORIZON)
+    with serving(home) as site:
+        load(page, site)
+    assert "what the references say" in page.text("#banners")
+    said = page.text("#model")
+    assert "references" in said
+    assert "by the references: no network has earned a place yet" in said
+    assert "ewma 50 %, bootstrap 50 %" in said
+    assert f"forecast of {HORIZON} candles" in page.run(LABEL)
+    assert "the references, recomputed" in page.text("#past")
+    assert page.errors == []
+
+
+def test_a_pooled_champion_shows_what_its_network_gives_and_adds(page: Page, tmp_path: Path) -> None:
+    home = make_home(tmp_path, champion=False)
+    crown(home, seed=0, postprocess=BLEND)
+    with serving(home) as site:
+        load(page, site)
+    said = page.text("#model")
+    assert "network 50 %, ewma 30 %, bootstrap 20 %" in said
+    assert "the network adds 50 % of the paths" in said
+    assert "0 to 50 % of the network's median move is kept" in said
     assert page.errors == []
 
 

@@ -182,4 +182,5 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_and_says_so(tmp_pat
         assert site.get("/health").json()["status"] == "ok"
         record.unlink()
         until(lambda: not site.service.champion_models.models, "nobody serves")
-        assert site.get("/forecast", symbol="BTCUSDT").status_code == 404
+        pulse = site.get("/pulse", symbol="BTCUSDT").json()
+        assert (pulse["model"], pulse["predictor"]) == ("references", None)

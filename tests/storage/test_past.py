@@ -11,7 +11,7 @@ from kronos_model.features import FEATURES
 from storage.interval import Interval
 from storage.lake import Lake
 from storage.ledger import Hole, Ledger, Source
-from storage.past import PastError, features_of, following, newest, newest_past, past_of
+from storage.past import PastError, closes_before, features_of, following, newest, newest_past, past_of
 from storage.schema import SeriesKey
 from tests.support.candles import BTC, HOUR_MS, JUNE_MS, full_candles
 
@@ -26,7 +26,7 @@ def put(root: Path, key: SeriesKey, candles: pl.DataFrame) -> tuple[Lake, Ledger
 
 def test_it_is_the_newest_candles_in_the_order_of_the_features_and_what_follows(tmp_path: Path) -> None:
     candles = full_candles(40)
-    past = newest_past(*put(tmp_path, BTC, candles), BTC, lookback=24, horizon=3)
+    past = newest_past(*put(tmp_path, BTC, candles), BTC, lookback=24, horizon=3, history=24)
     names = [name if name != "amount" else "quote_volume" for name in FEATURES]
     expected = np.array(
         [[np.float32(row[name]) for name in names] for row in candles.tail(24).iter_rows(named=True)]
@@ -47,19 +47,19 @@ def test_one_missing_candle_is_not_forecast_over(tmp_path: Path, gone: int) -> N
     with pytest.raises(
         PastError, match=r"newest 24 candles of spot:BTCUSDT:1h without a hole.*`kronos ingest`"
     ):
-        newest_past(lake, ledger, BTC, lookback=24, horizon=3)
+        newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=24)
 
 
 def test_a_hole_before_the_lookback_does_no_harm(tmp_path: Path) -> None:
     candles = full_candles(40)
     lake, ledger = put(tmp_path, BTC, pl.concat([candles[:15], candles[16:]]))
-    assert len(newest_past(lake, ledger, BTC, lookback=24, horizon=3).open_time) == 24
+    assert len(newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=24).open_time) == 24
 
 
 def test_fewer_candles_than_the_lookback_are_told_with_their_number(tmp_path: Path) -> None:
     lake, ledger = put(tmp_path, BTC, full_candles(23))
     with pytest.raises(PastError, match=r"newest 24 candles .* found 23 from 2024-06-01 00:00:00 UTC"):
-        newest_past(lake, ledger, BTC, lookback=24, horizon=3)
+        newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=24)
 
 
 def test_a_tail_that_the_exchange_did_not_have_is_stale(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_tail_that_the_exchange_did_not_have_is_stale(tmp_path: Path) -> None:
     tail = Hole(start_ms=JUNE_MS + 40 * HOUR_MS, end_ms=JUNE_MS + 90 * HOUR_MS, candles=50, status="stale")
     ledger.set_tail(BTC, tail)
     with pytest.raises(PastError, match=r"no candle after 2024-06-02 15:00:00 UTC.*halted or delisted"):
-        newest_past(lake, ledger, BTC, lookback=24, horizon=3)
+        newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=24)
     ledger.set_tail(BTC, None)
-    newest_past(lake, ledger, BTC, lookback=24, horizon=3)
+    newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=24)
 
 
 @pytest.mark.parametrize("count", [1, 20, 31, 62, 100, 200, 400, 1_000])
@@ -112,4 +112,24 @@ def test_months_follow_months_of_any_length() -> None:
 
 def test_no_candle_at_all_is_told() -> None:
     with pytest.raises(PastError, match="found none"):
-        past_of(BTC, full_candles(1).clear(), lookback=2, horizon=1)
+        past_of(BTC, full_candles(1).clear(), lookback=2, horizon=1, history=2)
+
+
+def test_the_history_reaches_further_back_and_keeps_the_close_before_a_hole(tmp_path: Path) -> None:
+    candles = full_candles(40)
+    lake, ledger = put(tmp_path, BTC, pl.concat([candles[:10], candles[12:]]))
+    past = newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=44)
+    closes = candles["close"].cast(pl.Float32).cast(pl.Float64).to_numpy().copy()
+    closes[10:12] = closes[9]
+    assert np.isnan(past.history[:4]).all()
+    np.testing.assert_array_equal(past.history[4:], closes)
+    shorter = newest_past(lake, ledger, BTC, lookback=24, horizon=3, history=29).history
+    np.testing.assert_array_equal(shorter, closes[11:])
+
+
+def test_months_have_a_history_of_the_candles_that_there_are() -> None:
+    opened = np.array(["2024-01-01", "2024-02-01", "2024-03-01"], "datetime64[ms]").astype(np.int64)
+    closes = np.array([1.0, 2.0, 3.0], np.float32)
+    month = Interval("1M")
+    assert closes_before(month, opened, closes, 2).tolist() == [2.0, 3.0]
+    np.testing.assert_array_equal(closes_before(month, opened, closes, 4), [np.nan, 1.0, 2.0, 3.0])

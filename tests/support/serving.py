@@ -15,9 +15,12 @@ import uvicorn
 from kronos_model.config import PRESETS
 from kronos_model.files import model_digest
 from kronos_model.hub import scratch_pair, write_metadata
+from kronos_model.postprocess import PostProcess
+from kronos_model.spread import Spread
 from service.api import Service, application
 from service.config import ServiceConfig
 from service.follow import Follower
+from storage.dataset import DatasetConfig
 from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
@@ -25,8 +28,10 @@ from storage.ledger import Source
 from storage.registry import Champion, read_champion, write_champion, write_night
 from storage.schema import SeriesKey
 from tests.support.candles import HOUR_MS, JUNE_MS, asked, full_candles
+from tests.support.datasets import build
 
 __all__ = [
+    "BLEND",
     "BTC",
     "CANDLES",
     "DOGE",
@@ -38,6 +43,7 @@ __all__ = [
     "crown",
     "keep_forecast",
     "make_home",
+    "night_made_for",
     "serving",
 ]
 
@@ -66,9 +72,28 @@ def make_home(root: Path, *, champion: bool = True) -> Home:
     return home
 
 
-def crown(home: Home, *, seed: int, recipe: str = "demo") -> Champion:
-    """Let the untrained tiny model of that seed serve."""
+BLEND = PostProcess(
+    horizon=HORIZON,
+    lookback=LOOKBACK,
+    interval="1h",
+    temperature=0.8,
+    top_k=0,
+    top_p=0.9,
+    location=(0.5, 0.0),
+    members=("network", "ewma", "bootstrap"),
+    weights=(0.5, 0.3, 0.2),
+    spread=Spread(levels=(0.5, 0.9), factors=((1.1,) * HORIZON, (1.3,) * HORIZON)),
+    spread_alone=None,
+    origins=40,
+    samples=20,
+)
+
+
+def crown(home: Home, *, seed: int, recipe: str = "demo", postprocess: PostProcess | None = None) -> Champion:
+    """Let the untrained tiny model of that seed serve, with the post-processing given."""
     pair = scratch_pair(PRESETS["tiny"], home.models / "scratch" / str(seed), seed)
+    if postprocess is not None:
+        postprocess.save(pair.predictor)
     told = {"interval": "1h", "lookback": LOOKBACK, "horizon": HORIZON, "training": {"series": [BTC.name]}}
     write_metadata(pair.predictor, told)
     champion = Champion(
@@ -84,6 +109,21 @@ def crown(home: Home, *, seed: int, recipe: str = "demo") -> Champion:
     )
     write_champion(home, recipe, champion)
     return champion
+
+
+def night_made_for(home: Home, *, lookback: int, horizon: int, recipe: str = "demo") -> None:
+    """A finished night of a recipe that promoted nobody, with the dataset it was made from."""
+    candles = {BTC.name: full_candles(400, seed=0)}
+    dataset = build(candles, DatasetConfig(lookback=lookback, horizon=horizon), home.root / "datasets")
+    summary = {
+        "recipe": recipe,
+        "night": "n0",
+        "verdict": "reject",
+        "reasons": ["challenger is worse than the references"],
+        "dataset": {"path": str(dataset.path)},
+        "leaderboard": [{"model": "challenger", "series": "all", "origins": 80, "crps_bps": 109.4}],
+    }
+    write_night(home, recipe, "n0", summary)
 
 
 @dataclass(frozen=True)

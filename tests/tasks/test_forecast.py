@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 from exchange.replay import synthetic_market
-from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
 from kronos_model.files import model_digest
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
+from kronos_model.postprocess import PostProcess
 from kronos_model.sampling import SamplingConfig
 from storage.errors import StorageError
 from storage.forecasts import ForecastStore
@@ -56,8 +56,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PairRef:
     )
 
 
-def run(home: Home, pair: PairRef, **changed: Any) -> ForecastsRef:
-    options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "dataset": None, "seed": 3}
+def run(home: Home, pair: PairRef | None, **changed: Any) -> ForecastsRef:
+    options: dict[str, Any] = {"lookback": LOOKBACK, "horizon": HORIZON, "seed": 3}
     options |= {"config": SamplingConfig(samples=SAMPLES), **changed}
     return forecast.fn(home, KEYS, pair, **options)
 
@@ -109,13 +109,19 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
         assert Path(one.figure).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_calibration_beside_the_predictor_is_applied(home: Home, pair: PairRef, tmp_path: Path) -> None:
-    folder = tmp_path / "calibrated"
+def beside(pair: PairRef, folder: Path, name: str, told: dict[str, Any]) -> PairRef:
+    """The same predictor with one more file in its folder."""
     shutil.copytree(pair.predictor, folder)
-    Calibration(
-        levels=(0.9,), factors=((2.0, 3.0),), origins=20, samples=SAMPLES, temperature=1.0, top_k=0, top_p=1.0
-    ).save(folder)
-    calibrated = replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
+    (folder / name).write_text(json.dumps(told))
+    return replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
+
+
+def test_the_calibration_beside_an_older_predictor_is_applied(
+    home: Home, pair: PairRef, tmp_path: Path
+) -> None:
+    told = {"version": 2, "levels": [0.9], "factors": [[2.0, 3.0]], "origins": 20, "samples": SAMPLES}
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    calibrated = beside(pair, tmp_path / "calibrated", "calibration.json", told | drawn)
     plain, scaled = run(home, pair), run(home, calibrated)
     assert all(one.made for one in (*plain.forecasts, *scaled.forecasts))
     for before, after in zip(plain.forecasts, scaled.forecasts, strict=True):
@@ -127,6 +133,86 @@ def test_the_calibration_beside_the_predictor_is_applied(home: Home, pair: PairR
             )
             assert low[1] == pytest.approx(factor * low[0], rel=0.02)
             assert high[1] == pytest.approx(factor * high[0], rel=0.02)
+
+
+def blended(pair: PairRef, folder: Path, **changed: Any) -> PairRef:
+    """The same predictor, pooled with references and drawn at another temperature."""
+    plain = PostProcess(
+        horizon=HORIZON,
+        lookback=LOOKBACK,
+        interval="1h",
+        temperature=0.7,
+        top_k=0,
+        top_p=1.0,
+        location=(0.0,),
+        members=("network", "ewma", "bootstrap"),
+        weights=(0.5, 0.25, 0.25),
+        spread=None,
+        spread_alone=None,
+        origins=40,
+        samples=20,
+    )
+    shutil.copytree(pair.predictor, folder)
+    replace(plain, **changed).save(folder)
+    return replace(pair, predictor=str(folder), predictor_digest=model_digest(folder))
+
+
+def test_a_blended_champion_forecasts_as_it_was_judged_and_its_question_says_so(
+    home: Home, pair: PairRef, tmp_path: Path
+) -> None:
+    one = blended(pair, tmp_path / "one")
+    other = blended(pair, tmp_path / "other", weights=(0.4, 0.3, 0.3))
+    first, second = run(home, one), run(home, other)
+    assert all(made.made for made in (*first.forecasts, *second.forecasts)), (
+        "another blend is another question"
+    )
+    facts = json.loads((Path(first.forecasts[0].path) / "summary.json").read_text())
+    assert facts["model_digest"] == facts["question"]["model_digest"] == one.predictor_digest
+    assert facts["question"]["sampling"]["temperature"] == 0.7
+    assert facts["summary"]["weights"] == {"network": 0.5, "ewma": 0.25, "bootstrap": 0.25}
+    assert not any(made.made for made in run(home, one).forecasts)
+
+
+def test_other_sampling_settings_than_those_judged_give_the_network_alone_and_a_warning(
+    home: Home, pair: PairRef, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = SamplingConfig(samples=SAMPLES, temperature=0.5)
+    with caplog.at_level("WARNING"):
+        found = run(home, blended(pair, tmp_path / "one"), config=asked, as_judged=False)
+    assert "the network is served as it draws" in caplog.text
+    raw = run(home, pair, config=asked)
+    for one, plain in zip(found.forecasts, raw.forecasts, strict=True):
+        assert (one.close_low, one.close_high) == (plain.close_low, plain.close_high)
+
+
+def test_a_candle_before_the_lookback_counts_for_the_references_alone(
+    home: Home, pair: PairRef, tmp_path: Path
+) -> None:
+    one = blended(pair, tmp_path / "one")
+    for model in (one, pair, None):
+        run(home, model)
+    changed = CANDLES[KEYS[0]].with_columns(
+        close=pl.when(pl.int_range(len(CANDLES[KEYS[0]])) == 5).then("high").otherwise("close")
+    )
+    assert not changed.equals(CANDLES[KEYS[0]])
+    Lake(home.lake).upsert(KEYS[0], changed, source=SOURCE)
+    assert [made.made for made in run(home, pair).forecasts] == [False, False, False]
+    for model in (one, None):
+        assert [made.made for made in run(home, model).forecasts] == [True, False, False]
+
+
+def test_without_a_model_the_references_forecast_and_their_left_out_member_is_told(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        done = run(home, None)
+    assert "Of the references, har was left out: it needs a lookback of 64 candles, found 32." in caplog.text
+    assert "candles in " in caplog.text
+    assert caplog.text.rstrip().endswith("s by the references")
+    assert {(one.model, one.model_digest) for one in done.forecasts} == {("references", "references")}
+    hotter = run(home, None, config=SamplingConfig(samples=SAMPLES, temperature=0.5))
+    assert not any(one.made for one in hotter.forecasts), "no network, no temperature"
+    assert all(one.made for one in run(home, None, seed=9).forecasts)
 
 
 def test_all_series_are_sampled_in_one_call(

@@ -13,9 +13,12 @@ import pytest
 from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.exceptions import MlflowException
 
+from kronos_model.context import Context
 from kronos_model.errors import DataError
 from kronos_model.forecaster import Forecaster
+from kronos_model.postprocess import PostProcess
 from kronos_model.sampling import SamplingConfig
+from kronos_model.served import Served
 from tests.support.champions import RECIPE, Nights
 from tests.support.datasets import HOUR_MS, START_MS, make_candles
 
@@ -131,6 +134,49 @@ def test_candles_with_a_hole_or_out_of_order_are_refused(rows: list[int], served
         DataError, match=r"um:DOGEUSDT: expected consecutive candles, oldest first, 3600 s apart"
     ):
         served.predict(_candles("um:DOGEUSDT").iloc[rows])
+
+
+def test_a_blended_champion_is_registered_and_served_as_it_was_judged(tmp_path: Path) -> None:
+    nights = Nights.at(tmp_path)
+    known = PostProcess(
+        horizon=4,
+        lookback=16,
+        interval="1h",
+        temperature=0.7,
+        top_k=0,
+        top_p=0.9,
+        location=(0.0,),
+        members=("network", "ewma", "bootstrap"),
+        weights=(0.4, 0.3, 0.3),
+        spread=None,
+        spread_alone=None,
+        origins=40,
+        samples=20,
+    )
+    known.save(Path(nights.train(1).predictor))
+    nights.finish(1)
+    version = MlflowClient(nights.home.mlflow_uri).get_model_version_by_alias(f"kronos-{RECIPE}", "champion")
+    model = pyfunc.load_model(artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "model")))
+    defaults = {one.name: one.default for one in model.metadata.signature.params.params}
+    assert (defaults["temperature"], defaults["top_p"]) == (0.7, 0.9)
+    table = _candles("um:DOGEUSDT", rows=200)
+    found = model.predict(table, params={"samples": 9, "seed": 3})
+    champion = nights.champion()
+    folders = (nights.home.root / part for part in (champion.tokenizer, champion.predictor))
+    served = Served.load(*folders, name="champion")
+    features = table[["open", "high", "low", "close", "volume", "amount"]].to_numpy(np.float32)
+    times = START_MS + HOUR_MS * np.arange(204)
+    context = Context(
+        features=features[None, 184:],
+        open_time=times[None, 184:200],
+        future_open_time=times[None, 200:],
+        series=["um:DOGEUSDT"],
+        history=features[None, 32:, 3].astype(np.float64),
+    )
+    close = served.paths(context, known.sampling(9), 3).paths[0, :, :, 3].astype(np.float64)
+    np.testing.assert_allclose(found["q95"], np.quantile(close, 0.95, axis=0), rtol=1e-12)
+    with pytest.raises(DataError, match=r"expected the newest 16 candles or more, .*, found 15"):
+        model.predict(table.tail(15))
 
 
 @pytest.mark.slow

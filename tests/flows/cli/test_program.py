@@ -13,6 +13,7 @@ from exchange.replay import ReplayClock, ReplayExchange
 from flows.site import doctor
 from kronos_model.config import PRESETS
 from kronos_model.hub import scratch_pair
+from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.schema import SeriesKey
 from tests.support.candles import second_process
@@ -207,13 +208,16 @@ def test_a_predictor_of_another_tokenizer_is_refused(
     assert "give the tokenizer that it was trained with" in complaint
 
 
-def test_a_forecast_without_a_champion_says_how_to_get_one(
+def test_without_a_champion_the_references_forecast_and_the_terminal_says_so(
     published: PublishedNight, terminal: Terminal, prefect_api: None
 ) -> None:
-    complaint = terminal.refused("forecast", *published.options())
-    assert "a champion of recipe demo" in complaint
-    assert "`kronos run --recipe demo` trains, judges and promotes one" in complaint
-    assert Lake(terminal.home / "lake").series() == []
+    outcome = terminal("forecast", *published.options())
+    assert outcome.code == 0, outcome.err
+    shown = " ".join(outcome.out.split())
+    assert "spot:BTCUSDT, um:DOGEUSDT by the references: no network has earned a place yet." in shown
+    for key in Lake(terminal.home / "lake").series():
+        (stored,) = ForecastStore(terminal.home / "forecasts").list(key)
+        assert (stored.summary["model"], stored.model_digest) == ("references", "references")
 
 
 # a machine in trouble

@@ -278,3 +278,17 @@ def test_forecasts_from_before_paths_were_kept_are_told_apart_and_in_no_number(
     assert "15 more forecasts, from before paths were kept, are in none of these" in " ".join(
         terminal("scores").out.split()
     )
+
+
+def test_without_a_champion_the_record_is_that_of_the_references(record: Record, terminal: Terminal) -> None:
+    terminal.home = record.home.root
+    (record.home.models / "demo" / "champion.json").unlink()
+    (record.home.models / "demo" / "history.jsonl").unlink(missing_ok=True)
+    record.forecast(2_000, STRANGER)
+    assert "Expected a champion in" in terminal.refused("scores")
+    record.forecast(2_020, "references")
+    for words in (("scores",), ("scores", "-r", "demo")):
+        shown = " ".join(terminal(*words).out.split())
+        assert "Live forecasts of the references" in shown
+    (line,) = [one for one in terminal("scores").out.splitlines() if "um:DOGEUSDT:1h" in one]
+    assert line.replace("│", " ").split()[1:3] == ["1", "0"], line
