@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 from kronos_model.hub import read_metadata
+from kronos_model.postprocess import PostProcess
 from kronos_model.publish_config import PublishConfig, repository_names
 from storage.dataset import load_manifest
 from storage.layout import Home
+from tasks.postprocess_words import in_words
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, VerdictRef
 from tasks.reports.rendering import day, render
 
-__all__ = ["CardFacts", "NightFacts", "calibration_in_words", "card_facts", "model_card"]
+__all__ = ["CardFacts", "NightFacts", "card_facts", "model_card"]
 
 ALL_SERIES = "all"
 CHALLENGER = "challenger"
@@ -68,7 +69,7 @@ class CardFacts:
     base_models: Mapping[
         str, str
     ]  # Hub ids of what training started from, with revisions; empty from scratch
-    calibration: str  # what is done to the spread of the paths, in words; empty where nothing is
+    postprocessing: str  # what is done to the paths before they are served, in words; empty where nothing is
     settings: Mapping[str, object]  # of training and sampling, in the order they are to be read
     leaderboard: Sequence[Mapping[str, Any]]  # rows of evaluation.leaderboard
     verdict: str
@@ -119,7 +120,7 @@ def card_facts(
         max_context=metadata["max_context"],
         normaliser=manifest["normaliser"]["kind"],
         base_models=_base_models(facts, part),
-        calibration=calibration_in_words(Path(model.predictor)),
+        postprocessing="" if (told := PostProcess.load(Path(model.predictor))) is None else in_words(told),
         settings=facts.settings,
         leaderboard=facts.scores.leaderboard,
         verdict=facts.verdict.verdict,
@@ -157,19 +158,6 @@ def model_card(facts: CardFacts) -> str:
     return f"---\n{_metadata(facts).to_yaml()}\n---\n{text}"
 
 
-def calibration_in_words(predictor: Path) -> str:
-    """What serving does to the spread of the paths of this model folder; empty where it is not calibrated."""
-    told = Calibration.load(predictor)
-    if told is None:
-        return ""
-    factors = [factor for row in told.factors for factor in row]
-    return (
-        f"the spread of the paths is scaled by {min(factors):.2f} to {max(factors):.2f}, by step and distance from "
-        f"the median, so that bands up to {100 * told.level:.0f} % cover what they say: fitted on {told.origins} "
-        f"validation origins at temperature {told.temperature:g}, top-k {told.top_k}, top-p {told.top_p:g}"
-    )
-
-
 def _metadata(facts: CardFacts) -> ModelCardData:
     relation: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_models else {}
     symbols = [name.split(":")[-1].lower() for name in facts.series[:5]]
@@ -192,7 +180,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             "test_from": day(facts.test_from_ms),
             "dataset_digest": facts.dataset_digest,
             "base_revisions": dict(facts.base_models),
-            "calibrated": bool(facts.calibration),
+            "postprocessed": bool(facts.postprocessing),
             "contaminated": facts.contaminated,
             "verdict": facts.verdict,
         },

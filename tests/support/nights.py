@@ -38,8 +38,8 @@ def quick_settings(klines: Path, **others: Any) -> dict[str, Any]:
         **{f"predictor.{name}": value for name, value in stage.items()},
         "evaluation.origins": 20,
         "evaluation.samples": 4,
-        "evaluation.calibration_origins": 10,
-        "evaluation.calibrate": False,  # a dozen steps make no model whose raw fan is wide enough
+        "evaluation.postprocess_origins": 10,
+        "evaluation.postprocess": False,  # a dozen steps make no model whose raw fan is wide enough
         "gate.coverage_low": 0.0,
         "forecast.samples": 8,
         **others,

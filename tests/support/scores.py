@@ -21,13 +21,18 @@ def planted_scores(
     series: int = 1,
     violation_rate: Mapping[str, float] | None = None,
     coverage_90: Mapping[str, float] | None = None,
+    weight: float | None = None,
+    samples: int = 32,
 ) -> Scores:
     """Scores with this CRPS per model and origin, (N,) each, the same at every step of hourly candles.
 
     With several series, origin n of the argument belongs to series n % series, and they share their times.
     The median is off by 1.5 x CRPS on alternating sides. coverage_90 is the share of bars inside the 90 % band,
-    spread evenly over the origins; 0.9 where a model is not named.
+    spread evenly over the origins; 0.9 where a model is not named. A challenger stands beside references that are a
+    little worse, where none are given; `weight` is its own in the blend.
     """
+    if "challenger" in crps and "references" not in crps:
+        crps = {**crps, "references": 1.05 * crps["challenger"]}
     models = tuple(crps)
     count = len(crps[models[0]])
     rows = np.arange(count)
@@ -50,6 +55,10 @@ def planted_scores(
         horizon=horizon,
         dataset_digest="0" * 16,
         notes=(),
+        samples=samples,
+        weights={} if weight is None else {"blend": {"network": weight, "ewma": 1 - weight}},
+        stages=(),
+        stage_crps=steps[:0],
         series_index=(rows % series)[order].astype(np.int32),
         origin_ms=_START_MS + (rows // series)[order].astype(np.int64) * stride_hours * HOUR_MS,
         last_close=np.full(count, 100.0),
