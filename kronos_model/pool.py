@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kronos_model.errors import ModelError
 
-__all__ = ["deal", "equal", "pooled"]
+__all__ = ["deal", "equal", "member_of", "pooled"]
 
 Real = TypeVar("Real", bound=np.floating[Any])
 
@@ -42,7 +42,18 @@ def pooled(paths: Mapping[str, NDArray[Real]], dealt: Mapping[str, int]) -> NDAr
         found = paths[name].shape[1] if name in paths else 0
         if found < wanted:
             raise ModelError(f"expected {wanted} paths of {name} for the pool, found {found}; draw as many")
-    members = [name for name, count in dealt.items() if count]
-    turns = np.concatenate([(np.arange(dealt[name]) + 0.5) / dealt[name] for name in members])
-    joined = np.concatenate([paths[name][:, : dealt[name]] for name in members], axis=1)
-    return joined[:, np.argsort(turns, kind="stable")]
+    joined = np.concatenate([paths[name][:, :count] for name, count in dealt.items() if count], axis=1)
+    return joined[:, _turns(dealt)]
+
+
+def member_of(dealt: Mapping[str, int]) -> NDArray[np.int64]:
+    """Of each path of the pool (S,), which member it is from, by its place among the members."""
+    members = np.repeat(np.arange(len(dealt)), list(dealt.values()))
+    return np.asarray(members[_turns(dealt)])
+
+
+def _turns(dealt: Mapping[str, int]) -> NDArray[np.int64]:
+    """In which order paths that lie member by member are taken."""
+    counts = [count for count in dealt.values() if count]
+    turns = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    return np.argsort(turns, kind="stable")

@@ -165,8 +165,9 @@ class PostProcess:
             for name in ("spread", "spread_alone"):
                 told[name] = None if told[name] is None else _spread(**told[name])
             steps = tuple(Step(**step) for step in told.pop("steps"))
-            lists = {name: tuple(told.pop(name)) for name in ("location", "members", "weights")}
-            return cls(steps=steps, **lists, **told)
+            for name in ("location", "members", "weights"):
+                told[name] = tuple(told[name])
+            return cls(steps=steps, **told)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"expected post-processing of version {_VERSION} in {path}, found something else ({error}); run a "
@@ -213,10 +214,23 @@ def location_at(location: tuple[float, ...], horizon: int) -> Floats:
 
 
 def located(returns: Floats, kept: Floats) -> Floats:
-    """Log returns (B, S, H) whose median is `kept` (H,) times what it was; each path moves by the same."""
+    """Log returns (B, S, H) with `kept` (H,) of their median move left; each path moves by the same.
+
+    What is taken away is the median of some paths, evenly chosen, (1 - kept) / sqrt(2) of all. The median of all of
+    them would pull each towards the last close by its own noise: draws that are no longer independent, whose fair
+    CRPS seems better by 0.35 / S of itself without any knowledge. The median of so many errs by just as much more in
+    a normal fan, so that the S paths score as S draws of the fan with the moved median do.
+    """
     beyond = returns[..., kept.shape[-1] :].shape[-1]
     kept = np.concatenate([kept, np.full(beyond, kept[-1])])
-    return np.asarray(returns - (1 - kept) * np.median(returns, axis=1, keepdims=True))
+    count = returns.shape[1]
+    chosen = np.maximum(np.rint((1 - kept) / math.sqrt(2) * count), 1).astype(np.int64)  # (H,)
+    median = np.empty_like(returns[:, :1])
+    for number in np.unique(chosen):
+        steps, rows = chosen == number, np.linspace(0, count - 1, number).round().astype(np.int64)
+        some = np.sort(returns[:, rows][..., steps], axis=1)
+        median[:, 0, steps] = (some[:, (number - 1) // 2] + some[:, number // 2]) / 2
+    return np.asarray(returns - (1 - kept) * median)
 
 
 def _column(last_close: NDArray[np.floating[Any]]) -> Floats:

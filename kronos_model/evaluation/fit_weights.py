@@ -20,6 +20,7 @@ from kronos_model.evaluation.fit_location import jackknife_variance
 __all__ = ["Distances", "best_weights", "shrunk_weights"]
 
 _ROUNDING = 1e-9
+_LEAST_SHARE = 0.5  # of the way to equal weights
 
 Floats = NDArray[np.float64]
 
@@ -43,25 +44,20 @@ class Distances:
                 between[:, i, j] = between[:, j, i] = _across(left, right)
         return cls(truth=np.stack(truth, axis=1), between=between)
 
-    def farther(self, member: int, by: Floats) -> Self:
-        """With one member (N,) farther from the truth, and from the others as they are draws like it."""
-        truth, between = self.truth.copy(), self.between.copy()
-        truth[:, member] += by
-        others = np.arange(truth.shape[1]) != member
-        between[:, member, others] += by[:, None]
-        between[:, others, member] += by[:, None]
-        return type(self)(truth=truth, between=between)
-
-    def crps(self, weights: Floats) -> float:
-        """Of the pool, the mean over origins: what it is with any number of paths."""
-        return float(_objective(self.truth.mean(axis=0), self.between.mean(axis=0), weights))
+    def crps(self, weights: Floats) -> Floats:
+        """Of the pool at each origin (N,): what it is with any number of paths."""
+        return np.asarray(self.truth @ weights - self.between @ weights @ weights / 2)
 
 
 def shrunk_weights(distances: Distances, blocks: NDArray[np.int64]) -> Floats:
-    """The best weights (M,), moved towards equal ones by as much as they are uncertain.
+    """The best weights (M,), moved towards equal ones by as much as they are uncertain, and at least half of the way.
 
-    By v / |w - e|^2 of the way, at most all of it, where v is the weights' variance by leaving out one stretch of
-    time, `blocks` (N,), after the other, and e the equal weights: James and Stein's factor (1961), the positive part.
+    By 2 v / |w - e|^2 of the way, at most all of it, where v is the weights' variance by leaving out one stretch of
+    time, `blocks` (N,), after the other, and e the equal weights: James and Stein's factor (1961), the positive part,
+    with the variance doubled, for weights that end at 0 seem more certain than they are. A few hundred origins do not
+    fit four weights. Excess over the pool of the true weights in per cent of its CRPS, mean and highest of five
+    synthetic markets of 96 and of 320 origins: this rule 0.37 (0.65) and 0.34 (0.55); equal weights 0.38 (0.70) at
+    both; half of the way 0.41 (0.67) and 0.35 (0.52); the factor alone 0.46 (0.82) and 0.35 (0.48).
     """
     count = distances.truth.shape[1]
     fair = np.full(count, 1 / count)
@@ -76,7 +72,7 @@ def shrunk_weights(distances: Distances, blocks: NDArray[np.int64]) -> Floats:
         ]
     )
     apart = float(((best - fair) ** 2).sum())
-    share = min(1.0, jackknife_variance(without) / apart) if apart > 0 else 1.0
+    share = min(1.0, max(_LEAST_SHARE, 2 * jackknife_variance(without) / apart)) if apart > 0 else 1.0
     return np.asarray(share * fair + (1 - share) * best)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "log_returns",
     "pinball",
     "pit",
+    "pool_crps",
     "probability_up",
     "rank_correlation",
     "skill",
@@ -59,6 +60,24 @@ def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> 
     )
 
 
+def pool_crps(samples: Floats, realised: Floats, member: NDArray[np.int64]) -> Floats:
+    """CRPS (B, H) of a pool whose paths (B, S, H) were dealt to members, told by a number (S,) each.
+
+    Dealt paths differ more from each other than draws from the pool do, for they are never by chance from one member:
+    the fair estimator would be too low by up to 0.5 % at 30 paths. Here pairs of one member and of two count as often
+    as draws would make them. A member with one path is taken to be as wide as the pool.
+    """
+    count = samples.shape[1]
+    whole = _pair_distances(samples)
+    within = [_pair_distances(samples[:, member == one]) for one in np.unique(member)]
+    numbers = np.bincount(member)[np.unique(member)]
+    apart = 2 * (whole - sum(within)) / count**2
+    for number, inner in zip(numbers, within, strict=True):
+        pairs, sums = (number, inner) if number > 1 else (count, whole)
+        apart = apart + (number / count) ** 2 * 2 * sums / (pairs * (pairs - 1))
+    return np.asarray(np.abs(samples - realised[:, None]).mean(axis=1) - apart / 2)
+
+
 def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats:
     """Quantile loss (B, H), the mean over levels of max(a (y - q), (a - 1) (y - q)) for quantiles (Q, B, H).
 
@@ -66,6 +85,12 @@ def pinball(values: Floats, realised: Floats, levels: Sequence[float]) -> Floats
     """
     level = np.asarray(levels)[:, None, None]
     return np.asarray(scoringrules.quantile_score(realised, values, level, backend="numpy").mean(axis=0))
+
+
+def _pair_distances(samples: Floats) -> Floats:
+    """Sum (B, H) of the distances of all pairs of paths."""
+    count = samples.shape[1]
+    return np.asarray(np.einsum("s,bsh->bh", 2.0 * np.arange(count) - count + 1, np.sort(samples, axis=1)))
 
 
 def winkler(low: Floats, high: Floats, realised: Floats, share: float) -> Floats:

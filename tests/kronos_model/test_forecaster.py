@@ -90,6 +90,15 @@ def test_bars_are_repaired_one_by_one_and_counted() -> None:
     torch.testing.assert_close(fixed[0, 1, 0], torch.tensor([10.0, 12.0, 1e-5, 11.0, 0.0, 0.0]))
 
 
+@pytest.mark.parametrize("column", range(6))
+def test_a_bar_with_one_number_below_zero_counts_as_broken(column: int) -> None:
+    bar = [10.0, 12.0, 9.0, 11.0, 5.0, 50.0]
+    bar[column] = -1e-3
+    fixed, broken = consistent(torch.tensor([[[bar]]]), last_close=torch.tensor([10.0]))
+    assert broken.tolist() == [[[True]]]
+    assert (fixed >= 0).all()
+
+
 def test_the_violation_rate_is_that_of_the_raw_paths(forecaster: Forecaster) -> None:
     found = forecast(forecaster)
     context = torch.from_numpy(market())
@@ -131,6 +140,15 @@ def test_a_series_is_forecast_alike_alone_and_in_a_batch(forecaster: Forecaster)
 def test_the_seed_decides(forecaster: Forecaster) -> None:
     assert np.array_equal(forecast(forecaster, seed=3).paths, forecast(forecaster, seed=3).paths)
     assert not np.array_equal(forecast(forecaster, seed=3).paths, forecast(forecaster, seed=4).paths)
+
+
+def test_series_that_look_alike_draw_paths_of_their_own(forecaster: Forecaster) -> None:
+    past = np.repeat(market()[:1], 3, axis=0)
+    found = forecaster.paths(
+        past, hours(0, 40), hours(40, 7), NAMES, config=SamplingConfig(samples=4), seed=1
+    )
+    assert not np.array_equal(found.paths[0], found.paths[1])
+    assert not np.array_equal(found.paths[1], found.paths[2])
 
 
 def test_bars_beyond_the_context_count_for_nothing(forecaster: Forecaster) -> None:
@@ -179,6 +197,11 @@ def test_the_past_must_be_whole_and_match(forecaster: Forecaster) -> None:
         forecaster.paths(past, hours(0, 39), hours(40, 7), NAMES, **arguments)
     with pytest.raises(DataError, match="must be float32, found float64"):
         forecaster.paths(past.astype(np.float64), hours(0, 40), hours(40, 7), NAMES, **arguments)
+    for close in (0.0, -1.0):
+        worthless = market()
+        worthless[1, -1, 3] = close
+        with pytest.raises(DataError, match="the last close must be above 0, found one that is not"):
+            forecaster.paths(worthless, hours(0, 40), hours(40, 7), NAMES, **arguments)
     past[1, 3, 2] = np.nan
     with pytest.raises(DataError, match="features must be finite"):
         forecaster.paths(past, hours(0, 40), hours(40, 7), NAMES, **arguments)

@@ -104,7 +104,7 @@ def test_only_the_network_loses_its_location_and_the_pool_alone_is_scaled():
     origin = found[0, :, 0, 5].astype(int)
     for seed, name in enumerate(MEMBERS[1:], start=2):
         np.testing.assert_array_equal(found[:, origin == seed], members[name][:, : (origin == seed).sum()])
-    moved = returns_of(members[NETWORK]) - np.median(returns_of(members[NETWORK]), axis=1, keepdims=True)
+    moved = located(returns_of(members[NETWORK]), np.zeros(H))
     np.testing.assert_allclose(returns_of(found[:, origin == 1]), moved[:, :8], atol=1e-6)
     both = replace(PLAIN, location=(0.0,), spread=WIDE, spread_alone=None).blend(members, LAST)
     np.testing.assert_allclose(returns_of(both), WIDE.scale(returns_of(found)), atol=1e-6)
@@ -117,10 +117,17 @@ def test_the_network_alone_has_its_own_spread_after_its_location():
     found = replace(PLAIN, location=(0.25,), spread_alone=WIDE).alone(paths, LAST)
     wanted = WIDE.scale(located(returns_of(paths), np.full(H, 0.25)))
     np.testing.assert_allclose(returns_of(found), wanted, atol=1e-6)
-    np.testing.assert_allclose(
-        np.median(returns_of(found), axis=1), 0.25 * np.median(returns_of(paths), axis=1), atol=1e-6
-    )
     np.testing.assert_array_equal(PLAIN.alone(paths, LAST), paths)
+
+
+def test_a_location_moves_all_paths_of_a_fan_by_the_same_towards_the_last_close():
+    returns = returns_of(paths_of(1, samples=400, drift=0.05))
+    for kept in (0.0, 0.25, 0.75):
+        moved = located(returns, np.full(H, kept))
+        shift = moved - returns
+        np.testing.assert_allclose(shift, np.repeat(shift[:, :1], 400, axis=1), atol=1e-12)
+        np.testing.assert_allclose(np.median(moved, axis=1), 0.05 * kept, atol=0.006)
+    np.testing.assert_array_equal(located(returns, np.ones(H)), returns)
 
 
 def test_a_bar_moves_as_a_whole_and_volumes_stay():
@@ -240,7 +247,7 @@ def test_a_folder_gives_back_what_was_saved_and_another_version_is_named(tmp_pat
         {**told, "version": 2},
     ):
         path.write_text(json.dumps(damaged))
-        with pytest.raises(ModelError, match="expected post-processing of version 1 in .*postprocess.json"):
+        with pytest.raises(ModelError, match=r"expected post-processing of version 1 in .*postprocess\.json"):
             PostProcess.load(tmp_path)
     with pytest.raises(ModelError, match=r"found something else \(version 2\); run a night"):
         PostProcess.load(tmp_path)
@@ -278,7 +285,7 @@ def test_a_folder_from_before_post_processing_serves_the_network_with_its_calibr
 @pytest.mark.parametrize("wrong", [{"version": 1}, {"factors": []}, {"levels": [0.9, 0.8, 0.5]}])
 def test_a_calibration_that_cannot_be_read_is_named(tmp_path, wrong):
     (tmp_path / "calibration.json").write_text(json.dumps({**CALIBRATION, **wrong}))
-    with pytest.raises(ModelError, match="expected a calibration of version 2 in .*run a night"):
+    with pytest.raises(ModelError, match=r"expected a calibration of version 2 in .*run a night"):
         PostProcess.load(tmp_path)
 
 
