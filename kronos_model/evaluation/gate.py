@@ -77,7 +77,7 @@ def judge(
         return Decision(verdict="keep", reasons=(short, _unknown_place(scores, served)), served=serving)
     place, coverage = _place(scores, policy, served), _coverage(scores, policy, served)
     pairs = [(challenger, name) for name in opponents]
-    pairs += [(served, REFERENCES_POOL)] if policy.reference_margin is not None else []
+    pairs += [(served, REFERENCES_POOL)] if policy.reference_margin is not None and place.weight else []
     harm = [
         *(sentence for ours, theirs in pairs for sentence in _worse_series(scores, policy, ours, theirs)),
         *(
@@ -109,8 +109,9 @@ def _serving(scores: Scores, champion: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
+    weight: float  # of the network in what would be served
     earned: bool
-    lost: bool  # what would be served is worse than the references, with the interval
+    lost: bool  # with the network, what would be served is worse than the references, with the interval
     sentence: str
 
 
@@ -137,7 +138,8 @@ def _place(scores: Scores, policy: GatePolicy, served: str) -> _Place:
             "adds to" if found.high < 0 else "harms" if found.low > 0 else "adds nothing yet for certain to"
         )
         adds = f"the network {verb} the references: its weight in the blend is {100 * weight:.0f} %; {told}"
-    return _Place(earned=earned, lost=asked is not None and found.low > 0, sentence=adds)
+    lost = asked is not None and weight > 0 and found.low > 0
+    return _Place(weight=weight, earned=earned, lost=lost, sentence=adds)
 
 
 def _unknown_place(scores: Scores, served: str) -> str:
