@@ -309,7 +309,7 @@ def write_dataset(folder: Path, count: int) -> None:
         "interval_ms": 3_600_000,
         "lookback": LOOKBACK,
         "horizon": HORIZON,
-        "normaliser": {"kind": "window_zscore", "clip": 5.0, "state": {}},
+        "normaliser": {"kind": "window_zscore", "clip": 5.0, "floor": "relative", "state": {}},
         "series": [entry],
         "windows": counts,
     }

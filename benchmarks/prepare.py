@@ -115,6 +115,7 @@ def run_side(side: str, rows: int) -> dict:
 def run_ours(rows: int, folder: Path) -> tuple[list[int], float, float]:
     import polars as pl
 
+    from kronos_model.clipping import clipped_shares
     from kronos_model.features import calendar_stamps, fit_state
     from storage.dataset import DatasetConfig, build_dataset
     from storage.schema import SeriesKey
@@ -133,6 +134,7 @@ def run_ours(rows: int, folder: Path) -> tuple[list[int], float, float]:
         folder,
         stamp=calendar_stamps,
         fit=lambda train: fit_state(config.normaliser, train),
+        clipped=clipped_shares,
     )
     return list(built.windows.values()), imports_mb, time.perf_counter() - began
 

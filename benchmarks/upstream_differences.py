@@ -1,12 +1,14 @@
 """What our deliberate differences from upstream change: fine-token cross-entropy of a model trained here.
 
     python benchmarks/upstream_differences.py --candles ../shared/data/um_DOGEUSDT_1h.parquet [--quick] [--save]
+    python benchmarks/upstream_differences.py --candles ../shared/data/um_DOGEUSDT_1h.parquet --floor
 
 Trains the tiny preset from scratch (both stages) on candles, and reads the same held-out windows in four ways, in
 nats per fine token given the true coarse one. Over all positions: `causal`, our validation, and `non_causal`,
 upstream's, whose fine token attends to the future. Over the forecast's positions, one query at a time as when
 sampling: `trained`, at its true position, and `upstream`, without any position. Errors are of paired differences
-over windows that do not overlap.
+over windows that do not overlap. With --floor nothing is trained: how wide a window's closes are taken to be where
+prices are a market's own, or times a factor.
 """
 
 import argparse
@@ -27,6 +29,7 @@ ROWS, LOOKBACK, HORIZON = 20_000, 64, 16
 STAGES = {"tokenizer": (2, 200, 2e-3), "predictor": (4, 250, 2e-3)}  # epochs, steps of each, learning rate
 QUICK = {"tokenizer": (1, 20, 2e-3), "predictor": (1, 20, 2e-3)}
 SEEDS = (0, 1)
+FACTORS = (1.0, 1e-2, 1e-4, 1e-6)
 
 
 def main() -> None:
@@ -38,7 +41,11 @@ def main() -> None:
         "--quick", action="store_true", help="a few steps, one seed; the numbers mean nothing"
     )
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results/")
+    parser.add_argument("--floor", action="store_true", help="the widths of windows alone, in a second")
     arguments = parser.parse_args()
+    if arguments.floor:
+        print(json.dumps(widths(arguments.candles)))
+        return
     report = {
         "theme": "upstream_differences",
         **machine(),
@@ -87,6 +94,32 @@ def measure(candles: Path, seed: int, stages: dict) -> list[dict]:
     return [
         about | compare("s2_decode, one query", "trained", "upstream", found),
         about | compare("validation, all positions", "causal", "non_causal", found),
+    ]
+
+
+def widths(candles: Path) -> list[dict]:
+    """Median width of the closes of windows by either floor, in % of the last close, at each factor."""
+    import numpy as np
+    import polars as pl
+    import torch
+
+    from kronos_model.features import CLOSE
+    from kronos_model.normalise import Normaliser
+    from storage.past import features_of
+
+    rows = features_of(pl.read_parquet(candles).tail(ROWS))
+    windows = torch.from_numpy(
+        np.stack([rows[at : at + LOOKBACK] for at in range(0, ROWS - LOOKBACK, LOOKBACK)])
+    )
+
+    def width(floor: str, factor: float) -> float:
+        scaled = windows * factor
+        scale = Normaliser(floor=floor).measure(scaled, [""] * len(scaled)).scale[:, 0, CLOSE]
+        return round(100 * (scale / scaled[:, -1, CLOSE]).median().item(), 4)
+
+    return [
+        {"factor": factor, "ours": width("relative", factor), "peer": width("upstream", factor)}
+        for factor in FACTORS
     ]
 
 

@@ -13,6 +13,8 @@ from kronos_model.evaluation.leaderboard import arranged
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import lineage_of
 from kronos_model.postprocess import PostProcess
+from storage.clipped_values import too_much_clipped
+from storage.dataset import load_manifest
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
@@ -59,7 +61,8 @@ def judge_challenger(night: Night, challenger: PairRef, base: PairRef, champion:
     models = {"challenger": challenger, "base": base} | ({"champion": champion} if champion else {})
     walk = within(evaluate, config.limits, "evaluate_h")
     scores = walk(night.home, night.dataset, models, config.evaluation, seed=config.seed)
-    verdict = gate(scores, config.gate, champion=champion is not None)
+    clipped = too_much_clipped(load_manifest(night.dataset.path))
+    verdict = gate(scores, config.gate, champion=champion is not None, forbidden=clipped)
     scores = replace(scores, leaderboard=tuple(arranged(scores.leaderboard, verdict.served)))
     folder = Path(scores.path)
     fans = draw_fans(Scores.load(folder), folder / "fans.png")

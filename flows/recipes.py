@@ -54,13 +54,14 @@ def demo() -> RunConfig:
 
 def doge_1h() -> RunConfig:
     """DOGEUSDT perpetual, 1h since its listing, Kronos-small, 400 + 120 candles."""
+    stage = StageConfig(batch_size=32, weight_decay=0.01, clip_norm=3.0, patience=5)
     return RunConfig(
         recipe="doge_1h",
         series=("um:DOGEUSDT",),
-        dataset=DatasetConfig(lookback=400, horizon=120, normaliser="global_robust"),
+        dataset=DatasetConfig(lookback=400, horizon=120),
         model=ModelChoice(preset="small"),
-        tokenizer=StageConfig(epochs=5, batch_size=32, learning_rate=5e-6, clip_norm=3.0, patience=5),
-        predictor=StageConfig(epochs=15, batch_size=32, learning_rate=2e-6, clip_norm=3.0, patience=5),
+        tokenizer=replace(stage, epochs=5, learning_rate=5e-6),
+        predictor=replace(stage, epochs=15, learning_rate=2e-6),
     )
 
 

@@ -13,10 +13,15 @@ from kronos_model.errors import DataError
 
 __all__ = [
     "CLOSE",
+    "EMPTY_WIDTH",
     "FEATURES",
     "MAD_TO_STD",
     "PRICES",
+    "RELATIVE_FLOOR",
     "STAMPS",
+    "UPSTREAM_EPSILON",
+    "UPSTREAM_FLOOR",
+    "Floor",
     "NormaliserKind",
     "calendar_stamps",
     "fit_state",
@@ -32,6 +37,17 @@ STAMPS = ("minute", "hour", "weekday", "day", "month")
 """Order of the last axis of every stamp array; Monday is 0, days and months count from 1, all in UTC."""
 
 NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
+Floor = Literal["relative", "upstream"]
+"""How wide a column that hardly moves is taken to be: by its own level, or by a number in units of price."""
+
+RELATIVE_FLOOR = 1e-6
+"""Of the location, at least so wide is a column: about ten steps between two float32 numbers."""
+EMPTY_WIDTH = 1e-20
+"""Width of a column that is zero throughout: what is said of it comes back as zero, whatever the unit."""
+UPSTREAM_EPSILON = 1e-5
+"""Upstream's KronosPredictor.predict: (x - mean) / (std + 1e-5), in units of price and volume."""
+UPSTREAM_FLOOR = 1e-9
+"""The least width of the robust kinds beside upstream's z-score, in the same units."""
 
 MAD_TO_STD = 1.4826
 """Median absolute deviation times this estimates the standard deviation of a normal distribution."""

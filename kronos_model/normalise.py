@@ -1,7 +1,8 @@
 """Normalisation as a pair with an inverse, the same one in training, evaluation and serving.
 
 Statistics come from the lookback (window kinds) or from the training rows (global_robust), never from a bar
-after the lookback. Shapes: B batch, S samples, C context bars, T bars, F=6 features.
+after the lookback. No number here is in units of price or volume, so that prices times any factor normalise to the
+same values; floor="upstream" is the exception. Shapes: B batch, S samples, C context bars, T bars, F=6 features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import MAD_TO_STD, NormaliserKind
+from kronos_model.features import (
+    EMPTY_WIDTH,
+    MAD_TO_STD,
+    RELATIVE_FLOOR,
+    UPSTREAM_EPSILON,
+    UPSTREAM_FLOOR,
+    Floor,
+    NormaliserKind,
+)
 from kronos_model.settings import Positive, settings
 
 __all__ = ["Normaliser", "Scale"]
-
-_ZSCORE_EPSILON = 1e-5  # upstream's KronosPredictor.predict: (x - mean) / (std + 1e-5)
-_RELATIVE_FLOOR = 1e-6  # of the location: about the step between two float32 prices
-_ABSOLUTE_FLOOR = 1e-9  # a column that is zero throughout
 
 
 class Scale(NamedTuple):
@@ -35,10 +40,15 @@ class Normaliser:
 
     kind: NormaliserKind = "window_zscore"
     """window_zscore: mean and standard deviation of the lookback, as upstream. window_robust: median and
-    1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the series' training rows."""
+    1.4826 MAD of the lookback. global_robust: median and 1.4826 MAD of the series' training rows, in their units:
+    a series in other units, or one that has left their range, needs another dataset and model."""
 
     clip: Positive = 5.0
     """Normalised values are cut to -clip..clip (standard deviations)."""
+
+    floor: Floor = "relative"
+    """relative: a column is at least a millionth of its location wide, whatever its unit. upstream: in units of price,
+    1e-5 is added to the standard deviation, and robust widths are at least 1e-9."""
 
     state: Mapping[str, Any] = field(default_factory=dict)
     """What fit learned; empty for the window kinds."""
@@ -53,26 +63,30 @@ class Normaliser:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The counterpart of to_dict, for manifests and kronos_nightly.json."""
-        if set(data) != {"kind", "clip", "state"}:
+        """The counterpart of to_dict, for manifests and kronos_nightly.json.
+
+        What was written before there was a floor to choose has upstream's, with which it was made.
+        """
+        told = {"floor": "upstream", **data}
+        if set(told) != {"kind", "clip", "floor", "state"}:
             raise DataError(
-                f"a normaliser is written as kind, clip and state, found {', '.join(data) or 'nothing'}; "
+                f"a normaliser is written as floor, kind, clip and state, found {', '.join(data) or 'nothing'}; "
                 "take the dictionary from a dataset's manifest or from Normaliser.to_dict"
             )
-        return cls(kind=data["kind"], clip=data["clip"], state=data["state"])
+        return cls(kind=told["kind"], clip=told["clip"], floor=told["floor"], state=told["state"])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: kind, clip and state."""
-        return {"kind": self.kind, "clip": self.clip, "state": dict(self.state)}
+        """JSON-ready: kind, clip, floor and state."""
+        return {"kind": self.kind, "clip": self.clip, "floor": self.floor, "state": dict(self.state)}
 
     def measure(self, context: Tensor, series: Sequence[str]) -> Scale:
         """Location and scale of each window from its context (B, C, F) alone; series names the B windows."""
         if self.kind == "global_robust":
             return self._recall(context, series)
-        # Summed in float64 (MPS has none) so that a window's statistics do not depend on its batch.
-        wide = context if context.device.type == "mps" else context.double()
-        location, scale = _zscore(wide) if self.kind == "window_zscore" else _robust(wide)
-        return Scale(location.to(context.dtype), scale.to(context.dtype))
+        # In float64 (MPS has none), so that statistics depend neither on the batch nor on the unit of the numbers.
+        wide = (context.cpu() if context.device.type == "mps" else context).double()
+        location, width = _zscore(wide) if self.kind == "window_zscore" else _robust(wide)
+        return Scale(location.to(context), self._floored(width, location).to(context))
 
     def forward(self, x: Tensor, scale: Scale) -> Tensor:
         """Raw (B, T, F) or (B, S, T, F) to normalised, clipped values of the same shape."""
@@ -93,20 +107,27 @@ class Normaliser:
             )
         location = context.new_tensor([known[name]["location"] for name in series]).unsqueeze(1)  # (B, 1, F)
         scale = context.new_tensor([known[name]["scale"] for name in series]).unsqueeze(1)
-        return Scale(location, _floored(scale, location))
+        return Scale(location, self._floored(scale, location))
+
+    def _floored(self, width: Tensor, location: Tensor) -> Tensor:
+        """Widths above 0, also of columns that do not move."""
+        if self.floor == "upstream" and self.kind == "window_zscore":
+            return width + UPSTREAM_EPSILON
+        floored = torch.maximum(width, location.abs() * RELATIVE_FLOOR)
+        if self.floor == "upstream":
+            return floored.clamp_min(UPSTREAM_FLOOR)
+        return torch.where(floored > 0, floored, EMPTY_WIDTH)
 
 
 def _zscore(context: Tensor) -> tuple[Tensor, Tensor]:
-    mean = context.mean(dim=1, keepdim=True)
-    return mean, context.std(dim=1, correction=0, keepdim=True) + _ZSCORE_EPSILON
+    return context.mean(dim=1, keepdim=True), context.std(dim=1, correction=0, keepdim=True)
 
 
 def _robust(context: Tensor) -> tuple[Tensor, Tensor]:
     """Median and scaled MAD; the standard deviation where over half of the values are equal."""
     median = _median(context)
     scale = MAD_TO_STD * _median((context - median).abs())
-    spread = context.std(dim=1, correction=0, keepdim=True)
-    return median, _floored(torch.where(scale > 0, scale, spread), median)
+    return median, torch.where(scale > 0, scale, context.std(dim=1, correction=0, keepdim=True))
 
 
 def _median(x: Tensor) -> Tensor:
@@ -114,10 +135,6 @@ def _median(x: Tensor) -> Tensor:
     bars = x.shape[1]
     upper_half = x.topk(bars // 2 + 1, dim=1, sorted=False).values  # four times as fast as sorting
     return upper_half.topk(2 - bars % 2, dim=1, largest=False).values.mean(dim=1, keepdim=True)
-
-
-def _floored(scale: Tensor, location: Tensor) -> Tensor:
-    return torch.maximum(scale, location.abs() * _RELATIVE_FLOOR).clamp_min(_ABSOLUTE_FLOOR)
 
 
 def _aligned(scale: Scale, x: Tensor) -> tuple[Tensor, Tensor]:

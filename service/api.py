@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from kronos_model.errors import DataError
-from kronos_model.evaluation.stored_scores import score_quantiles
+from kronos_model.evaluation.stored_scores import score_stored
 from kronos_model.hub import check_horizon
 from service import responses, schemas, track_record
 from service.candle_cache import CandleCache
@@ -67,7 +67,7 @@ class Service:
         self.watch = Metrics()
         self.champion_models = ChampionModels(home, config.recipes, loaded=self.watch.loaded)
         self.market = CandleCache(home, now_ms=follower.now_ms if follower else now_ms)
-        self.scoreboard = Scoreboard(home, score_quantiles)
+        self.scoreboard = Scoreboard(home, score_stored)
         self.sampler = SamplingQueue(config, self.watch)
         self.began = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []

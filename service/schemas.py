@@ -265,6 +265,11 @@ class LiveScores(OfSeries):
 
     scored: int
     waiting: int = Field(description="Forecasts whose truth has not come yet.")
+    estimator: str | None = Field(
+        description="What the CRPS of all that were scored was estimated from: paths, as in the leaderboard, or, of "
+        "forecasts from before paths were kept, quantiles, which reads 5 to 8 % higher."
+    )
+    apart: int = Field(description="Scored by the other estimator, and in none of the numbers.")
     crps_bps: float | None
     last_value_bps: float | None = Field(description="The CRPS of saying that the price stays.")
     skill: float | None = Field(description="1 - crps / last value; above 0 is better.")

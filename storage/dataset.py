@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from kronos_model.settings import Bounds, Positive, settings
 from storage.atomic import atomic_directory, remove_leftovers, storage_errors, write_json
+from storage.clipped_values import clipping_warnings
 from storage.errors import DatasetError
 from storage.interval import Interval
 from storage.past import features_of
@@ -35,8 +36,25 @@ from storage.splits import SPLITS, SplitRule, Splits, find_segments, pool_window
 __all__ = ["BuiltDataset", "DatasetConfig", "NormaliserKind", "build_dataset", "load_manifest"]
 
 NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
+Floor = Literal["relative", "upstream"]
 Stamp = Callable[[NDArray[np.int64]], NDArray[np.int8]]
 Fit = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, Any]]
+
+
+class Clipped(Protocol):
+    """kronos_model.clipping.clipped_shares."""
+
+    def __call__(
+        self,
+        series: str,
+        features: NDArray[np.float32],
+        starts: NDArray[np.int32],
+        normaliser: Mapping[str, Any],
+        *,
+        lookback: int,
+        horizon: int,
+    ) -> dict[str, float]: ...
+
 
 _VERSION = 1
 _MANIFEST = "manifest.json"
@@ -73,6 +91,10 @@ class DatasetConfig:
 
     clip: Positive = 5.0
     """Normalised values are cut to -clip..clip (standard deviations)."""
+
+    floor: Floor = "relative"
+    """Least width of a column. relative: a millionth of its level, so that the unit of a price does not matter.
+    upstream: upstream's formula, which adds 1e-5 in units of price and drowns prices far below 1."""
 
     def __post_init__(self) -> None:
         if self.train_share + self.validation_share >= 1:
@@ -116,14 +138,16 @@ def build_dataset(
     *,
     stamp: Stamp,
     fit: Fit,
+    clipped: Clipped | None = None,
     stale: Collection[SeriesKey] = (),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> BuiltDataset:
     """Write the dataset of these validated candles under root, or find it there.
 
     stamp gives the calendar stamps (T, 5) of open times in ms. fit gives the normaliser's state from the rows
-    of each series (by name, such as um:DOGEUSDT) that come before the validation border. Series that the
-    exchange had no more of when it was asked are stale, which is a warning.
+    of each series (by name, such as um:DOGEUSDT) that come before the validation border. clipped gives the
+    shares of a series' values beyond the clip in the windows of a split; without it the manifest has none. Series
+    that the exchange had no more of when it was asked are stale, which is a warning.
     """
     step_ms = _step_ms(_common_interval(candles))
     series = []
@@ -143,6 +167,8 @@ def build_dataset(
         for one in series
     }
     manifest = _describe(series, splits, config, fit(train))
+    if clipped is not None:
+        _measure_clipping(manifest, series, splits, clipped)
     manifest["warnings"] += [_stale(one) for one in series if one.key in stale]
     manifest["digest"] = _digest(series, splits, manifest)
     built = _publish(root, series, splits, manifest)
@@ -249,9 +275,28 @@ def _describe(
         "windows": {name: len(splits.windows[name]) for name in SPLITS},
         "validation_from_ms": splits.validation_from_ms,
         "test_from_ms": splits.test_from_ms,
-        "normaliser": {"kind": config.normaliser, "clip": config.clip, "state": state},
+        "normaliser": {"kind": config.normaliser, "clip": config.clip, "floor": config.floor, "state": state},
         "warnings": _warnings(series, splits, config.lookback + config.horizon),
     }
+
+
+def _measure_clipping(
+    manifest: dict[str, Any], series: list[_Arrays], splits: Splits, clipped: Clipped
+) -> None:
+    """Add the shares of each series by split, and what they warn of."""
+    for index, (one, entry) in enumerate(zip(series, manifest["series"], strict=True)):
+        entry["clipped"] = {
+            split: clipped(
+                one.key.name,
+                one.features,
+                windows[windows[:, 0] == index, 1],
+                manifest["normaliser"],
+                lookback=manifest["lookback"],
+                horizon=manifest["horizon"],
+            )
+            for split, windows in splits.windows.items()
+        }
+    manifest["warnings"] += clipping_warnings(manifest)
 
 
 def _warnings(series: list[_Arrays], splits: Splits, length: int) -> list[str]:

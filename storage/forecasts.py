@@ -1,7 +1,8 @@
 """Forecasts made live, kept as they were made: one folder per question, never changed.
 
-A folder is named by the origin and by a digest of all that determines the forecast. Those written by version 0.1.0 are
-named by origin and model, and are read as they were.
+A folder is named by the origin and by a digest of all that determines the forecast. It holds a table of what was told,
+the paths of closes that it was told from, and the facts. Those written by version 0.1.0 are named by origin and model;
+they and others of before paths were kept are read as they were.
 """
 
 import hashlib
@@ -12,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from storage.atomic import atomic_directory, write_json
 from storage.errors import StorageError
@@ -23,8 +26,11 @@ from storage.schema import SeriesKey, utc_text
 __all__ = ["ForecastQuestion", "ForecastStore", "StoredForecast"]
 
 _ROWS = "forecast.parquet"
+_PATHS = "paths.parquet"
 _FACTS = "summary.json"
-_VERSION = 2
+_VERSION = 3
+
+Closes = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +76,8 @@ class StoredForecast:
     path: Path
     """The folder."""
     summary: dict[str, Any]
+    samples: int
+    """Paths that are kept; 0 where only quantiles are."""
 
     def frame(self) -> pl.DataFrame:
         """One row per step: open_time, step, mean and quantiles."""
@@ -80,6 +88,19 @@ class StoredForecast:
                 f"expected a forecast in {self.path}, found a damaged file; delete it and forecast again"
             ) from error
 
+    def closes(self) -> Closes | None:
+        """The closes (S, H) of the paths that were drawn, to the last bit; None where they were not kept."""
+        if not self.samples:
+            return None
+        try:
+            rows = read_parquet(self.path / _PATHS)["closes"]
+            return rows.explode().to_numpy().reshape(self.samples, -1)
+        except (*PARQUET_ERRORS, FileNotFoundError, ValueError) as error:
+            raise StorageError(
+                f"expected {self.samples} paths of a forecast in {self.path}, found a damaged file; delete that "
+                "folder and forecast again"
+            ) from error
+
 
 class ForecastStore:
     """All forecasts under one root. What is saved stays."""
@@ -88,10 +109,22 @@ class ForecastStore:
         self._root = root
         self._now_ms = now_ms
 
-    def save(self, question: ForecastQuestion, frame: pl.DataFrame, summary: dict[str, Any]) -> Path:
-        """Keep a forecast and return its folder. The same again does nothing, another is a StorageError."""
+    def save(
+        self,
+        question: ForecastQuestion,
+        frame: pl.DataFrame,
+        summary: dict[str, Any],
+        *,
+        closes: NDArray[np.floating] | None = None,
+    ) -> Path:
+        """Keep a forecast and return its folder. The same again does nothing, another is a StorageError.
+
+        `closes` (S, H) are those of its paths, kept in float32; without them its CRPS can only be estimated from
+        the quantiles in `frame`.
+        """
         key = question.key
         _check(frame, key)
+        paths = None if closes is None else _checked(np.asarray(closes, np.float32), len(frame), key)
         path = self._path(question)
         facts = {
             "version": _VERSION,
@@ -100,19 +133,23 @@ class ForecastStore:
             "model_digest": question.model_digest,
             "saved_ms": self._now_ms(),
             "question": question.facts(),
+            "samples": 0 if paths is None else len(paths),
             "summary": summary,
         }
         if not path.exists():
             try:
                 with atomic_directory(path) as folder:
                     write_parquet(frame, folder / _ROWS)
+                    if paths is not None:
+                        write_parquet(_table(paths), folder / _PATHS)
                     write_json(folder / _FACTS, facts)
                 return path
             except StorageError:
                 if not path.exists():  # else another process has just saved it
                     raise
         stored = _load(path, key)
-        if stored.summary == json.loads(json.dumps(summary)) and stored.frame().equals(frame):
+        told = stored.summary == json.loads(json.dumps(summary)) and stored.frame().equals(frame)
+        if told and _same(stored.closes(), paths):
             return path
         raise StorageError(
             f"expected the forecast of {key} at {utc_text(question.origin_ms)} by {question.model_digest[:16]} as "
@@ -161,6 +198,33 @@ def _check(frame: pl.DataFrame, key: SeriesKey) -> None:
         )
 
 
+def _checked(closes: Closes, steps: int, key: SeriesKey) -> Closes:
+    """The same paths; StorageError where they are none of that many steps, or no prices."""
+    if closes.ndim != 2 or not len(closes) or closes.shape[1] != steps:
+        raise StorageError(
+            f"expected the closes of a forecast of {key} as paths of {steps} steps, found an array of shape "
+            f"{closes.shape}; correct it"
+        )
+    if wrong := int((~(np.isfinite(closes) & (closes > 0))).sum()):
+        raise StorageError(
+            f"expected the closes of a forecast of {key} as prices above 0, found {wrong} of {closes.size} that are "
+            "none; look at the model that drew them"
+        )
+    return closes
+
+
+def _table(closes: Closes) -> pl.DataFrame:
+    """A row per path."""
+    return pl.DataFrame(
+        {"sample": np.arange(1, len(closes) + 1, dtype=np.int32), "closes": closes},
+    ).with_columns(pl.col("closes").cast(pl.List(pl.Float32)))
+
+
+def _same(stored: Closes | None, paths: Closes | None) -> bool:
+    """Whether these are the stored paths; a forecast from before paths were kept is what it was, and not compared."""
+    return stored is None or (paths is not None and np.array_equal(stored, paths))
+
+
 def _key_of(folder: Path) -> SeriesKey:
     """The key whose slug a folder is named by; a symbol has no hyphen."""
     market, symbol, interval = folder.name.split("-")
@@ -181,6 +245,7 @@ def _load(path: Path, key: SeriesKey) -> StoredForecast:
             saved_ms=facts["saved_ms"],
             path=path,
             summary=facts["summary"],
+            samples=facts.get("samples", 0),  # version 3 on
         )
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(

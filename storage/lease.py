@@ -32,15 +32,12 @@ class LostLeaseError(LockedError):
 
 
 class Lease:
-    """The lease of one working copy, whose processes share it."""
+    """The lease of one working copy, whose processes and threads share it."""
 
-    def __init__(self, store: ObjectStore, owner: str, purpose: str = "", run: str = "") -> None:
+    def __init__(self, store: ObjectStore, owner: str) -> None:
         self._store, self._owner = store, owner
-        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self._told = {"pid": os.getpid(), "machine": socket.gethostname(), "purpose": purpose, "since": since}
-        self._told |= {"owner": owner, "run": run}
 
-    def take(self) -> str | None:
+    def take(self, purpose: str, run: str = "") -> str | None:
         """Take it where it is free, expired or this working copy's own; LockedError that names the holder else.
 
         Returns the flow run ("" where it had none) of a holder that never gave it back, else None.
@@ -48,23 +45,25 @@ class Lease:
         found, holder = self._found()
         if found is None:
             self._check_conditions()
-        taken = not found or not holder or holder["owner"] == self._owner or self._expired(found)
-        if taken and self._sign(found):
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        me = {"pid": os.getpid(), "machine": socket.gethostname(), "purpose": purpose, "since": since}
+        may = found is None or not holder or holder["owner"] == self._owner or self._expired(found)
+        if may and self._sign(found, {**me, "owner": self._owner, "run": run}):
             return str(holder.get("run", "")) if holder else None
-        who = "another machine taking it at this very moment" if taken else _named(holder)
+        who = "another machine taking it at this very moment" if may else _named(holder)
         raise LockedError(
             f"expected the home {self._store.url} to be free, found {who}; wait until it ends or stop it"
         )
 
     def renew(self) -> None:
         """Say that this working copy still writes. Raises LostLeaseError where another one does by now."""
-        if not self._sign(self._own()):
+        if not self._sign(*self._own()):
             self._own()  # another process of this machine has signed, which is as good
 
     def give_back(self) -> None:
         """Free it, where it is still this working copy's."""
-        with suppress(LostLeaseError, MovedError):  # taken over, which is what giving it back is for
-            self._store.put(_KEY, _FREE, expect=self._own().etag)
+        with suppress(LostLeaseError):  # taken over, which is what giving it back is for
+            self._sign(self._own()[0], None)
 
     def holder(self) -> str:
         """Who has it, in words; empty where nobody does."""
@@ -76,19 +75,19 @@ class Lease:
         found = self._store.get(_KEY)
         return found, json.loads(found.content) if found else {}
 
-    def _own(self) -> Found:
+    def _own(self) -> tuple[Found, dict[str, Any]]:
         found, holder = self._found()
         if found and holder.get("owner") == self._owner:
-            return found
+            return found, holder
         raise LostLeaseError(
             f"expected to hold the home {self._store.url}, found {_named(holder) if holder else 'it given back'} "
             f"after this machine was silent for more than {TTL_S:.0f} s; run the same again once that has ended"
         )
 
-    def _sign(self, found: Found | None) -> bool:
-        """Put the own name where still nothing but `found` is; whether that went well."""
+    def _sign(self, found: Found | None, holder: dict[str, Any] | None) -> bool:
+        """Put who holds it, None for nobody, where still nothing but `found` is; whether that went well."""
         # A version is a digest of the content: the number makes each signature another one.
-        content = json.dumps({**self._told, "number": uuid.uuid4().hex}).encode()
+        content = json.dumps({**holder, "number": uuid.uuid4().hex}).encode() if holder else _FREE
         with suppress(MovedError):
             self._store.put(_KEY, content, expect=found and found.etag)
             return True

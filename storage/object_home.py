@@ -48,7 +48,7 @@ def refresh(root: Path) -> None:
     if copy is None:
         return
     with _door(copy), _users(copy) as users:
-        if _locked(users) and (unpushed := copy.pull()):
+        if _alone(users) and (unpushed := copy.pull()):
             logger.warning(
                 "%s of the files in %s are not in %s yet; the next run here that writes pushes them.",
                 unpushed, root, copy.url,
@@ -58,42 +58,41 @@ def refresh(root: Path) -> None:
 @contextmanager
 def kept_fresh(root: Path) -> Iterator[None]:
     """Refresh every minute while the block runs; a store that does not answer is a warning."""
-    stop = threading.Event()
-    if (root / ".remote").exists():
-        _repeat(lambda: refresh(root), _FRESH_S, stop)
-    try:
+    if WorkingCopy.of(root) is None:
         yield
-    finally:
-        stop.set()
+        return
+    with _every(_FRESH_S, lambda: refresh(root)):
+        yield
 
 
 @contextmanager
 def turn(root: Path, purpose: str, *, run: str = "") -> Iterator[str]:
     """Write to a home. On object storage no other machine does meanwhile, and what was made is pushed at the end.
 
-    LockedError where another machine has its turn. Processes and threads of this machine share one, which ends with
-    the last of them; who ends before pushes as well, but leaves a store that does not answer to the last. Yields the
-    flow run of a machine that died in its turn, else nothing ("").
+    Processes and threads of this machine share its turn, which ends with the last of them; who ends before leaves a
+    store that does not answer to that one, and after a failure what cannot be pushed is left to the next turn.
+    LockedError where another machine has its turn. Yields the flow run of one that died in it, else nothing ("").
     """
     copy = WorkingCopy.of(root)
     if copy is None:
         yield ""
         return
-    with _TURNS_LOCK:
-        mine = _TURNS.get(root) or _TURNS.setdefault(root, _Turn(copy, purpose, run))
-        dead = mine.join()
-    try:
-        yield dead
-    except BaseException:
-        mine.leave(failed=True)
-        raise
-    mine.leave(failed=False)
+    lease = Lease(copy.store, copy.owner)
+    with _users(copy) as users:
+        dead = _enter(copy, lease, users, purpose, run)
+        try:
+            with _every(BEAT_S, lease.renew), _every(_SAVE_S, lambda: copy.push(lease.renew)):
+                yield dead
+        except BaseException:
+            _leave(copy, lease, users, failed=True)
+            raise
+        _leave(copy, lease, users, failed=False)
 
 
 def confirm_turn(root: Path) -> None:
     """Ask the store whether this machine still has its turn; LostLeaseError where another has it by now."""
-    if (mine := _TURNS.get(root)) is not None:
-        mine.renew()
+    if (copy := WorkingCopy.of(root)) is not None:
+        Lease(copy.store, copy.owner).renew()
 
 
 def describe(root: Path) -> str:
@@ -101,104 +100,49 @@ def describe(root: Path) -> str:
     copy = WorkingCopy.of(root)
     if copy is None:
         return ""
-    holder = Lease(copy.store, copy.owner).holder()
-    return f"{copy.describe()}; {holder or 'nobody writes to it'}"
+    return f"{copy.describe()}; {Lease(copy.store, copy.owner).holder() or 'nobody writes to it'}"
 
 
-class _Turn:
-    """This process's share in the turn of its machine: renewed and saved until the last of its threads leaves."""
-
-    def __init__(self, copy: WorkingCopy, purpose: str, run: str) -> None:
-        self._copy, self._dead, self._writers = copy, "", 0
-        self._lease = Lease(copy.store, copy.owner, purpose, run)
-        self._lost: LostLeaseError | None = None
-        stop = threading.Event()
-        with _door(copy), ExitStack() as ends:
-            self._share = ends.enter_context(_users(copy))
-            if _locked(self._share):
-                died = self._lease.take()
-                ends.callback(self._give_back)
-                copy.pull()
-                if died is not None:
-                    self._dead = died
-                    self._push(fence=True)
-            else:
-                self.renew()
-                ends.callback(self._give_back)
-            _locked(self._share, shared=True)
-            for work, seconds in ((self.renew, BEAT_S), (self._push, _SAVE_S)):
-                ends.callback(_repeat(work, seconds, stop).join)
-            ends.callback(stop.set)
-            self._ends = ends.pop_all()
-
-    def renew(self) -> None:
-        """Ask for the lease and renew it; LostLeaseError from the moment that another machine has it."""
-        try:
-            self._lease.renew()
-        except LostLeaseError as error:
-            self._lost = error
-            raise
-
-    def join(self) -> str:
-        """One more writes; the first one is told the flow run of a machine that died in its turn."""
-        if self._lost is not None:
-            raise self._lost
-        self._writers += 1
-        dead, self._dead = self._dead, ""
-        return dead
-
-    def leave(self, *, failed: bool) -> None:
-        """Push; with the last one the turn ends, and the machine's if no other process of it needs the lease.
-
-        After a failure that one is told, and what cannot be pushed stays here for the next turn.
-        """
-        try:
-            if self._writers > 1 and not failed:
-                with _tolerated():
-                    self._push()
-        finally:
-            with _TURNS_LOCK:
-                self._writers -= 1
-                if not self._writers:
-                    self._end(failed=failed)
-
-    def _push(self, *, fence: bool = False) -> None:
-        self._copy.push(self.renew, fence=fence)
-
-    def _end(self, *, failed: bool) -> None:
-        try:
-            self._push()
-        except StorageError as error:
-            if not failed:
-                raise
-            logger.warning("%s", error)
-        finally:
-            del _TURNS[self._copy.root]
-            with _door(self._copy):
-                self._ends.close()
-
-    def _give_back(self) -> None:
-        with _tolerated():
-            if _locked(self._share):
-                self._lease.give_back()
+def _enter(copy: WorkingCopy, lease: Lease, users: IO[str], purpose: str, run: str) -> str:
+    """Take the lease and pull, or join who has done so on this machine; the flow run of a machine that died."""
+    with _door(copy), ExitStack() as undo:
+        dead = None
+        if _alone(users):
+            dead = lease.take(purpose, run)
+            undo.callback(lease.give_back)
+            copy.pull()
+            if dead is not None:
+                copy.push(lease.renew, fence=True)
+        elif isinstance(lost := _attempt(lease.renew), LostLeaseError):
+            raise lost
+        _alone(users, shared=True)
+        undo.pop_all()
+    return dead or ""
 
 
-_TURNS: dict[Path, _Turn] = {}  # of this process, by working copy
-_TURNS_LOCK = threading.Lock()
+def _leave(copy: WorkingCopy, lease: Lease, users: IO[str], *, failed: bool) -> None:
+    """Push, and where nobody else of this machine is left, see that all is pushed and give the lease back."""
+    error = _attempt(lambda: copy.push(lease.renew))
+    with _door(copy):
+        if last := _alone(users):
+            error = error or _attempt(lambda: copy.push(lease.renew))
+            _attempt(lease.give_back)
+    if error and not failed and (last or isinstance(error, LostLeaseError)):
+        raise error
 
 
 def _door(copy: WorkingCopy) -> FileLock:
-    """One process at a time comes, goes or pulls."""
+    """One process or thread at a time comes, goes or pulls."""
     return FileLock(copy.state / "door.lock")
 
 
 def _users(copy: WorkingCopy) -> IO[str]:
-    """The file that every process with a share in the turn holds a lock on, until it ends, however it ends."""
+    """The file that everyone with a share in the turn holds a lock on, until it ends, however it ends."""
     return (copy.state / "users").open("a")
 
 
-def _locked(users: IO[str], *, shared: bool = False) -> bool:
-    """Take the lock, without waiting; not shared, whether no process of this machine has its share in a turn."""
+def _alone(users: IO[str], *, shared: bool = False) -> bool:
+    """Whether nobody else of this machine has its share in a turn; from then on held, or shared with others."""
     import fcntl  # not everywhere, and needed by working copies alone
 
     try:
@@ -208,29 +152,30 @@ def _locked(users: IO[str], *, shared: bool = False) -> bool:
     return True
 
 
-def _repeat(work: Callable[[], None], seconds: float, stop: threading.Event) -> threading.Thread:
-    """Do it again and again until `stop`, or until the lease is lost."""
+@contextmanager
+def _every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
+    """Do it again and again during the block, until the lease is lost."""
+    stop = threading.Event()
 
     def repeat() -> None:
         while not stop.wait(seconds):
-            try:
-                with _tolerated():
-                    work()
-            except LostLeaseError as error:
-                logger.error("%s", error)
+            if isinstance(_attempt(work), LostLeaseError):
                 return
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
-    return thread
-
-
-@contextmanager
-def _tolerated() -> Iterator[None]:
-    """A store that does not answer is a warning: what is not pushed now is pushed later."""
     try:
         yield
-    except LostLeaseError:
-        raise
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _attempt(work: Callable[[], object]) -> StorageError | None:
+    """Do it; that the store does not answer is a warning: what is not pushed now is pushed later."""
+    try:
+        work()
     except StorageError as error:
         logger.warning("%s", error)
+        return error
+    return None

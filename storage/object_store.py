@@ -23,15 +23,13 @@ _URL = re.compile(r"s3:/{1,2}(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P
 _CHUNK = 8 << 20
 _SINGLE = 64 << 20  # bytes; what is larger is put in parts
 _CLIENT = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "10m"}
-_SENTENCES = {
-    "NoSuchBucket": "expected a bucket {name} at {place}, found none; create it or correct the home's URL",
+_CAUSES = {  # what the store's answer contains: what was found, and what to do about it
+    "NoSuchBucket": "no such bucket; create it or correct the home's URL",
     # Who has credentials nowhere ends up asking the machine itself for its role.
-    "/latest/": "expected credentials for {url}, found none; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run "
-    "where the machine has a role",
-    "status code: 40[13]": "expected {place} to let this user read and write {url}, found that it refuses ({found}); "
-    "check the AWS_* variables and the rights on the bucket",
-    "": "expected {place} to serve {url}, found {found}; check AWS_ENDPOINT_URL, AWS_REGION and the network, then run "
-    "the same again: nothing is half-written",
+    "/latest/": "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where there is a role",
+    "status code: 40[13]": "that it refuses ({codes}); check the AWS_* variables and the rights on the bucket",
+    "status code: ": "a failure ({codes}); run the same again: nothing is half-written",
+    "": "no answer; check AWS_ENDPOINT_URL, AWS_REGION and the network, then run the same again",
 }
 
 
@@ -74,9 +72,9 @@ class ObjectStore:
                 f"expected the library obstore for {url}, found it missing; `pip install 'kronos-nightly[s3]'`"
             ) from error
         self.url, place = url, endpoint()
-        self._name, _, prefix = url.removeprefix("s3://").partition("/")
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._store = S3Store(
-            self._name,
+            bucket,
             prefix=prefix or None,
             config={"endpoint": place} if place else None,
             client_options={"allow_http": place.startswith("http://"), **_CLIENT},  # type: ignore[arg-type]
@@ -151,9 +149,7 @@ class ObjectStore:
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
                 raise
             codes = " ".join(dict.fromkeys(re.findall(r"(?:status code: |<Code>)(\w+)", said)))
-            sentence = next(text for cause, text in _SENTENCES.items() if re.search(cause, said))
-            names = {"name": self._name, "url": self.url, "place": endpoint() or "Amazon S3"}
-            found = codes if "refuses" in sentence else f"HTTP {codes}" if codes else "no answer"
+            found = next(told for sign, told in _CAUSES.items() if re.search(sign, said)).format(codes=codes)
             raise StorageError(
-                sentence.format(found=found, **names)
+                f"expected {endpoint() or 'Amazon S3'} to serve {self.url}, found {found}"
             ) from None  # its cause repeats the request

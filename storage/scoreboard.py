@@ -2,7 +2,8 @@
 
 `forecasts/scores/<slug>.parquet`. Who only reads gets what is due and not written yet as well, computed in memory.
 A forecast whose horizon has a hole waits a day longer, since the exchange may still fill it; then it is scored on the
-candles that came.
+candles that came. Forecasts from before paths were kept are scored from their quantiles and marked: the two estimators
+do not compare, so no number is taken over both.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -45,6 +46,7 @@ SCORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "forecast": pl.String,  # its folder's name
     "origin": pl.Datetime("ms", "UTC"),  # open time of the last candle that the model saw
     "model_digest": pl.String,
+    "estimator": pl.String,  # paths, as the leaderboard scores, or quantiles
     **dict.fromkeys(_STEPS, pl.List(pl.Float64)),  # per step, in log return; null where no candle came
 }
 _Row = tuple[object, ...]  # as SCORE_SCHEMA has it
@@ -52,9 +54,10 @@ _PERIODS = ("1d", "1w", "1mo", "1q", "1y")
 _MOST_PERIODS = 16
 
 
-Score = Callable[[Floats, Floats, Floats, float], Any]
-"""From levels (Q,), quantiles (Q, H), closes that came (H,) and the last close before them: an object that has, under
-each name in _STEPS, scores per step (H,), NaN where no candle came."""
+Score = Callable[[Floats, Floats, NDArray[np.float32] | None, Floats, float], Any]
+"""From levels (Q,), quantiles (Q, H), closes of the paths (S, H) where they were kept, closes that came (H,) and the
+last close before them: an object that has the name of its estimator and, under each name in _STEPS, scores per step
+(H,), NaN where no candle came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,10 @@ class Tally:
 
     scored: int
     waiting: int
+    estimator: str | None = None
+    """Of the CRPS of all that were scored: paths or quantiles."""
+    apart: int = 0
+    """Scored by the other estimator, and in none of the numbers."""
     crps_bps: float | None = None
     last_value_bps: float | None = None
     skill: float | None = None
@@ -80,18 +87,21 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Record:
-    """How all who ever served a recipe did, while they served and after."""
+    """How all who ever served a recipe did, while they served and after; by one estimator for all series.
+
+    As soon as a forecast was scored by its paths, only those are counted.
+    """
 
     total: Tally
     series: dict[SeriesKey, Tally]
-    rows: pl.DataFrame  # of all series, as SCORE_SCHEMA has it
+    rows: pl.DataFrame  # that the numbers are of, of all series, as SCORE_SCHEMA has it
 
 
 class Scoreboard:
     """The scores of all stored forecasts of a home. One that lives on computes what is due and not kept yet once."""
 
     def __init__(self, home: Home, score: Score) -> None:
-        """`score` is kronos_model's `score_quantiles`."""
+        """`score` is kronos_model's `score_stored`."""
         self.home = home
         self._store, self._lake = ForecastStore(home.forecasts), Lake(home.lake)
         self._root = home.forecasts / "scores"
@@ -153,19 +163,20 @@ class Scoreboard:
     def _row(self, one: StoredForecast, frame: pl.DataFrame, came: Floats) -> _Row:
         names = [name for name in frame.columns if name.startswith(_QUANTILE)]
         levels = np.array([int(name.removeprefix(_QUANTILE)) / 100 for name in names])
-        found = self._score(levels, frame.select(names).to_numpy().T, came, one.summary["last_close"])
+        quantiles = frame.select(names).to_numpy().T
+        found = self._score(levels, quantiles, one.closes(), came, one.summary["last_close"])
         steps = (
             pl.Series(getattr(found, name), dtype=pl.Float64).fill_nan(None).to_list() for name in _STEPS
         )
         origin = datetime.fromtimestamp(one.origin_ms / 1000, UTC)
-        return (one.path.name, origin, one.model_digest, *steps)
+        return (one.path.name, origin, one.model_digest, found.estimator, *steps)
 
     def _read(self, key: SeriesKey) -> pl.DataFrame:
         path = self._path(key)
         if not path.exists():
             return pl.DataFrame(schema=SCORE_SCHEMA)
         try:
-            return read_parquet(path)
+            return _marked(read_parquet(path))
         except PARQUET_ERRORS as error:
             raise StorageError(
                 f"expected scores in {path}, found a damaged file; delete it, and they are computed again"
@@ -173,6 +184,13 @@ class Scoreboard:
 
     def _path(self, key: SeriesKey) -> Path:
         return self._root / f"{key.slug}.parquet"
+
+
+def _marked(rows: pl.DataFrame) -> pl.DataFrame:
+    """Scores as SCORE_SCHEMA has them; those written before there were two estimators are of quantiles."""
+    if "estimator" not in rows.columns:
+        rows = rows.with_columns(pl.lit("quantiles").alias("estimator"))
+    return rows.select(list(SCORE_SCHEMA))
 
 
 def _joined(known: pl.DataFrame, due: Sequence[_Row]) -> pl.DataFrame:
@@ -190,24 +208,37 @@ def live_record(board: Scoreboard, recipe: str) -> Record:
     found = {key: board.standing(key, models) for key in board.series()}
     found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
     rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])
+    estimator = "paths" if (rows["estimator"] == "paths").any() else "quantiles"
     return Record(
-        total=tally(rows, waiting=sum(one.waiting for one in found.values())),
-        series={key: tally(one.rows, waiting=one.waiting) for key, one in found.items()},
-        rows=rows,
+        total=_tally_of(rows, estimator, waiting=sum(one.waiting for one in found.values())),
+        series={key: _tally_of(one.rows, estimator, waiting=one.waiting) for key, one in found.items()},
+        rows=rows.filter(pl.col("estimator") == estimator),
     )
 
 
-def tally(rows: pl.DataFrame, *, waiting: int = 0) -> Tally:
-    """All steps of these rows pooled, each weighing the same."""
+def _tally_of(rows: pl.DataFrame, estimator: str, *, waiting: int) -> Tally:
+    """Of those scored by this estimator, with the number of the others."""
+    chosen = rows.filter(pl.col("estimator") == estimator)
+    return tally(chosen, waiting=waiting, apart=len(rows) - len(chosen))
+
+
+def tally(rows: pl.DataFrame, *, waiting: int = 0, apart: int = 0) -> Tally:
+    """All steps of these rows pooled, each weighing the same; ValueError where two estimators scored them."""
     if rows.is_empty():
-        return Tally(scored=0, waiting=waiting)
-    return Tally(scored=len(rows), waiting=waiting, **_pooled(rows).row(0, named=True))
+        return Tally(scored=0, waiting=waiting, apart=apart)
+    return Tally(
+        scored=len(rows),
+        waiting=waiting,
+        apart=apart,
+        estimator=rows["estimator"][0],
+        **_pooled(rows).row(0, named=True),
+    )
 
 
 def by_period(rows: pl.DataFrame) -> pl.DataFrame:
     """The same for each day, week, month, quarter or year of origins, whichever gives at most sixteen; oldest first.
 
-    Columns: period (its first day, UTC), scored, and the numbers of a Tally.
+    Of rows that one estimator scored. Columns: period (its first day, UTC), scored, and the numbers of a Tally.
     """
     for length in _PERIODS:
         periods = rows.with_columns(pl.col("origin").dt.truncate(length).alias("period"))
@@ -221,7 +252,11 @@ def by_period(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pooled(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row with the means over all steps."""
+    """One row with the means over all steps of rows that one estimator scored."""
+    if (estimators := rows["estimator"].unique().sort().to_list())[1:]:
+        raise ValueError(
+            f"expected scores of one estimator, found {' and '.join(estimators)}; pool each by itself"
+        )
     steps = rows.select(pl.col(name).explode() for name in _STEPS)
     return steps.select(
         crps_bps=10_000 * pl.col("crps").mean(),

@@ -19,10 +19,9 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filelock import FileLock
 
@@ -38,6 +37,7 @@ AREAS = ("lake", "datasets", "models", "forecasts", "jobs", "hub", "reports")
 _MANIFEST = "manifest.json"
 _TRIES = 5
 _Facts = tuple[int, int]  # size and modification time, ns
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +48,16 @@ class _Entry(NamedTuple):
     mtime_ns: int
 
 
-@dataclass
-class _Manifest:
-    files: dict[str, _Entry] = field(default_factory=dict)
-    number: str = ""  # of the push that made it
+class _Manifest(NamedTuple):
+    files: dict[str, _Entry]
+    number: str = ""  # of the push that made it, which begins with the name of the copy that did
     etag: str | None = None  # of its object; None where there is none yet
 
     def facts(self) -> dict[str, _Facts]:
         return {path: (one.size, one.mtime_ns) for path, one in self.files.items()}
 
-    def keys(self) -> set[str]:
-        return {_key(path, one.sha256) for path, one in self.files.items()}
-
     def json(self) -> str:
-        return json.dumps({"version": 1, **vars(self)})
+        return json.dumps({"version": 1, **self._asdict()})
 
 
 class WorkingCopy:
@@ -71,8 +67,8 @@ class WorkingCopy:
         self.root, self.url, self.state = root, url, root / ".remote"
         self.owner = f"{identity}@{socket.gethostname()}"
         self.store = ObjectStore(url)
-        # What this copy last tried to put, and that a pull was cut off: till it is whole no change here is our own.
-        self._pushing, self._pulling = self.state / "pushing", self.state / "pulling"
+        # That a pull was cut off: till it is whole no change here is our own.
+        self._pulling = self.state / "pulling"
 
     @classmethod
     def of(cls, root: Path, begun_for: str | None = None) -> WorkingCopy | None:
@@ -116,30 +112,25 @@ class WorkingCopy:
             if not (news or gone or fence):
                 return
             confirm()
-            logs = set(filter(_is_log, news))
-            read = self._upload(news - logs, before)
+            put = _each(lambda path: (path, self._put(path, before.files.get(path))), news)
+            read = {path: one for path, one in put if one}
             # Of a folder in which a file was replaced meanwhile, what was read may be of two states.
             torn = {_folder(path) for path, _ in local.items() ^ self._local().items() if not _is_log(path)}
-            read |= self._upload(
-                logs, before
-            )  # they are appended to, so later: no checkpoint is ahead of them
-            kept = {
-                path: one for path, one in before.files.items() if path not in gone or _folder(path) in torn
-            }
+            lost = {path for path in gone if _folder(path) not in torn}
+            kept = {path: one for path, one in before.files.items() if path not in lost}
             fresh = {path: one for path, one in read.items() if _folder(path) not in torn}
-            after = _Manifest(kept | fresh, uuid.uuid4().hex)
+            after = _Manifest(kept | fresh, f"{self.owner} {uuid.uuid4().hex}")
             confirm()
-            self._pushing.write_text(after.number)
             try:
-                after.etag = self.store.put(_MANIFEST, after.json().encode(), expect=before.etag)
+                etag = self.store.put(_MANIFEST, after.json().encode(), expect=before.etag)
             except MovedError:
                 raise LostLeaseError(
                     f"expected {self.url} as this machine last saw it, found that another one has written to it; run "
                     "the same again, which goes on from there"
                 ) from None
-            self._remember(after)
-            known = self.store.keys("files") if fence else before.keys() | _Manifest(read).keys()
-            self.store.delete(known - after.keys())
+            self._remember(after._replace(etag=etag))
+            known = self.store.keys("files") if fence else _keys(before.files) | _keys(read)
+            self.store.delete(known - _keys(after.files))
             if news or gone:
                 logger.info("%s: files pushed: %d, removed: %d.", self.url, len(news), len(gone))
 
@@ -157,8 +148,7 @@ class WorkingCopy:
         local, stored = self._local(), after.facts()
         changed = {path for path, _ in local.items() - before.facts().items() - stored.items()}
         ours = set() if self._pulling.exists() else changed
-        own = self._pushing.exists() and self._pushing.read_text() == after.number
-        if ours and before.etag != after.etag and not own:
+        if ours and before.etag != after.etag and not after.number.startswith(self.owner):
             areas = ", ".join(sorted({path.split("/")[0] for path in ours}))
             raise StorageError(
                 f"expected the copy {self.root} as it was last pushed, found {len(ours)} changes such as {min(ours)} "
@@ -170,11 +160,7 @@ class WorkingCopy:
         for path in local.keys() - ours - stored.keys():
             self._remove(path)
         wanted = {path for path, _ in stored.items() - local.items()} - ours
-        for step in range(3):  # also for who reads meanwhile, weights come before the record that names them
-            _each(
-                lambda path: self._download(path, after.files[path]),
-                {one for one in wanted if _step(one) == step},
-            )
+        _each(lambda path: self._download(path, after.files[path]), wanted)
         self._remember(after)
         self._pulling.unlink(missing_ok=True)
         if wanted:
@@ -183,45 +169,49 @@ class WorkingCopy:
         return len(ours)
 
     def _local(self) -> dict[str, _Facts]:
-        """Every file of the copy that belongs into the store."""
-        found = (_scan(self.root / area) for area in AREAS)
-        return {path.relative_to(self.root).as_posix(): one for area in found for path, one in area.items()}
+        """Every file of the copy that belongs into the store; hidden ones are drafts and locks."""
+        found = {}
+        for area in AREAS:
+            for place, folders, names in os.walk(self.root / area):
+                folders[:] = [one for one in folders if not one.startswith(".")]
+                for path in (Path(place, one) for one in names if not one.startswith(".")):
+                    with suppress(FileNotFoundError):  # gone meanwhile
+                        if S_ISREG((seen := path.lstat()).st_mode):
+                            found[path.relative_to(self.root).as_posix()] = (seen.st_size, seen.st_mtime_ns)
+        return found
 
     def _agreed(self) -> _Manifest:
         path = self.state / _MANIFEST
-        return self._parsed(path.read_bytes()) if path.exists() else _Manifest()
+        return self._parsed(path.read_bytes()) if path.exists() else _Manifest({})
 
     def _stored(self) -> _Manifest:
         found = self.store.get(_MANIFEST)
-        return self._parsed(found.content, found.etag) if found else _Manifest()
+        return self._parsed(found.content)._replace(etag=found.etag) if found else _Manifest({})
 
-    def _parsed(self, content: bytes, etag: str | None = None) -> _Manifest:
+    def _parsed(self, content: bytes) -> _Manifest:
         told = json.loads(content)
         if told["version"] != 1:
             raise StorageError(
                 f"expected a home of version 1 in {self.url}, found {told['version']}; install a newer kronos-nightly"
             )
         files = {path: _Entry(*one) for path, one in told["files"].items()}
-        return _Manifest(files, told.get("number", ""), etag or told["etag"])
+        return _Manifest(files, told.get("number", ""), told.get("etag"))
 
     def _remember(self, manifest: _Manifest) -> None:
         with atomic_path(self.state / _MANIFEST) as temporary:
             temporary.write_text(manifest.json())
 
-    def _upload(self, paths: Iterable[str], before: _Manifest) -> dict[str, _Entry]:
-        """Put files as they are now, without those that are gone by now."""
-        found = _each(lambda path: (path, self._put(path, before.files.get(path))), paths)
-        return {path: one for path, one in found if one}
-
     def _put(self, path: str, known: _Entry | None) -> _Entry | None:
+        """Put a file as it is now; None for one that is gone by now."""
         with suppress(FileNotFoundError), (self.root / path).open("rb") as file:
-            facts = _facts(os.fstat(file.fileno()))
-            source = io.BytesIO(file.read(facts[0])) if _is_log(path) else file  # as much as there was
+            seen = os.fstat(file.fileno())
+            # A log is appended to: of it, as much as there was.
+            source = io.BytesIO(file.read(seen.st_size)) if _is_log(path) else file
             digest = hashlib.file_digest(source, "sha256").hexdigest()
             if known is None or known.sha256 != digest:
                 source.seek(0)
-                self.store.upload(_key(path, digest), source, facts[0])
-            return _Entry(digest, *facts)
+                self.store.upload(_key(path, digest), source, seen.st_size)
+            return _Entry(digest, seen.st_size, seen.st_mtime_ns)
         return None
 
     def _download(self, path: str, one: _Entry) -> None:
@@ -239,43 +229,37 @@ class WorkingCopy:
     def _remove(self, path: str) -> None:
         """Remove a file, and what folders then hold nothing but locks: an empty one would pass for a whole one."""
         (self.root / path).unlink()
-        for folder in PurePosixPath(path).parents[:-2]:
-            if not _scan(self.root / folder):
-                shutil.rmtree(self.root / folder, ignore_errors=True)
+        for folder in (self.root / path).parents[: path.count("/") - 1]:
+            if all(one.name.startswith(".") for one in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _each(work: Callable[[str], Any], paths: Iterable[str]) -> list[Any]:
-    """`work` of every path, several at a time, in order; the first failure is raised once all have ended."""
+def _each(work: Callable[[str], _T], paths: Iterable[str]) -> list[_T]:
+    """`work` of every path, several at a time; the first failure is raised once all have ended.
+
+    Also for who reads meanwhile, weights come before the record that names them, and it before the champion. Logs
+    come last: they are appended to, and no checkpoint may be ahead of them.
+    """
+    steps = sorted({(_step(path), path) for path in paths})
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(work, sorted(paths)))
+        found = [list(pool.map(work, [path for at, path in steps if at == step])) for step in range(3)]
+    return [one for step in found for one in step]
 
 
-def _scan(folder: Path) -> dict[Path, _Facts]:
-    """All files below a folder; hidden ones are drafts and locks, and what goes meanwhile is gone."""
-    found = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        for path in (Path(place, one) for one in names if not one.startswith(".")):
-            with suppress(FileNotFoundError):
-                if S_ISREG((seen := path.lstat()).st_mode):
-                    found[path] = _facts(seen)
-    return found
-
-
-def _facts(found: os.stat_result) -> _Facts:
-    return found.st_size, found.st_mtime_ns
+def _step(path: str) -> int:
+    return 2 if path.endswith("/champion.json") or _is_log(path) else int(path.endswith(".json"))
 
 
 def _is_log(path: str) -> bool:
     return path.endswith(".jsonl")
 
 
-def _step(path: str) -> int:
-    return 2 if path.endswith("/champion.json") else int(path.endswith(".json"))
-
-
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
+
+
+def _keys(files: dict[str, _Entry]) -> set[str]:
+    return {_key(path, one.sha256) for path, one in files.items()}
 
 
 def _key(path: str, sha256: str) -> str:

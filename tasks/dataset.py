@@ -7,6 +7,7 @@ from functools import partial
 
 from prefect import task
 
+from kronos_model.clipping import clipped_shares
 from kronos_model.features import calendar_stamps, fit_state
 from storage.dataset import BuiltDataset, DatasetConfig, build_dataset
 from storage.lake import Lake
@@ -34,6 +35,7 @@ def build(
             home.datasets,
             stamp=calendar_stamps,
             fit=fit,
+            clipped=clipped_shares,
             stale=[key for key in keys if ledger.tail(key) and end_ms is None],
             progress=progress,
         )

@@ -19,7 +19,8 @@ from kronos_model.evaluation.baselines import make_baselines
 from kronos_model.evaluation.competitors import ModelCompetitor
 from kronos_model.evaluation.config import PRETRAINING_END_MS, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
-from kronos_model.evaluation.leaderboard import leaderboard
+from kronos_model.evaluation.intervals import against
+from kronos_model.evaluation.leaderboard import CONFIDENCE, leaderboard
 from kronos_model.evaluation.leaks import check_not_trained_on
 from kronos_model.evaluation.postprocessing import fit_postprocess
 from kronos_model.evaluation.scores import QUANTILES, RAW, Scores
@@ -224,9 +225,19 @@ def _link(source: Path, target: Path) -> None:
 
 
 @task(name="gate", task_run_name="gate", **IDEMPOTENT)
-def gate(scores: ScoresRef, policy: GatePolicy, *, champion: bool) -> VerdictRef:
-    """Promote, keep or reject the challenger, with reasons in words."""
-    decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
+def gate(
+    scores: ScoresRef, policy: GatePolicy, *, champion: bool, forbidden: Sequence[str] = ()
+) -> VerdictRef:
+    """Promote, keep or reject the challenger, with reasons in words.
+
+    Where something about its data forbids a promotion, one sentence each, what would be promoted is rejected.
+    """
+    decision = judge(
+        Scores.load(Path(scores.path)),
+        policy,
+        champion="champion" if champion else None,
+        forbidden=forbidden,
+    )
     told = (*_postprocessed(scores), _against_last_value(scores), *(f"note: {note}" for note in scores.notes))
     return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, *told), served=decision.served)
 
@@ -258,8 +269,13 @@ def _postprocessed(scores: ScoresRef) -> list[str]:
 def _against_last_value(scores: ScoresRef) -> str:
     """What the gate does not weigh and a reader wants to know: is it any good at all?"""
     row = next(row for row in scores.leaderboard if (row["model"], row["series"]) == ("challenger", "all"))
-    comparison = "better" if row["skill"] > 0 else "worse"
-    return f"for information: challenger is {comparison} than the last value, CRPS skill {row['skill']:+.3f}"
+    skill, low, high = (row[name] for name in ("skill", "skill_low", "skill_high"))
+    found = f"for information: challenger {against(low, high)} the last value"
+    if skill is None:
+        return f"{found}: the market did not move, and there is no CRPS skill"
+    if low is None or high is None:
+        return f"{found}, CRPS skill {skill:+.3f}: the origins are too few for an interval"
+    return f"{found}, CRPS skill {skill:+.3f}, {100 * CONFIDENCE:g} % interval {low:+.3f} to {high:+.3f}"
 
 
 def forecaster(pair: PairRef, dataset: BuiltDataset | None) -> Forecaster:

@@ -15,8 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 from prefect import task
 
-from kronos_model.evaluation.stored_scores import score_quantiles
-from kronos_model.features import FEATURES
+from kronos_model.evaluation.stored_scores import score_stored
+from kronos_model.features import CLOSE, FEATURES
 from kronos_model.forecaster import Forecaster
 from kronos_model.outlook import Outlook, outlook_of, quantile_label
 from kronos_model.sampling import SamplingConfig
@@ -104,7 +104,7 @@ def export_forecasts(home: Home, forecasts: Sequence[ForecastRef], target: Path)
 @task(name="score live forecasts", task_run_name="score live forecasts", **IDEMPOTENT)
 def score_live(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None = None) -> Live:
     """What has become due scored and kept, and the record; drift is a warning in the log."""
-    score_due(Scoreboard(home, score_quantiles))
+    score_due(Scoreboard(home, score_stored))
     live = live_board(home, recipe, under_way=under_way)
     for warning in live.warnings:
         logger.warning("%s", warning)
@@ -152,7 +152,9 @@ def _make(
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
-        store.save(question, frame, summary)  # last: what is stored is not made again
+        store.save(
+            question, frame, summary, closes=paths[..., CLOSE]
+        )  # last: what is stored is not made again
     return seconds
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
-from kronos_model.evaluation.stored_scores import score_quantiles, skill_interval
+from kronos_model.evaluation.stored_scores import score_stored, skill_interval
 from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
@@ -40,7 +40,16 @@ class Live:
 
     def metrics(self) -> dict[str, float]:
         """The numbers as MLflow takes them, such as live/skill."""
-        names = ("scored", "waiting", "crps_bps", "last_value_bps", "skill", "coverage_50", "coverage_90")
+        names = (
+            "scored",
+            "waiting",
+            "apart",
+            "crps_bps",
+            "last_value_bps",
+            "skill",
+            "coverage_50",
+            "coverage_90",
+        )
         found = {f"live/{name}": getattr(self.record.total, name) for name in names}
         if self.skill_interval is not None:
             found["live/skill_low"], found["live/skill_high"] = self.skill_interval
@@ -55,7 +64,7 @@ def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
     `under_way` gives the datasets of nights that have no summary yet.
     """
     drifts, warnings = _drifts(home, recipe, under_way or {})
-    record = live_record(Scoreboard(home, score_quantiles), recipe)
+    record = live_record(Scoreboard(home, score_stored), recipe)
     return Live(record=record, skill_interval=_skill_interval(record), drifts=drifts, warnings=warnings)
 
 
@@ -96,8 +105,8 @@ def _drifts(
 
 def _warning(one: DriftOf, recipe: str) -> str:
     drift = one.drift
-    usual = "" if drift.usual is None else f" where training itself stays below {drift.usual:.2f}"
-    found = f"PSI {drift.psi:.2f}{usual}, KS {drift.ks:.2f}, spread x {drift.spread:.2f}, level {drift.shift:+.2f}"
+    usual = f"where training itself stays below {drift.usual:.2f}"
+    found = f"PSI {drift.psi:.2f} {usual}, KS {drift.ks:.2f}, spread x {drift.spread:.2f}, level {drift.shift:+.2f}"
     return (
         f"{one.series}: {one.quantity} drifted since the champion was trained ({found}); train on the newer candles "
         f"with `kronos run --recipe {recipe}`, and with a later --start if the old market is gone for good"

@@ -11,13 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.screen import console, noted, number
-from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_quantiles
+from kronos_model.evaluation.drift import FEWEST_STRETCHES, Drift
+from kronos_model.evaluation.intervals import against
+from kronos_model.evaluation.stored_scores import SKILL_CONFIDENCE, score_stored
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.scoreboard import Scoreboard, Tally, by_period, score_due
 from tasks.live_record import Live, live_board
 
 __all__ = ["show_scores"]
+
+_NO_YARDSTICK = (
+    f"There is no yardstick yet where training has fewer than {FEWEST_STRETCHES} stretches as long as the newest "
+    "candles: what is usual is not known there, and nothing is called drift."
+)
 
 _NUMBERS = ("scored", "waiting", "CRPS bps", "last value", "skill", "cover 50", "cover 90")
 
@@ -36,7 +43,7 @@ def show_scores(home: Home, recipe: str | None, *, update: bool) -> None:
         )
     if update:
         with home.writing("scoring forecasts"):
-            score_due(Scoreboard(home, score_quantiles))
+            score_due(Scoreboard(home, score_stored))
     for name in [recipe] if recipe else serving:
         _show(name, live_board(home, name))
 
@@ -49,11 +56,15 @@ def _show(recipe: str, live: Live) -> None:
         page.print(_by_series(recipe, live))
     if live.record.total.scored:
         page.print(_certainty(live))
+        if told := _estimated(live.record.total):
+            page.print(noted(told))
         page.print(_over_time(live))
     elif live.record.series:
         page.print("Nothing is due yet: a forecast is scored when its whole horizon is in the lake.")
     if live.drifts:
         page.print(_drift(live))
+        if any(one.drift.usual is None for one in live.drifts):
+            page.print(noted(_NO_YARDSTICK))
     for warning in live.warnings:
         page.print(noted(warning))
 
@@ -77,11 +88,25 @@ def _certainty(live: Live) -> str:
             "span several times two horizons."
         )
     low, high = live.skill_interval
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not to be told from"
     return (
         f"Skill of all series {total.skill:+.3f}, {SKILL_CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f} "
-        f"(block bootstrap over origins): {verdict} the last value."
+        f"(block bootstrap over origins): what was served {against(low, high)} the last value."
     )
+
+
+def _estimated(total: Tally) -> str | None:
+    """Where the CRPS is not the leaderboard's, or not of all that were scored."""
+    if total.estimator == "quantiles":
+        return (
+            "These forecasts are from before paths were kept: their CRPS is that of quantiles, 5 to 8 % higher than "
+            "the leaderboard's estimate of the same forecasts."
+        )
+    if total.apart:
+        return (
+            f"{total.apart:,} more forecasts, from before paths were kept, are in none of these numbers: their CRPS "
+            "is that of quantiles and does not compare."
+        )
+    return None
 
 
 def _over_time(live: Live) -> Table:
@@ -104,9 +129,15 @@ def _drift(live: Live) -> Table:
             *(number(value, 2) for value in (drift.psi, drift.usual, drift.ks)),
             f"x {drift.spread:.2f}",
             f"x {exp(drift.shift):.2f}" if one.quantity == "volume" else "",
-            Text("drifted", "yellow") if drift.drifted else Text("as usual", "green"),
+            _found(drift),
         )
     return table
+
+
+def _found(drift: Drift) -> Text:
+    if drift.usual is None:
+        return Text("no yardstick yet")
+    return Text("drifted", "yellow") if drift.drifted else Text("as usual", "green")
 
 
 def _cells(one: Tally) -> list[str]:

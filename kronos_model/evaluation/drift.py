@@ -1,26 +1,31 @@
 """Whether the market still looks like the one a model was trained on.
 
 The population stability index compares shares per decile of the training values: sum((now - then) ln(now / then)).
-By convention 0.1 is a change and 0.25 a large one, but markets change all the time: so the same is measured for
-stretches of the training range itself, and only what is large and unusual among those is called drift.
+By convention 0.1 is a change and 0.25 a large one, but markets change all the time, and where they change slowly any
+stretch of them differs from the rest. So the yardstick is the same index for as long stretches of training itself, each
+against the rest of it without its neighbours, for the candles of now do not stand next to training either. Only what is
+large and unusual among many such stretches is called drift; with few there is no yardstick, and nothing is.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-__all__ = ["DRIFT_CANDLES", "Drift", "measure_drift"]
+__all__ = ["DRIFT_CANDLES", "FEWEST_STRETCHES", "Drift", "measure_drift"]
 
 DRIFT_CANDLES = 720
 """Newest candles that are compared with training: a month of 1h."""
+
+FEWEST_STRETCHES = 19
+"""Of training that make a yardstick: one more like fewer is above all of them more often than one time in twenty."""
 
 _BINS = 10
 _LARGE = 0.25
 _UNUSUAL = 0.95
 _FEWEST = 100  # values: with fewer the index is noise
-_FEWEST_STRETCHES = 8
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +36,7 @@ class Drift:
 
     psi: float
     usual: float | None
-    """What 95 % of the stretches of training stay below; None where training has fewer than eight."""
+    """What 95 % of the stretches of training, and one more like them, stay below; None where they are fewer than 19."""
     ks: float
     """Largest distance of the two distribution functions (Kolmogorov and Smirnov), 0 to 1."""
     spread: float
@@ -41,8 +46,8 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """Large, and more than what training itself shows."""
-        return self.psi >= _LARGE and (self.usual is None or self.psi > self.usual)
+        """Large, and more than what training itself shows; never where it is not known what that is."""
+        return self.usual is not None and self.psi >= _LARGE and self.psi > self.usual
 
 
 def measure_drift(then: Floats, now: Floats) -> Drift | None:
@@ -52,16 +57,24 @@ def measure_drift(then: Floats, now: Floats) -> Drift | None:
     edges = np.unique(np.quantile(then, np.linspace(0, 1, _BINS + 1)[1:-1]))
     whole, count = _counts(edges, then), len(then) // len(now)
     parts = then[len(then) - count * len(now) :].reshape(count, len(now))
-    stretches = [_index(whole, _counts(edges, part)) for part in parts]
     low, middle, high = np.quantile(then, [0.25, 0.5, 0.75])
     low_now, middle_now, high_now = np.quantile(now, [0.25, 0.5, 0.75])
     return Drift(
         psi=_index(whole, _counts(edges, now)),
-        usual=float(np.quantile(stretches, _UNUSUAL)) if count >= _FEWEST_STRETCHES else None,
+        usual=_usual(whole, [_counts(edges, part) for part in parts]),
         ks=float(ks_2samp(then, now, method="asymp").statistic),
         spread=float((high_now - low_now) / (high - low)) if high > low else float("nan"),
         shift=float(middle_now - middle),
     )
+
+
+def _usual(whole: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> float | None:
+    """The index that one more stretch stays below at 95 %: the order statistic of rank ceil(0.95 (K + 1)) of K."""
+    if len(parts) < FEWEST_STRETCHES:
+        return None
+    around = (sum(parts[max(0, at - 1) : at + 2]) for at in range(len(parts)))
+    found = sorted(_index(whole - near, part) for near, part in zip(around, parts, strict=True))
+    return found[math.ceil(_UNUSUAL * (len(parts) + 1)) - 1]
 
 
 def _counts(edges: Floats, values: Floats) -> NDArray[np.int64]:

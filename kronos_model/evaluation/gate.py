@@ -4,6 +4,7 @@ Shapes: N origins of all series in order of time, D bootstrap draws.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation.config import GatePolicy
 from kronos_model.evaluation.diagnostics import loss_tests
-from kronos_model.evaluation.intervals import Resampler, block_length, widened
+from kronos_model.evaluation.intervals import Resampler, against, block_length, widened
 from kronos_model.evaluation.scores import BLENDS, REFERENCES_POOL, Scores
 from kronos_model.postprocess import NETWORK
 
@@ -54,6 +55,7 @@ def judge(
     challenger: str = "challenger",
     base: str = "base",
     champion: str | None = None,
+    forbidden: Sequence[str] = (),
 ) -> Decision:
     """Decide which network is the best, and whether it adds something to forecasts that cost nothing.
 
@@ -65,7 +67,8 @@ def judge(
     "keep": anything else, too little data included; nothing changes. Token loss is not asked for.
 
     Networks are compared as they are alone. What would be served is the challenger's blend with the references or,
-    where nothing was fitted, the challenger itself.
+    where nothing was fitted, the challenger itself. Where something about its data forbids a promotion, one sentence
+    each in `forbidden`, what would be promoted is rejected.
     """
     opponents = list(dict.fromkeys(name for name in (base, champion) if name is not None))
     if challenger in opponents:
@@ -74,7 +77,8 @@ def judge(
     served, serving = _blend_of(scores, challenger), _serving(scores, champion)
     short = _too_little(scores, policy, comparisons[0])
     if short is not None:
-        return Decision(verdict="keep", reasons=(short, _unknown_place(scores, served)), served=serving)
+        reasons = (short, _unknown_place(scores, served), *forbidden)
+        return Decision(verdict="keep", reasons=reasons, served=serving)
     place, coverage = _place(scores, policy, served), _coverage(scores, policy, served)
     pairs = [(challenger, name) for name in opponents]
     pairs += [(served, REFERENCES_POOL)] if policy.reference_margin is not None and place.weight else []
@@ -88,10 +92,17 @@ def judge(
         ),
     ]
     better = [_in_words(one, policy, challenger=challenger) for one in comparisons]
-    reasons = (*better, *harm, place.sentence, coverage.sentence)
-    if harm or place.lost or coverage.surely_off or any(one.low > 0 for one in comparisons):
+    reasons = (*better, *harm, *forbidden, place.sentence, coverage.sentence)
+    best = coverage.inside and place.earned and all(one.high < 0 for one in comparisons)
+    if (
+        (best and forbidden)
+        or harm
+        or place.lost
+        or coverage.surely_off
+        or any(one.low > 0 for one in comparisons)
+    ):
         return Decision(verdict="reject", reasons=reasons, served=serving)
-    if coverage.inside and place.earned and all(one.high < 0 for one in comparisons):
+    if best:
         return Decision(verdict="promote", reasons=reasons, served=served)
     return Decision(verdict="keep", reasons=reasons, served=serving)
 
@@ -268,16 +279,8 @@ def _too_little(scores: Scores, policy: GatePolicy, comparison: Comparison) -> s
 
 
 def _in_words(comparison: Comparison, policy: GatePolicy, *, challenger: str) -> str:
-    return f"{_finding(comparison, challenger)}: {_difference(comparison, policy)}"
-
-
-def _finding(comparison: Comparison, challenger: str) -> str:
-    """What the interval, and it alone, says."""
-    if comparison.high < 0:
-        return f"{challenger} is better than {comparison.opponent}"
-    if comparison.low > 0:
-        return f"{challenger} is worse than {comparison.opponent}"
-    return f"{challenger} cannot be told from {comparison.opponent}"
+    finding = against(-comparison.high, -comparison.low)
+    return f"{challenger} {finding} {comparison.opponent}: {_difference(comparison, policy)}"
 
 
 def _difference(comparison: Comparison, policy: GatePolicy) -> str:

@@ -20,6 +20,7 @@ from kronos_model.references import stretches
 __all__ = [
     "Resampler",
     "TestResult",
+    "against",
     "block_length",
     "diebold_mariano",
     "holm",
@@ -137,6 +138,13 @@ def widened(pieces: float, shown: float, confidence: float) -> float:
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return math.sqrt(pieces / (pieces - 1) / shown) * (1 + (z * z + 1) / (4 * (pieces - 1)))
+
+
+def against(low: float | None, high: float | None) -> str:
+    """What a skill with this interval says of a model before the name of its reference; None: no interval."""
+    if low is None or high is None or low <= 0 <= high:
+        return "cannot be told from"
+    return "is better than" if low > 0 else "is worse than"
 
 
 def diebold_mariano(differences: Floats, overlaps: int) -> TestResult:

@@ -5,7 +5,7 @@ const WEEK_MS = 7 * 86_400_000;
 export function price(value) {
   if (value == null) return "–";
   const size = Math.abs(value);
-  const digits = size >= 1000 ? 2 : size >= 10 ? 3 : size >= 1 ? 4 : size > 0 ? Math.min(10, 4 - Math.floor(Math.log10(size))) : 2;
+  const digits = size >= 1000 ? 2 : size >= 10 ? 3 : size >= 1 ? 4 : size > 0 ? Math.min(20, 4 - Math.floor(Math.log10(size))) : 2;
   return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 

@@ -132,7 +132,7 @@ function since(live) {
   if (!live?.scored) return [row("Live", live?.waiting ? `${say.count(live.waiting)} waiting for their candles` : "no forecast on record yet")];
   return [
     row("Live forecasts scored", `${say.count(live.scored)}${live.waiting ? `, ${say.count(live.waiting)} waiting` : ""}`),
-    row("Live CRPS, last value's", `${live.crps_bps.toFixed(1)}, ${live.last_value_bps.toFixed(1)}`),
+    row(`Live CRPS${live.estimator === "quantiles" ? " (of quantiles)" : ""}, last value's`, `${live.crps_bps.toFixed(1)}, ${live.last_value_bps.toFixed(1)}`),
     row("Live skill", live.skill == null ? "–" : live.skill.toFixed(2)),
     row("Live in 90 %", say.plain(live.coverage_90)),
   ];

@@ -47,8 +47,9 @@ def leaderboard_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         "leaderboard",
         "Skill against saying that the price stays",
-        "Right of zero is better than the last value, 1 would be perfect. Bars are 95 % intervals by a block bootstrap "
-        "over time, which respects that forecasts overlap. An arrow at the edge is a model far to the left of it.",
+        "A bar wholly right of zero is better than the last value, one across zero cannot be told from it; 1 would be "
+        "perfect. Bars are 95 % intervals by a block bootstrap over time, which respects that forecasts "
+        "overlap. An arrow at the edge is a model far to the left of it.",
         figure,
     )
 
@@ -136,8 +137,9 @@ def skill_chart(scores: Scores) -> Chart:
     return Chart(
         "skill",
         "Skill by step",
-        "1 - CRPS / CRPS of the last value at each step; the band is the challenger's 95 % interval. Above zero "
-        "is better than saying that the price stays. Curves far below the band are cut off.",
+        "1 - CRPS / CRPS of the last value at each step; the band is the challenger's 95 % interval. Where "
+        "all of it is above zero, the challenger is better than saying that the price stays. "
+        "Curves far below the band are cut off.",
         figure,
     )
 

@@ -15,6 +15,13 @@ from kronos_model.fit import make_optimizer
 from kronos_model.jobs import StageConfig
 
 
+class Apart(World):
+    """Processes of which nobody waits for another."""
+
+    def wait(self) -> None:
+        pass
+
+
 def make_state(seed: int) -> TrainState:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 5), nn.Dropout(0.5), nn.Linear(5, 1))
@@ -150,3 +157,15 @@ def test_the_best_loss_is_the_lowest_and_the_rest_are_stale() -> None:
         better.append(progress.judge(loss))
     assert better == [True, True, False, False, True]
     assert (progress.initial_loss, progress.best_loss, progress.best_step, progress.stale) == (3.0, 1.0, 4, 0)
+
+
+def test_processes_that_go_on_from_a_checkpoint_of_fewer_draw_each_their_own_numbers(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", make_state(1), job="a")
+    dropout, sampling = [], []
+    for rank in range(3):
+        state = make_state(1)
+        # Only the leader waits for nobody here: the folder is settled already.
+        assert restore_checkpoint(tmp_path / "checkpoint", state, job="a", world=Apart(rank=rank, size=3))
+        dropout.append(tuple(torch.rand(4).tolist()))
+        sampling.append(tuple(torch.rand(4, generator=state.generator).tolist()))
+    assert len({*dropout, *sampling}) == 6

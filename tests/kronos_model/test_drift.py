@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
-from kronos_model.evaluation.drift import Drift, measure_drift
+from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
 
 
 def _measured(then: np.ndarray, now: np.ndarray) -> Drift:
@@ -65,7 +66,8 @@ def test_little_data_says_nothing_and_a_short_training_range_has_no_usual() -> N
     rng = np.random.default_rng(5)
     assert measure_drift(rng.normal(size=5_000), rng.normal(size=99)) is None
     assert measure_drift(rng.normal(size=99), rng.normal(size=5_000)) is None
-    assert _measured(rng.normal(size=700), rng.normal(size=100)).usual is None
+    assert _measured(rng.normal(size=1_899), rng.normal(size=100)).usual is None
+    assert _measured(rng.normal(size=1_900), rng.normal(size=100)).usual is not None
     assert _measured(rng.normal(size=500), rng.normal(size=720)).usual is None
 
 
@@ -73,3 +75,56 @@ def test_values_that_are_mostly_equal_do_not_break_it() -> None:
     drift = _measured(np.zeros(1_000), np.concatenate([np.zeros(150), np.ones(50)]))
     assert np.isfinite(drift.psi)
     assert drift.ks == pytest.approx(0.25)
+
+
+def _volumes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Stationary ln volumes of 4h candles whose level wanders for weeks, with a rhythm of days and their own noise."""
+    memory = 0.99
+    level = lfilter([1], [1, -memory], rng.normal(0, np.sqrt(1 - memory**2), count + 1_000))[1_000:]
+    return 15 + level + 0.3 * np.sin(np.arange(count) * 2 * np.pi / 6) + rng.normal(0, 0.5, count)
+
+
+def test_without_many_stretches_nothing_ever_drifts_however_large_the_index() -> None:
+    """Three years of 4h candles are nine stretches of 720: too few to know what is usual."""
+    large = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        series = _volumes(rng, 9 * DRIFT_CANDLES + 1_500)
+        for then in (series[: 9 * DRIFT_CANDLES], series[: 4 * DRIFT_CANDLES]):
+            drift = _measured(then, series[-DRIFT_CANDLES // 2 :] + rng.normal(0, 0.7))
+            large += drift.psi >= 0.25
+            assert drift.drifted == (drift.usual is not None and drift.psi > max(0.25, drift.usual))
+            drift = _measured(then, series[-DRIFT_CANDLES:] + rng.normal(0, 0.7))
+            assert drift.usual is None
+            assert not drift.drifted
+    assert large > 10
+
+
+def test_a_stationary_series_with_a_yardstick_seldom_drifts_and_one_that_moves_does() -> None:
+    alarms, found = 0, 0
+    for seed in range(60):
+        series = _volumes(np.random.default_rng(seed), 40 * DRIFT_CANDLES + 1_500)
+        then, now = series[: 40 * DRIFT_CANDLES], series[-DRIFT_CANDLES:]
+        alarms += _measured(then, now).drifted
+        found += _measured(then, now + np.log(10)).drifted
+    assert alarms <= 3  # 5 % are meant at most
+    assert found >= 57  # ten times the volume, in a market whose own months differ by three times
+
+
+def test_what_is_usual_is_the_index_of_a_stretch_against_the_rest_without_its_neighbours() -> None:
+    rng = np.random.default_rng(6)
+    then, now = rng.normal(size=2_150), rng.normal(size=100)
+    edges = np.quantile(then, np.arange(1, 10) / 10)
+
+    def shares(values: np.ndarray) -> np.ndarray:
+        counts = np.array([(np.searchsorted(edges, values, side="right") == at).sum() for at in range(10)])
+        return (counts + 0.5) / (counts + 0.5).sum()
+
+    indices = []
+    for at in range(21):
+        first = 50 + 100 * at
+        part = then[first : first + 100]
+        near = np.r_[max(50, first - 100) : min(2_150, first + 200)]
+        a, b = shares(np.delete(then, near)), shares(part)
+        indices.append(float(((b - a) * np.log(b / a)).sum()))
+    assert _measured(then, now).usual == pytest.approx(sorted(indices)[20], rel=1e-12)  # the 21st of 22 ranks

@@ -269,3 +269,43 @@ def test_asked_to_stop_it_finishes_the_step_and_saves() -> None:
 def test_settings_out_of_range_are_refused_by_name(setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{setting}: expected .* found"):
         make_config(**{setting: value})
+
+
+class Cliff(ToyObjective):
+    """A finite loss whose gradient is not: the slope of a root at zero."""
+
+    def losses(self, model: nn.Module, indices: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        found = super().losses(model, indices, generator)
+        return {"loss": found["loss"] + (found["loss"] * 0).sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is() -> None:
+    config = make_config()
+    state, keeper = make_state(config), ToyKeeper()
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    sampler = WindowSampler.of(20, config, seed=3)
+    with pytest.raises(NonFiniteLoss, match=r"step 1, found loss \S+, grad_norm nan; no step was taken"):
+        fit(state, Cliff(ToyDataset(20)), sampler, config, keeper=keeper)  # type: ignore[arg-type]
+    assert all(map(torch.equal, state.model.parameters(), before))
+    assert keeper.lines("train") == []
+
+
+def test_dropout_has_no_say_in_which_weights_are_the_best() -> None:
+    config, keeper = make_config(epochs=1), ToyKeeper()
+    state, toy = make_state(config), ToyObjective(ToyDataset(20))
+    plain = state.model
+    state.model = nn.Sequential(plain, nn.Dropout(0.9))
+    with torch.no_grad():
+        expected = float(toy.tally(plain, np.arange(5))["error"]) / 5
+    fit(state, toy, WindowSampler.of(20, config, seed=3), config, keeper=keeper)  # type: ignore[arg-type]
+    assert keeper.lines("validation")[0]["loss"] == pytest.approx(expected, rel=1e-6)
+    with torch.no_grad():
+        trained = float(toy.tally(plain, np.arange(5))["error"]) / 5
+    assert keeper.lines("validation")[1]["loss"] == pytest.approx(trained, rel=1e-6)
+
+
+def test_asked_to_stop_during_a_validation_it_saves_and_judges_nothing() -> None:
+    keeper = ToyKeeper(stop_at=0)
+    with pytest.raises(Interrupted):
+        run(make_config(), keeper=keeper)
+    assert (keeper.saved, keeper.kept, keeper.told) == ([0], [], [])

@@ -1,6 +1,7 @@
 """Forecasts in prices."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from kronos_model.config import PRESETS
 from kronos_model.errors import DataError
-from kronos_model.features import fit_state
+from kronos_model.features import NormaliserKind, fit_state
 from kronos_model.forecaster import Forecaster, consistent
 from kronos_model.hub import scratch_pair, write_metadata
 from kronos_model.normalise import Normaliser
@@ -169,6 +170,63 @@ def test_a_price_in_another_currency_gives_the_same_forecast_in_it(forecaster: F
         seed=1,
     ).paths
     np.testing.assert_allclose(other, found * 1024, rtol=1e-4)
+
+
+def in_other_units(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """Prices and amounts times a factor."""
+    return values * np.array([factor] * 4 + [1, factor], np.float32)
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e-6, 1e-4, 1e-2, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
+def test_the_unit_of_a_price_does_not_change_the_forecast(
+    tmp_path: Path, kind: NormaliserKind, factor: float
+) -> None:
+    """From folders like upstream's (window_zscore is what they get) and like ours, each kind recorded."""
+    pair = scratch_pair(TINY, tmp_path, seed=1)
+
+    def relative(by: float) -> NDArray[np.float32]:
+        bars = in_other_units(market(), by)
+        if kind != "window_zscore":
+            state = fit_state(kind, dict(zip(NAMES, bars, strict=True)))
+            write_metadata(pair.predictor, {"normaliser": Normaliser(kind=kind, state=state).to_dict()})
+        loaded = Forecaster.load(pair.tokenizer, pair.predictor)
+        assert (loaded.normaliser.kind, loaded.normaliser.floor) == (kind, "relative")
+        config = SamplingConfig(top_p=0.95)
+        found = loaded.paths(bars, hours(0, 40), hours(40, 7), NAMES, samples=5, config=config, seed=1)
+        return found.paths[..., :4] / bars[:, None, -1:, 3:4]
+
+    usual = relative(1.0)
+    assert usual.std() > 0.005
+    np.testing.assert_allclose(relative(factor), usual, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1.0, 1e6])
+def test_a_market_that_stands_still_is_forecast_to_stand_still(forecaster: Forecaster, factor: float) -> None:
+    bars = np.full((1, 40, 6), 0.3, np.float32) * np.float32(factor)
+    bars[..., 4:] = 0.0
+    found = forecaster.paths(
+        bars, hours(0, 40, 1), hours(40, 7, 1), NAMES[:1], samples=5, config=SamplingConfig(), seed=1
+    ).paths
+    np.testing.assert_allclose(found[..., :4], bars[0, 0, 0], rtol=1e-5)
+    assert (found[..., 4:] < 1e-9).all()
+
+
+def test_upstream_s_formula_is_one_switch_away_and_recorded(tmp_path: Path) -> None:
+    pair = scratch_pair(TINY, tmp_path, seed=1)
+    switched = Normaliser(floor="upstream")
+    chosen = Forecaster.load(pair.tokenizer, pair.predictor, normaliser=switched)
+    write_metadata(pair.predictor, {"normaliser": switched.to_dict()})
+    recorded = Forecaster.load(pair.tokenizer, pair.predictor)
+    written_before = {"kind": "window_zscore", "clip": 5.0, "state": {}}
+    write_metadata(pair.predictor, {"normaliser": written_before})
+    old = Forecaster.load(pair.tokenizer, pair.predictor)
+    assert chosen.normaliser == recorded.normaliser == old.normaliser == switched
+    np.testing.assert_array_equal(forecast(recorded).paths, forecast(old).paths)
+    assert not np.array_equal(
+        forecast(old).paths,
+        forecast(Forecaster.load(pair.tokenizer, pair.predictor, normaliser=Normaliser())).paths,
+    )
 
 
 def test_a_saved_pair_brings_its_settings(tmp_path: Path) -> None:

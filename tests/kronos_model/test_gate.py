@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from kronos_model.evaluation.diagnostics import loss_tests
 from kronos_model.evaluation.gate import GatePolicy, compare, judge, widening
 from tests.support.scores import planted_scores
 
@@ -198,3 +199,50 @@ def test_an_interval_of_independent_origins_is_widened_only_by_student():
 def test_a_policy_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GatePolicy(**wrong)
+
+
+def test_a_challenger_better_than_the_champion_on_average_and_worse_on_one_symbol_is_rejected():
+    champion, ours = level(2, count=240), level(1, count=240, shift=-0.002)
+    ours[2::3] += 0.003
+    crps = {"challenger": ours, "base": champion + 0.01, "champion": champion}
+    decision = judge(planted_scores(crps, series=3), GatePolicy(), champion="champion")
+    assert all("better than" in reason for reason in decision.reasons[:2])
+    assert "worse than champion on um:COIN2USDT" in decision.reasons[2]
+    assert decision.verdict == "reject"
+
+
+def test_more_impossible_bars_than_the_champions_reject_though_the_base_breaks_as_many():
+    scores = planted_scores(
+        {"challenger": level(1, shift=-0.001), "base": level(2), "champion": level(3)},
+        violation_rate={"challenger": 0.17, "base": 0.17, "champion": 0.02},
+    )
+    decision = judge(scores, GatePolicy(), champion="champion")
+    assert decision.verdict == "reject"
+    assert any("15.0 percentage points more bars than champion" in reason for reason in decision.reasons)
+    assert not any("more bars than base" in reason for reason in decision.reasons)
+
+
+def test_harm_to_one_symbol_counts_at_the_confidence_of_the_policy():
+    base, ours = level(2, count=240), level(1, count=240, shift=-0.002)
+    noise = np.random.default_rng(3).normal(size=80)
+    noise = (noise - noise.mean()) / noise.std()
+    ours[2::3] = base[2::3] + LEVEL / 50 * (noise + 2 / math.sqrt(80))  # worse by two standard errors
+    scores = planted_scores({"challenger": ours, "base": base}, series=3)
+    *_, harmed = loss_tests(scores, "challenger", "base", by_step=False)
+    assert harmed.difference > 0
+    assert 0.01 < harmed.p_holm < 0.1
+    assert judge(scores, GatePolicy()).verdict == "reject"
+    assert judge(scores, GatePolicy(confidence=0.99)).verdict == "promote"
+
+
+def test_a_difference_is_told_as_a_share_of_the_opponents_crps():
+    scores = planted_scores({"challenger": np.full(COUNT, 0.015), "base": np.full(COUNT, 0.02)})
+    found = compare(scores, GatePolicy(), challenger="challenger", opponent="base")
+    assert found.relative == pytest.approx(-0.25, abs=1e-12)
+    assert "-25.00 %" in judge(scores, GatePolicy()).reasons[0]
+
+
+def test_exactly_as_many_origins_as_are_asked_for_are_enough():
+    crps = {"challenger": level(1, shift=-0.002, count=30), "base": level(2, count=30)}
+    assert judge(planted_scores(crps), GatePolicy()).verdict == "promote"
+    assert "31 are needed" in judge(planted_scores(crps), GatePolicy(min_origins=31)).reasons[0]

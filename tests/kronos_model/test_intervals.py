@@ -1,6 +1,7 @@
 """Resampling over time, Diebold and Mariano's test and Holm's correction against loops, libraries and chance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,3 +198,36 @@ def test_a_block_covers_all_origins_of_all_series_within_one_horizon():
     assert block_length(hours, 2 * HOUR_MS) == 4
     assert block_length(hours, 3 * HOUR_MS) == 6
     assert block_length(hours[::2], HOUR_MS) == 1
+
+
+def test_each_steps_test_respects_the_overlap_of_forecasts_up_to_that_step_alone():
+    scores = planted_scores({"a": losses(1), "b": losses(2)}, stride_hours=1, horizon=4)
+    rows = loss_tests(scores, "a", "b")
+    for row, overlaps in zip(rows, (4, 1, 2, 3, 4), strict=True):
+        expected = diebold_mariano(losses(1) - losses(2), overlaps)
+        assert (row.statistic, row.p_value) == pytest.approx((expected.statistic, expected.p_value), rel=1e-9)
+    assert len({round(row.statistic, 9) for row in rows}) == 4
+
+
+def test_a_series_with_one_origin_is_not_tested_and_the_others_are():
+    crps = {name: np.append(losses(seed, 10), 1.0) for seed, name in ((1, "a"), (2, "b"))}
+    scores = planted_scores(crps)
+    scores.series_index[-1] = 1
+    rows = loss_tests(replace(scores, series=("um:MANY", "um:ONE")), "a", "b", by_step=False)
+    assert [row.series for row in rows] == ["um:MANY"]
+
+
+@pytest.mark.parametrize(("count", "known"), [(9, False), (12, False), (13, True)])
+def test_an_interval_takes_more_than_two_stretches(count, known):
+    """Forecasts of three hours from every hour: a stretch is six origins long."""
+    hours = np.arange(count) * HOUR_MS
+    found = Resampler.of(hours, 3 * HOUR_MS, confidence=0.9, draws=200).mean(losses(1, count), 0.9)
+    assert bool(np.isfinite(found).all()) == known
+    assert known or tuple(map(float, found)) == (-math.inf, math.inf)
+
+
+def test_forecasts_that_all_overlap_are_tested_with_every_lag_that_there_is():
+    difference = losses(1, 10) - losses(2, 10)
+    found = diebold_mariano(difference, 50)
+    assert found == diebold_mariano(difference, 9)
+    assert found.statistic != 0

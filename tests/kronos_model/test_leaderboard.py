@@ -251,3 +251,11 @@ def test_a_model_that_knows_the_truth_has_the_best_of_every_score():
     assert best["model"] == "oracle"
     assert best["skill"] > 0.99
     assert best["mae_bps"] < other["mae_bps"]
+
+
+def test_a_probability_of_one_belongs_to_the_last_bin():
+    planted = planted_scores({"a": np.full(20, 0.01)})
+    planted.probability_up[:] = np.where(np.arange(20) < 5, 1.0, 0.35)[None, :, None]
+    found = reliability(planted, "a")
+    assert found.count.tolist() == [0, 0, 0, 15, 0, 0, 0, 0, 0, 5]
+    assert (found.stated[3], found.stated[9]) == pytest.approx((0.35, 1.0))

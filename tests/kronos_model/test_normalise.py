@@ -1,6 +1,7 @@
 """Normalisers: upstream's numbers, an inverse, and statistics that never see a bar after the lookback."""
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from kronos_model.errors import DataError
-from kronos_model.features import NormaliserKind, calendar_stamps, fit_state
+from kronos_model.features import Floor, NormaliserKind, calendar_stamps, fit_state
 from kronos_model.normalise import Normaliser, Scale
 from tests.support.datasets import HOUR_MS, START_MS, make_candles
 
@@ -33,10 +34,19 @@ def fitted(kind: str, clip: float = 5.0) -> Normaliser:
     return on_rows(kind, clip, {"um:AAAUSDT": rows(0), "um:BBBUSDT": rows(1)})
 
 
+def scaled(x: np.ndarray | torch.Tensor, factor: float, volumes: float = 1.0):
+    """The same market with prices and volumes in other units."""
+    factors = np.array([factor] * 4 + [volumes, factor * volumes], np.float32)
+    return x * (torch.from_numpy(factors) if isinstance(x, torch.Tensor) else factors)
+
+
+FACTORS = [1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6]
+
+
 @pytest.mark.parametrize("bars", [7, 40, 400])
-def test_window_zscore_is_upstream_s_normalisation(bars):
+def test_the_switch_gives_upstream_s_normalisation(bars):
     x = windows(bars=bars).numpy()
-    normaliser = Normaliser(kind="window_zscore", clip=5.0)
+    normaliser = Normaliser(kind="window_zscore", clip=5.0, floor="upstream")
     scale = normaliser.measure(torch.from_numpy(x), NAMES)
     ours = normaliser.forward(torch.from_numpy(x), scale).numpy()
     for one, expected in zip(ours, x, strict=True):
@@ -46,14 +56,21 @@ def test_window_zscore_is_upstream_s_normalisation(bars):
         np.testing.assert_allclose(one, upstream, rtol=2e-5, atol=2e-5)
 
 
-def test_window_zscore_feeds_upstream_s_predictor_the_same_numbers(monkeypatch):
-    """The unmodified KronosPredictor, stopped where it would call the model."""
+@pytest.mark.parametrize(
+    ("floor", "factor"),
+    [*(("upstream", factor) for factor in (1e-6, 1e-3, 1.0, 1e6)), ("relative", 1e4), ("relative", 1e6)],
+)
+def test_upstream_s_predictor_is_fed_the_same_numbers_with_the_switch_or_at_usual_prices(
+    monkeypatch, floor, factor
+):
+    """The unmodified KronosPredictor, stopped where it would call the model; usual prices are 1,000 here."""
     import pandas as pd
     from model.kronos import KronosPredictor
 
     candles = make_candles(LOOKBACK + HORIZON)
     columns = ["open", "high", "low", "close", "volume", "quote_volume"]
-    frame = pd.DataFrame(candles.select(columns).to_numpy(), columns=[*columns[:5], "amount"])
+    values = scaled(candles.select(columns).to_numpy(), factor)
+    frame = pd.DataFrame(values, columns=[*columns[:5], "amount"])
     times = pd.Series(pd.to_datetime(candles["open_time"].dt.epoch("ms").to_numpy(), unit="ms"))
     seen = {}
 
@@ -66,7 +83,7 @@ def test_window_zscore_feeds_upstream_s_predictor_the_same_numbers(monkeypatch):
     predictor.predict(frame[:LOOKBACK], times[:LOOKBACK], times[LOOKBACK:], HORIZON, verbose=False)
 
     context = torch.tensor(frame[:LOOKBACK].to_numpy(np.float32))[None]
-    normaliser = Normaliser()
+    normaliser = Normaliser(floor=floor)
     ours = normaliser.forward(context, normaliser.measure(context, ["um:AAAUSDT"]))
     np.testing.assert_allclose(ours.numpy(), seen["x"], rtol=2e-5, atol=2e-5)
     stamps = calendar_stamps(candles["open_time"].dt.epoch("ms").to_numpy())
@@ -142,7 +159,7 @@ def test_statistics_of_large_numbers_that_hardly_move_are_exact(kind):
     wide = column.astype(np.float64)
     median = np.median(wide)
     expected = {
-        "window_zscore": (wide.mean(), wide.std() + 1e-5),
+        "window_zscore": (wide.mean(), wide.std()),
         "window_robust": (median, 1.4826 * np.median(np.abs(wide - median))),
     }[kind]
     np.testing.assert_array_equal(scale.location[0, 0], np.float32(expected[0]))
@@ -180,11 +197,54 @@ def test_sample_paths_invert_like_single_windows():
     assert torch.equal(normaliser.forward(together, scale)[:, 2], normaliser.forward(together[:, 2], scale))
 
 
+@pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("kind", get_args(NormaliserKind))
-def test_a_market_that_does_not_move_stays_finite_and_comes_back(kind):
+def test_the_unit_of_a_price_does_not_change_what_the_model_reads_nor_what_comes_back(kind, factor):
+    """Volumes in other units too, up to amounts of 1e12."""
+    x, volumes = windows(), 1e6 / factor
+    moved = scaled(x, factor, volumes)
+    made = {name: rows(seed) for seed, name in enumerate(NAMES[:2])}
+    one = on_rows(kind, 5.0, made)
+    other = on_rows(kind, 5.0, {name: scaled(values, factor, volumes) for name, values in made.items()})
+    scales = [n.measure(v[:, :LOOKBACK], NAMES) for n, v in ((one, x), (other, moved))]
+    read = [n.forward(v, at) for n, v, at in zip((one, other), (x, moved), scales, strict=True)]
+    torch.testing.assert_close(read[1], read[0], rtol=0, atol=1e-4)
+    assert read[0].std() > 0.5
+    back = [n.inverse(z, at) for n, z, at in zip((one, other), read, scales, strict=True)]
+    torch.testing.assert_close(back[1], scaled(back[0], factor, volumes), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-4])
+def test_upstream_s_formula_drowns_small_prices(factor):
+    normaliser, x = Normaliser(floor="upstream"), windows()[:, :LOOKBACK]
+    read = [normaliser.forward(v, normaliser.measure(v, NAMES))[..., :4] for v in (x, scaled(x, factor))]
+    assert read[1].std() < 0.5 * read[0].std()
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
+def test_a_column_that_does_not_move_is_as_wide_as_its_level_says(kind, factor):
+    still = scaled(np.full((500, 6), 0.3, np.float32), factor)
+    still[:, 4] = 0.0
+    normaliser = on_rows(kind, 5.0, {"um:AAAUSDT": still})
+    x = torch.from_numpy(still[:LOOKBACK])[None]
+    scale = normaliser.measure(x, ["um:AAAUSDT"])
+    np.testing.assert_allclose(scale.scale[0, 0, :4], 1e-6 * still[0, :4], rtol=1e-5)
+    assert (normaliser.forward(x, scale).abs() < 0.1).all()
+    spread = normaliser.inverse(torch.full_like(x, 5.0), scale)
+    np.testing.assert_allclose(spread[..., :4], x[..., :4], rtol=1e-5)
+    assert (spread[..., 4] < 1e-9).all()  # nothing was traded: nothing is forecast to be
+    traded = x.clone()
+    traded[..., 4] = 1e12
+    assert (normaliser.forward(traded, scale)[..., 4] == 5.0).all()
+
+
+@pytest.mark.parametrize("floor", get_args(Floor))
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
+def test_a_market_that_does_not_move_stays_finite_and_comes_back(kind, floor):
     still = np.full((500, 6), 0.1, np.float32)
     still[:, 4:] = 0.0
-    normaliser = on_rows(kind, 5.0, {"um:AAAUSDT": still})
+    normaliser = replace(on_rows(kind, 5.0, {"um:AAAUSDT": still}), floor=floor)
     x = torch.from_numpy(still[:LOOKBACK])[None]
     scale = normaliser.measure(x, ["um:AAAUSDT"])
     z = normaliser.forward(x, scale)
@@ -214,6 +274,24 @@ def test_a_normaliser_survives_json(kind):
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
+def test_what_was_written_before_there_was_a_floor_reads_as_it_was_made(kind):
+    old = fitted(kind).to_dict()
+    del old["floor"]
+    normaliser = Normaliser.from_dict(old)
+    assert normaliser == replace(fitted(kind), floor="upstream")
+    x = scaled(windows()[:, :LOOKBACK], 1e-7)
+    scale = normaliser.measure(x, NAMES)
+    wide = x.double().numpy()
+    if kind == "window_zscore":
+        np.testing.assert_allclose(scale.scale[:, 0], wide.std(axis=1) + 1e-5, rtol=1e-6)
+    if kind == "window_robust":
+        mad = np.median(np.abs(wide - np.median(wide, axis=1, keepdims=True)), axis=1)
+        np.testing.assert_allclose(scale.scale[:, 0], np.maximum(1.4826 * mad, 1e-9), rtol=1e-5)
+        assert (scale.scale[:, 0, :4] == 1e-9).any()
+    assert Normaliser.from_dict(normaliser.to_dict()) == normaliser
+
+
 def test_a_series_that_was_not_fitted_is_refused_by_name():
     with pytest.raises(DataError, match=r"fitted on um:AAAUSDT, um:BBBUSDT, found um:NEWUSDT"):
         fitted("global_robust").measure(windows(1), ["um:NEWUSDT"])
@@ -228,6 +306,7 @@ def test_global_robust_without_training_rows_of_a_series_is_refused():
     ("wrong", "message"),
     [
         ({"kind": "minmax"}, r"kind: expected window_zscore\|window_robust\|global_robust, found 'minmax'"),
+        ({"floor": "none"}, r"floor: expected relative\|upstream, found 'none'"),
         ({"clip": 0.0}, r"clip: expected above 0, found 0.0; raise it"),
         ({"clip": float("nan")}, r"clip: expected float \(above 0\), found nan"),
         ({"kind": "global_robust"}, r"global_robust: expected a state of \['series'\], found \[\]"),

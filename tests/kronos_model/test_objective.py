@@ -197,3 +197,19 @@ def test_tokenizer_validation_is_reconstruction_and_the_share_of_codes_in_use(
         "fine_codebook_use": len(np.unique(s2)) / 64,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_stage_ones_quantizer_loss_is_the_mean_over_windows_whatever_the_batches(
+    dataset: WindowDataset, tokenizer: KronosTokenizer
+) -> None:
+    objective = TokenizerObjective(dataset=dataset, device=CPU)
+    with torch.no_grad():
+        parts = [objective.tally(tokenizer.eval(), part) for part in (INDICES[:1], INDICES[1:])]
+        sizes = [(1, INDICES[:1]), (3, INDICES[1:])]
+        losses = [
+            tokenizer(normalised(dataset, dataset.batch("validation", part), CPU)).bsq_loss
+            for _, part in sizes
+        ]
+    found = objective.summary({name: parts[0][name] + parts[1][name] for name in parts[0]}, len(INDICES))
+    expected = sum(size * float(loss) for (size, _), loss in zip(sizes, losses, strict=True)) / len(INDICES)
+    assert found["quantizer_loss"] == pytest.approx(expected, rel=1e-6)

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model as upstream
+import numpy as np
 import pytest
 import torch
 from model.kronos import auto_regressive_inference
 from torch import Tensor
 
 from kronos_model.config import PRESETS
+from kronos_model.features import Floor
+from kronos_model.forecaster import Forecaster
+from kronos_model.normalise import Normaliser
 from kronos_model.predictor import Kronos
 from kronos_model.sampling import PathSampler, SamplingConfig
 from kronos_model.tokenizer import KronosTokenizer
@@ -191,6 +195,41 @@ def test_greedy_paths_are_upstream_s(sides: Sides, max_context: int) -> None:
     assert ours.shape == (2, 2, horizon, 6)
     for sample in ours.unbind(dim=1):
         close(sample, torch.from_numpy(theirs))
+
+
+@pytest.mark.parametrize(("floor", "level"), [("upstream", 1e-3), ("upstream", 6e4), ("relative", 6e4)])
+def test_prices_are_forecast_alike_with_upstream_s_floor_and_at_usual_prices_without(
+    floor: Floor, level: float
+) -> None:
+    """Greedy, through KronosPredictor.predict and our Forecaster."""
+    pandas = pytest.importorskip("pandas")
+    sides, length, horizon = build("tiny"), 64, 12
+    draw = torch.Generator().manual_seed(5)
+    close = level * torch.exp(0.01 * torch.randn(length, generator=draw).cumsum(dim=0))
+    bars = torch.stack(
+        [close * 0.999, close * 1.004, close * 0.995, close, 9 * close, close * close], dim=-1
+    ).numpy()
+    times = pandas.Series(pandas.date_range("2024-06-01", periods=length + horizon, freq="1h"))
+    theirs = upstream.KronosPredictor(sides.their_predictor, sides.their_tokenizer, device="cpu").predict(
+        pandas.DataFrame(bars, columns=["open", "high", "low", "close", "volume", "amount"]),
+        times[:length],
+        times[length:],
+        horizon,
+        top_k=1,
+        top_p=1.0,
+        verbose=False,
+    )
+    opened = times.to_numpy().astype("datetime64[ms]").astype("int64")[None]
+    ours = Forecaster(sides.tokenizer, sides.predictor, Normaliser(floor=floor), s2_decode="upstream").paths(
+        bars[None],
+        opened[:, :length],
+        opened[:, length:],
+        ["um:DOGEUSDT"],
+        config=SamplingConfig(top_k=1, samples=1),
+        seed=0,
+    )
+    np.testing.assert_allclose(ours.paths[0, 0, :, [0, 3]].T, theirs[["open", "close"]], rtol=1e-5)
+    assert theirs["close"].nunique() > 3
 
 
 @pytest.mark.parametrize("name", ["tiny", "mini"])

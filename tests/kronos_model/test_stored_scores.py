@@ -1,9 +1,11 @@
-"""Scores of a stored forecast from its quantiles, against naive loops."""
+"""Scores of a stored forecast, from its paths and from its quantiles, against naive loops and the leaderboard."""
 
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.stored_scores import score_quantiles, skill_interval
+from kronos_model.evaluation.scores import LEVELS as SHARES
+from kronos_model.evaluation.scoring import Truth, score_paths
+from kronos_model.evaluation.stored_scores import score_closes, score_quantiles, score_stored, skill_interval
 
 LEVELS = np.arange(1, 20) / 20
 
@@ -75,3 +77,63 @@ def test_forecasts_that_overlap_are_worth_fewer_and_a_handful_is_worth_no_interv
     narrow = skill_interval(hours, crps, shared, horizon_ms=1000) or (0.0, 0.0)
     assert high - low > 1.5 * (narrow[1] - narrow[0])
     assert skill_interval(hours[:20], crps[:20], shared[:20], horizon_ms=10_000) is None
+
+
+def _paths(seed: int, *, samples: int = 24, steps: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Paths (S, H, 6) in prices as any model draws them, and closes that came."""
+    rng = np.random.default_rng(seed)
+    closes = 0.0677 * np.exp(rng.normal(0.001, 0.006, (samples, steps)).cumsum(axis=1))
+    wick = np.exp(np.abs(rng.normal(0, 0.001, closes.shape)))
+    bars = [closes, closes * wick, closes / wick, closes, np.ones_like(closes), closes]
+    came = 0.0677 * np.exp(rng.normal(0, 0.006, steps).cumsum())
+    return np.stack(bars, axis=-1).astype(np.float32), came.astype(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stored_paths_score_as_a_naive_loop_over_pairs_does(seed: int) -> None:
+    paths, came = _paths(seed)
+    closes = paths[..., 3]
+    found = score_stored(LEVELS, np.ones((19, 6)), closes, came, 0.0677)
+    assert found.estimator == "paths"
+    for step in range(6):
+        drawn = [float(np.log(np.float64(close) / 0.0677)) for close in closes[:, step]]
+        truth = float(np.log(came[step] / 0.0677))
+        miss = sum(abs(one - truth) for one in drawn) / 24
+        apart = sum(abs(one - other) for one in drawn for other in drawn) / (24 * 23)
+        assert found.crps[step] == pytest.approx(miss - apart / 2, rel=1e-6)
+        assert found.last_value[step] == pytest.approx(abs(truth), rel=1e-12)
+        for name, low, high in (("covered_50", 0.25, 0.75), ("covered_90", 0.05, 0.95)):
+            ends = np.quantile(drawn, [low, high])
+            assert getattr(found, name)[step] == (ends[0] <= truth <= ends[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_forecast_scores_live_what_it_scores_in_the_leaderboard(seed: int) -> None:
+    paths, came = _paths(seed)
+    bars = np.repeat(came[:, None], 4, axis=1)[None]
+    last = float(np.float32(0.0677))
+    truth = Truth.of(np.array([last]), bars, series=["um:A"], origin_ms=np.array([0]))
+    scored, _ = score_paths(paths[None], truth, violation_rate=np.zeros(1))
+    unrounded = came * (1 + 2e-8)  # the lake holds more digits than a dataset
+    found = score_closes(paths[..., 3], unrounded, last)
+    np.testing.assert_allclose(found.crps, scored["crps"][0], rtol=1e-12)
+    for name, share in (("covered_50", 0.5), ("covered_90", 0.9)):
+        np.testing.assert_array_equal(getattr(found, name), scored["covered"][SHARES.index(share), 0])
+
+
+def test_paths_without_a_candle_at_a_step_have_no_score_there() -> None:
+    paths, came = _paths(0)
+    whole = score_closes(paths[..., 3], came, 0.0677)
+    came[2] = np.nan
+    holed = score_closes(paths[..., 3], came, 0.0677)
+    for name in ("crps", "last_value", "covered_50", "covered_90"):
+        assert np.isnan(getattr(holed, name)).tolist() == [False, False, True, False, False, False]
+        np.testing.assert_array_equal(np.delete(getattr(holed, name), 2), np.delete(getattr(whole, name), 2))
+
+
+def test_one_path_has_no_spread_and_is_scored_as_the_point_that_its_quantiles_are() -> None:
+    paths, came = _paths(0, samples=1)
+    quantiles = np.repeat(paths[..., 3].astype(np.float64), 19, axis=0)
+    found = score_stored(LEVELS, quantiles, paths[..., 3], came, 0.0677)
+    assert found.estimator == score_stored(LEVELS, quantiles, None, came, 0.0677).estimator == "quantiles"
+    np.testing.assert_allclose(found.crps, np.abs(np.log(came / quantiles[0])), rtol=1e-9)

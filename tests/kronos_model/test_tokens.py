@@ -39,7 +39,7 @@ def expected(dataset: WindowDataset, tokenizer: KronosTokenizer) -> NDArray[np.i
     for index in range(dataset.count("train")):
         x = dataset.batch("train", [index]).features[0].numpy().astype(np.float64)
         past = x[: dataset.lookback]
-        scaled = np.clip((x - past.mean(axis=0)) / (past.std(axis=0) + 1e-5), -5, 5).astype(np.float32)
+        scaled = np.clip((x - past.mean(axis=0)) / past.std(axis=0), -5, 5).astype(np.float32)
         with torch.no_grad():
             s1, s2 = tokenizer.encode(torch.from_numpy(scaled)[None], half=True)
         rows.append(torch.stack([s1[0], s2[0]], dim=-1).numpy())

@@ -180,7 +180,7 @@ def test_the_best_weights_load_here_and_upstream_and_say_where_they_come_from(gr
         "horizon": 4,
         "max_context": 512,
         "s2_decode": "trained",
-        "normaliser": {"kind": "window_zscore", "clip": 5.0, "state": {}},
+        "normaliser": {"kind": "window_zscore", "clip": 5.0, "floor": "relative", "state": {}},
         "prices_only": False,
         "tokenizer_digest": ground.pair.tokenizer_digest,
     }

@@ -1,6 +1,8 @@
 """HAR-RV and GARCH: fitted as least squares and the library `arch` fit them, and drawn with the variance they imply."""
 
 import math
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,3 +150,37 @@ def test_garch_without_its_library_is_refused_at_once_with_the_remedy(monkeypatc
         ValueError, match=r"found none; install it with `pip install 'kronos-nightly\[arch\]'`"
     ):
         EvaluationConfig(baselines=("garch",))
+
+
+@pytest.mark.parametrize("wrong", ["not converged", "not finite"])
+def test_garch_is_the_ewma_cone_where_its_fit_has_not_ended_well(monkeypatch, wrong):
+    univariate = pytest.importorskip("arch.univariate")
+    moves = np.diff(np.log(make_context().history[1]))
+    fitted = univariate.ZeroMean.fit
+
+    def failed(model, **options):
+        found = fitted(model, **options)
+        params = found.params * (np.nan if wrong == "not finite" else 1.0)
+        flag = 4 if wrong == "not converged" else 0
+        volatility = found.conditional_volatility
+        return SimpleNamespace(params=params, convergence_flag=flag, conditional_volatility=volatility)
+
+    assert fit_garch(moves).omega > 0
+    monkeypatch.setattr(univariate.ZeroMean, "fit", failed)
+    weights = 0.97 ** np.arange(len(moves) - 1, -1, -1.0)
+    fit = fit_garch(moves)
+    assert (fit.omega, fit.alpha + fit.beta) == (0.0, 1.0)
+    assert fit.next_variance == pytest.approx((weights * moves**2).sum() / weights.sum())
+
+
+def test_a_bar_without_a_range_counts_as_a_hundredth_of_the_mean():
+    context = make_context()
+    context.features[0, 40:43, :4] = context.features[0, 40:43, 3:4]
+    prices = context.features[0].astype(np.float64)
+    ranges = [math.log(bar[1] / bar[2]) ** 2 / (4 * math.log(2)) for bar in prices]
+    moves = [math.log(after[3] / before[3]) ** 2 for before, after in pairwise(prices)]
+    scale = sum(moves) / sum(ranges[1:])
+    found = volatility._log_variance(context)[0]
+    for at in range(40, 43):
+        assert ranges[at] == 0
+        assert math.exp(found[at]) == pytest.approx(sum(ranges) / len(ranges) / 100 * scale, rel=1e-4)

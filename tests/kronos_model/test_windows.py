@@ -14,6 +14,7 @@ import torch
 
 from kronos_model.errors import DataError
 from kronos_model.features import NormaliserKind
+from kronos_model.tokens import normalised
 from kronos_model.windows import FEATURES, WindowDataset, calendar_stamps
 from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles, real_candles
@@ -147,6 +148,26 @@ def test_rewriting_the_future_leaves_every_normalised_lookback_of_a_dataset_alon
     assert moved  # the change did reach some windows
 
 
+@pytest.mark.parametrize("factor", [1e-8, 1e-4, 1e6])
+@pytest.mark.parametrize("kind", get_args(NormaliserKind))
+def test_a_dataset_in_other_units_is_read_the_same_and_cut_the_same(candles, tmp_path, kind, factor):
+    config = DatasetConfig(lookback=12, horizon=4, normaliser=kind, clip=3.0)
+    columns = ["open", "high", "low", "close", "quote_volume"]
+    moved = {
+        name: frame.with_columns([frame[column] * factor for column in columns])
+        for name, frame in candles.items()
+    }
+    one, other = (WindowDataset.open(build(made, config, tmp_path).path) for made in (candles, moved))
+    for split in SPLITS:
+        indices = np.arange(one.count(split))
+        read = [normalised(data, data.batch(split, indices), torch.device("cpu")) for data in (one, other)]
+        torch.testing.assert_close(read[1], read[0], rtol=0, atol=1e-3)
+    shares = [[entry["clipped"] for entry in data.manifest["series"]] for data in (one, other)]
+    for before, after in zip(*shares, strict=True):
+        for split in SPLITS:
+            assert after[split] == pytest.approx(before[split], abs=1e-3)
+
+
 def test_a_folder_that_is_not_a_complete_dataset_is_refused(folder, tmp_path):
     with pytest.raises(DataError, match=r"expected a complete dataset at .*build the dataset again"):
         WindowDataset.open(tmp_path)
@@ -213,3 +234,10 @@ def test_real_windows_normalise_to_finite_values_and_back(shared_data, tmp_path)
             scale.location.abs() + 5 * scale.scale
         ) * 1e-6  # float32: relative to the largest number involved
         assert ((back - context).abs() <= step)[kept].all()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_last_candle_of_a_split_is_the_last_that_one_of_its_windows_holds(folder, split):
+    dataset = WindowDataset.open(folder)
+    batch = dataset.batch(split, np.arange(dataset.count(split)))
+    assert dataset.last_ms(split) == batch.open_time.max()

@@ -303,6 +303,7 @@ def test_any_changed_bar_gives_another_digest(tmp_path, column, row):
         {"normaliser": "window_robust"},
         {"normaliser": "global_robust"},
         {"clip": 4.0},
+        {"floor": "upstream"},
     ],
     ids=lambda change: "-".join(f"{name}={value}" for name, value in change.items()),
 )
@@ -347,7 +348,12 @@ def test_the_manifest_says_what_the_folder_holds(tmp_path):
     for one, series in zip(manifest["series"], times, strict=True):
         assert (one["rows"], one["first_ms"], one["last_ms"]) == (len(series), series[0], series[-1])
     assert manifest["windows"] == built.windows == {split: len(windows[split]) for split in SPLITS}
-    assert manifest["normaliser"] == {"kind": "window_zscore", "clip": 5.0, "state": {}}
+    assert manifest["normaliser"] == {
+        "kind": "window_zscore",
+        "clip": 5.0,
+        "floor": "relative",
+        "state": {},
+    }
     assert all(windows[split].dtype == np.int32 for split in SPLITS)
 
 

@@ -4,12 +4,13 @@ import errno
 import json
 import os
 
+import numpy as np
 import polars as pl
 import pytest
 
 from storage.errors import StorageError
 from storage.forecasts import ForecastStore
-from storage.parquet import write_parquet
+from storage.parquet import read_parquet, write_parquet
 from storage.schema import SeriesKey
 from tests.support.candles import BTC, HOUR_MS, JUNE_MS, asked, full_candles
 
@@ -166,6 +167,7 @@ def test_a_forecast_of_version_0_1_0_is_listed_and_read_as_it_was(tmp_path):
     (stored,) = ForecastStore(tmp_path).list(BTC)
     assert (stored.model_digest, stored.saved_ms, stored.summary) == (MODEL, 5, SUMMARY)
     assert stored.frame().equals(forecast())
+    assert stored.closes() is None
 
 
 def test_the_series_that_have_forecasts_are_told_and_folders_to_skip_are_not_opened(tmp_path):
@@ -182,3 +184,67 @@ def test_the_series_that_have_forecasts_are_told_and_folders_to_skip_are_not_ope
     assert store.list(keys[-1], skip={path.name}) == []
     with pytest.raises(StorageError, match="delete it and forecast again"):
         store.list(keys[-1])
+
+
+def paths(seed: int = 0, samples: int = 100, steps: int = 12) -> np.ndarray:
+    walks = np.random.default_rng(seed).normal(0, 0.006, (samples, steps)).cumsum(axis=1)
+    return (0.0677 * np.exp(walks)).astype(np.float32)
+
+
+def test_paths_are_kept_to_the_last_bit_in_one_step_with_the_forecast(tmp_path):
+    store, question = ForecastStore(tmp_path), asked(BTC, JUNE_MS, MODEL)
+    path = store.save(question, forecast(), SUMMARY, closes=paths())
+    assert sorted(file.name for file in path.iterdir()) == [
+        "forecast.parquet",
+        "paths.parquet",
+        "summary.json",
+    ]
+    (stored,) = store.list(BTC)
+    found = stored.closes()
+    assert stored.samples == 100
+    assert found is not None
+    assert (found.dtype, found.tobytes()) == (np.float32, paths().tobytes())
+    assert read_parquet(path / "paths.parquet").columns == ["sample", "closes"]
+    assert store.save(question, forecast(), SUMMARY, closes=paths().astype(np.float64)) == path
+    with pytest.raises(StorageError, match="never changed: keep it or delete"):
+        store.save(question, forecast(), SUMMARY, closes=paths(1))
+
+
+def test_a_hundred_paths_of_two_days_of_hours_take_no_more_than_four_bytes_a_close(tmp_path):
+    frame = pl.concat([forecast()] * 4)
+    path = ForecastStore(tmp_path).save(asked(BTC, JUNE_MS, MODEL), frame, SUMMARY, closes=paths(steps=48))
+    assert (path / "paths.parquet").stat().st_size < 100 * 48 * 4
+
+
+@pytest.mark.parametrize(
+    ("closes", "found"),
+    [
+        (paths(steps=11), r"paths of 12 steps, found an array of shape \(100, 11\)"),
+        (paths()[0], r"paths of 12 steps, found an array of shape \(12,\)"),
+        (paths()[:0], r"paths of 12 steps, found an array of shape \(0, 12\)"),
+        (np.where(np.eye(100, 12) > 0, np.nan, paths()), "prices above 0, found 12 of 1200 that are none"),
+        (np.where(np.eye(100, 12) > 0, 0.0, paths()), "prices above 0, found 12 of 1200 that are none"),
+    ],
+)
+def test_paths_that_cannot_be_scored_are_refused_and_nothing_is_kept(tmp_path, closes, found):
+    with pytest.raises(
+        StorageError, match=rf"^expected the closes of a forecast of spot:BTCUSDT:1h as {found}"
+    ):
+        ForecastStore(tmp_path).save(asked(BTC, JUNE_MS, MODEL), forecast(), SUMMARY, closes=closes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken", "short"])
+def test_damaged_paths_are_named_with_their_remedy_and_never_taken_for_none(tmp_path, damage):
+    store = ForecastStore(tmp_path)
+    path = store.save(asked(BTC, JUNE_MS, MODEL), forecast(), SUMMARY, closes=paths())
+    file = path / "paths.parquet"
+    if damage == "short":
+        write_parquet(read_parquet(file).head(99), file)
+    elif damage == "broken":
+        file.write_text("broken")
+    else:
+        file.unlink()
+    (stored,) = store.list(BTC)
+    with pytest.raises(StorageError, match=rf"^expected 100 paths of a forecast in {path}, found a damaged"):
+        stored.closes()

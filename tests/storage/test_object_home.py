@@ -1,5 +1,6 @@
 """Homes on object storage: what one machine writes another reads, one writes at a time, nothing is half there."""
 
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.environment import open_home
@@ -130,7 +132,9 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
         dataset = build({"um:DOGEUSDT": make_candles(300)}, dataset_config, mine.datasets)
         champion = crown(mine, "first")
         forecast = frame.with_columns(step=frame["mean"].cum_count())
-        ForecastStore(mine.forecasts).save(asked(BTC, JUNE_MS, "ab" * 32), forecast, {"samples": 8})
+        closes = np.random.default_rng(1).uniform(1, 2, (8, 12)).astype(np.float32)
+        question = asked(BTC, JUNE_MS, "ab" * 32)
+        ForecastStore(mine.forecasts).save(question, forecast, {"samples": 8}, closes=closes)
     theirs = store.machine(tmp_path / "b")
     assert theirs.root != mine.root
     assert holdings(theirs.root) == holdings(mine.root)
@@ -140,6 +144,26 @@ def test_candles_datasets_champions_and_forecasts_of_one_machine_are_those_of_th
     assert read_champion(theirs, "demo") == champion
     (stored,) = ForecastStore(theirs.forecasts).list(BTC)
     assert stored.frame().equals(forecast)
+    np.testing.assert_array_equal(stored.closes(), closes)
+
+
+def test_a_bucket_and_a_copy_as_the_first_version_wrote_them_open_as_they_were(store, tmp_path):
+    copy, bucket = store.machine(tmp_path / "a"), ObjectStore(store.url)
+    facts = {}
+    for path, text in {"lake/x/candles.parquet": "rows", "models/demo/champion.json": "{}"}.items():
+        written, digest = write(copy.root / path, text), hashlib.sha256(text.encode()).hexdigest()
+        stem, _, suffix = path.rpartition(".")
+        bucket.put(f"files/{stem}.{digest[:16]}.{suffix}", text.encode(), expect=None)
+        facts[path] = (digest, len(text), written.stat().st_mtime_ns)
+    told = {"version": 1, "files": facts}
+    etag = bucket.put("manifest.json", json.dumps({**told, "number": "0" * 32}).encode(), expect=None)
+    bucket.put("lease.json", b"{}\n", expect=None)
+    write(copy.root / ".remote" / "manifest.json", json.dumps({**told, "etag": etag}))
+    write(copy.root / "reports" / "new.json", "made before the update, not pushed yet")
+    assert set(files(store.machine(tmp_path / "b"))) == set(facts)
+    with store.machine(tmp_path / "a").writing("ingest"):
+        pass
+    assert files(store.machine(tmp_path / "b")) == files(copy)
 
 
 def test_writing_in_turns_gives_what_one_machine_alone_would_have(store, tmp_path):
@@ -210,7 +234,7 @@ def test_processes_of_one_machine_share_its_turn_until_the_last_one_ends(store, 
 
 
 def test_a_machine_that_died_is_followed_by_the_next_once_its_time_is_over(store, tmp_path, monkeypatch):
-    Lease(ObjectStore(store.url), "another machine", purpose="nightly", run="its flow run").take()
+    Lease(ObjectStore(store.url), "another machine").take("nightly", run="its flow run")
     home = store.machine(tmp_path / "a")
     with pytest.raises(LockedError, match="at work since"), home.exclusive("too early"):
         pass
@@ -580,7 +604,7 @@ def test_an_address_that_names_no_bucket_is_one_sentence(address):
 
 def test_a_bucket_that_is_not_there_is_one_sentence(store, tmp_path):
     with pytest.raises(
-        StorageError, match=r"expected a bucket nobodys at http.*create it or correct"
+        StorageError, match=r"expected http.* to serve s3://nobodys/home, found no such bucket; create it or"
     ) as caught:
         store.machine(tmp_path, "s3://nobodys/home")
     assert "\n" not in str(caught.value)
@@ -597,7 +621,9 @@ def test_missing_credentials_are_one_sentence(store, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", closed_url())
-    with pytest.raises(StorageError, match=r"expected credentials for s3://.*set AWS_ACCESS_KEY_ID and"):
+    with pytest.raises(
+        StorageError, match=r"to serve s3://.*found no credentials; set AWS_ACCESS_KEY_ID and"
+    ):
         store.machine(tmp_path)
 
 

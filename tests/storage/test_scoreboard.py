@@ -13,9 +13,10 @@ from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
-from storage.parquet import read_parquet
+from storage.parquet import read_parquet, write_parquet
+from storage.registry import Champion, write_champion
 from storage.schema import SeriesKey
-from storage.scoreboard import Scoreboard, by_period, score_due, tally
+from storage.scoreboard import Scoreboard, by_period, live_record, score_due, tally
 from tests.support.candles import BTC, HOUR_MS, JUNE_MS, asked, full_candles
 from tests.support.snapshots import snapshot
 
@@ -28,15 +29,19 @@ HORIZON = 4
 class Truth:
     """A scorer whose scores are the closes it was given, so that a test sees what was joined."""
 
+    estimator: str
     crps: np.ndarray
     last_value: np.ndarray
     covered_50: np.ndarray
     covered_90: np.ndarray
 
 
-def echo(levels: np.ndarray, quantiles: np.ndarray, came: np.ndarray, last_close: float) -> Truth:
+def echo(
+    levels: np.ndarray, quantiles: np.ndarray, closes: np.ndarray | None, came: np.ndarray, last_close: float
+) -> Truth:
     inside = np.where(np.isnan(came), np.nan, 1.0)
-    return Truth(crps=came, last_value=2 * came, covered_50=inside, covered_90=inside)
+    estimator = "quantiles" if closes is None else "paths"
+    return Truth(estimator, crps=came, last_value=2 * came, covered_50=inside, covered_90=inside)
 
 
 @pytest.fixture
@@ -62,7 +67,9 @@ def ingest(home: Home, first: int, count: int) -> None:
     Lake(home.lake).upsert(BTC, candles(first, count), source=SOURCE)
 
 
-def forecast(home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC) -> str:
+def forecast(
+    home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC, *, closes: np.ndarray | None = None
+) -> str:
     """Store a forecast after the candle of that hour; its name."""
     origin = JUNE_MS + hour * HOUR_MS
     times = pl.Series("open_time", [origin + HOUR_MS * step for step in range(1, HORIZON + 1)])
@@ -70,7 +77,8 @@ def forecast(home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC) ->
     frame = pl.DataFrame(
         {"open_time": times.cast(pl.Datetime("ms", "UTC")), "step": range(1, HORIZON + 1), **columns}
     )
-    return ForecastStore(home.forecasts).save(asked(key, origin, model), frame, {"last_close": 100.0}).name
+    store = ForecastStore(home.forecasts)
+    return store.save(asked(key, origin, model), frame, {"last_close": 100.0}, closes=closes).name
 
 
 def test_a_forecast_waits_until_its_whole_horizon_is_in_the_lake(home: Home) -> None:
@@ -121,9 +129,11 @@ def test_who_reads_gets_what_is_due_as_it_will_be_kept_and_writes_nothing(home: 
     assert mine.rows.equals(due.rows.filter(pl.col("model_digest") == MODEL))
     seen: list[float] = []
 
-    def counted(levels: np.ndarray, quantiles: np.ndarray, came: np.ndarray, last_close: float) -> Truth:
+    def counted(
+        levels: np.ndarray, quantiles: np.ndarray, closes: None, came: np.ndarray, last_close: float
+    ) -> Truth:
         seen.append(last_close)
-        return echo(levels, quantiles, came, last_close)
+        return echo(levels, quantiles, closes, came, last_close)
 
     patient = Scoreboard(home, counted)
     for models in ({MODEL}, None, {OTHER}, None):
@@ -217,3 +227,53 @@ def test_nothing_scored_has_no_numbers(home: Home) -> None:
     rows = Scoreboard(home, echo).standing(BTC).rows
     assert (tally(rows).crps_bps, tally(rows).scored) == (None, 0)
     assert by_period(rows).is_empty()
+
+
+PATHS = np.full((3, HORIZON), 101.0, np.float32)
+
+
+def serve(home: Home, model: str = MODEL) -> None:
+    folders = {part: f"models/demo/x/{part}" for part in ("tokenizer", "predictor")}
+    for folder in folders.values():
+        (home.root / folder).mkdir(parents=True)
+        (home.root / folder / "model.safetensors").write_bytes(b"")
+    facts = {"night": "n", "mlflow_run": "r", "since": "2024-01-01T00:00:00+00:00", "reasons": ()}
+    champion = Champion(tokenizer_digest="cd" * 8, predictor_digest=model, **folders, **facts)
+    write_champion(home, "demo", champion)
+
+
+def test_scores_written_before_paths_were_kept_are_of_quantiles_and_stay(home: Home) -> None:
+    board = Scoreboard(home, echo)
+    forecast(home, 9)
+    ingest(home, 0, 30)
+    board.update(BTC)
+    path = home.forecasts / "scores" / f"{BTC.slug}.parquet"
+    old = read_parquet(path).drop("estimator").with_columns(crps=pl.lit([7.0] * HORIZON))
+    write_parquet(old, path)
+    forecast(home, 11, closes=PATHS)
+    assert Scoreboard(home, echo).standing(BTC).rows["estimator"].to_list() == ["quantiles", "paths"]
+    assert Scoreboard(home, echo).update(BTC) == 1
+    rows = read_parquet(path)
+    assert rows["estimator"].to_list() == ["quantiles", "paths"]
+    assert rows["crps"][0].to_list() == [7.0] * HORIZON
+
+
+def test_the_record_counts_forecasts_of_one_estimator_and_says_how_many_it_leaves_out(home: Home) -> None:
+    serve(home)
+    for hour in (3, 5, 9):
+        forecast(home, hour)
+    ingest(home, 0, 60)
+    before = live_record(Scoreboard(home, echo), "demo").total
+    assert (before.scored, before.estimator, before.apart) == (3, "quantiles", 0)
+    forecast(home, 20, closes=PATHS)
+    forecast(home, 22, closes=PATHS)
+    record = live_record(Scoreboard(home, echo), "demo")
+    for found in (record.total, record.series[BTC]):
+        assert (found.scored, found.estimator, found.apart, found.waiting) == (2, "paths", 3, 0)
+        closes = [close(hour + step) for hour in (20, 22) for step in range(1, 5)]
+        assert found.crps_bps == pytest.approx(10_000 * np.mean(closes), rel=1e-12)
+    assert record.rows["estimator"].to_list() == ["paths", "paths"]
+    mixed = Scoreboard(home, echo).standing(BTC).rows
+    for pooled in (tally, by_period):
+        with pytest.raises(ValueError, match="expected scores of one estimator, found paths and quantiles"):
+            pooled(mixed)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from kronos_model.clipping import clipped_shares
 from kronos_model.features import calendar_stamps, fit_state
 from storage.dataset import BuiltDataset, DatasetConfig, build_dataset
 from storage.interval import Interval
@@ -67,5 +68,10 @@ def build(
     """The dataset of these candles by series name, such as um:DOGEUSDT, as the dataset task builds it."""
     keyed = {SeriesKey.parse(name, interval): frame for name, frame in candles.items()}
     return build_dataset(
-        keyed, config, root, stamp=calendar_stamps, fit=lambda rows: fit_state(config.normaliser, rows)
+        keyed,
+        config,
+        root,
+        stamp=calendar_stamps,
+        fit=lambda rows: fit_state(config.normaliser, rows),
+        clipped=clipped_shares,
     )

@@ -233,6 +233,65 @@ def test_a_challenger_that_beats_the_base_and_not_the_champion_is_promoted_only_
     assert module.gate.fn(told, GatePolicy(), champion=champion).verdict == verdict
 
 
+@pytest.mark.parametrize(("better", "verdict"), [(1.3, "reject"), (1.0, "keep")])
+def test_what_forbids_a_promotion_is_a_reason_and_takes_it_away(tmp_path, better, verdict):
+    losses = np.random.default_rng(1).normal(0.01, 0.001, 120)
+    scores = planted_scores({"challenger": losses, "base": losses * better, "last_value": losses * 2})
+    told = ScoresRef(
+        path=str(scores.save(tmp_path / "scores")), origins=120, leaderboard=tuple(leaderboard(scores))
+    )
+    reason = "um:AAAUSDT: 17.0 % of its prices in the test range lie beyond the clip"
+    judged = module.gate.fn(told, GatePolicy(), champion=False, forbidden=[reason])
+    assert judged.verdict == verdict
+    assert reason in judged.reasons
+
+
+@pytest.mark.parametrize(
+    ("better", "words"),
+    [
+        (0.01, "challenger is better than the last value, CRPS skill +"),
+        (0.0, "challenger cannot be told from the last value, CRPS skill +"),
+        (-0.01, "challenger is worse than the last value, CRPS skill -"),
+        (
+            None,
+            "challenger cannot be told from the last value: the market did not move, and there is no CRPS",
+        ),
+    ],
+)
+def test_the_verdict_says_of_the_last_value_what_the_interval_of_the_skill_says(tmp_path, better, words):
+    rng = np.random.default_rng(3)
+    last = np.zeros(60) if better is None else rng.uniform(0.04, 0.06, 60)
+    ours = last - (better or 0.0) + rng.normal(-0.0002, 0.002, 60)
+    crps = {"challenger": ours, "base": np.full(60, 0.05), "last_value": last}
+    scores = planted_scores(crps)
+    told = ScoresRef(
+        path=str(scores.save(tmp_path / "scores")),
+        origins=60,
+        leaderboard=tuple(leaderboard(scores)),
+        notes=(),
+    )
+    row = next(row for row in told.leaderboard if (row["model"], row["series"]) == ("challenger", "all"))
+    (found,) = (
+        one for one in module.gate.fn(told, GatePolicy(), champion=False).reasons if "last value" in one
+    )
+    assert found.startswith(f"for information: {words}")
+    if better is not None:
+        assert found.endswith(f"95 % interval {row['skill_low']:+.3f} to {row['skill_high']:+.3f}")
+
+
+def test_a_skill_without_an_interval_proves_nothing(tmp_path):
+    crps = {
+        name: np.full(3, level) for name, level in (("challenger", 0.01), ("base", 0.1), ("last_value", 0.1))
+    }
+    scores = planted_scores(crps, stride_hours=1, horizon=12)
+    path = str(scores.save(tmp_path / "scores"))
+    told = ScoresRef(path=path, origins=3, leaderboard=tuple(leaderboard(scores)), notes=())
+    assert (
+        "for information: challenger cannot be told from the last value, CRPS skill +0.900: the origins are too few "
+        "for an interval"
+    ) in module.gate.fn(told, GatePolicy(), champion=False).reasons
+
+
 def test_another_seed_is_another_evaluation_and_another_calibration(ground, home, base, challenger):
     one, other = (
         module.evaluate.fn(home, ground.dataset, {"base": base}, CONFIG, seed=seed) for seed in (1, 2)

@@ -86,6 +86,7 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
         )
         stored = ForecastStore(home.forecasts).list(key)[-1]
         frame, summary = stored.frame(), stored.summary
+        np.testing.assert_array_equal(stored.closes(), paths[..., 3].astype(np.float32))
         assert frame["open_time"].dt.epoch("ms").to_list() == future.tolist()
         assert stored.origin_ms == one.origin_ms == opened[-1]
         assert stored.model_digest == one.model_digest == model_digest(Path(pair.predictor))

@@ -1,16 +1,17 @@
 """The live record of a recipe's champions: who is counted, what a night logs, and the warning of drift."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from kronos_model.evaluation.stored_scores import score_quantiles
 from storage.dataset import DatasetConfig
 from storage.errors import LockedError, StorageError
 from storage.forecasts import ForecastStore
@@ -27,7 +28,8 @@ from tests.support.snapshots import snapshot
 from tests.support.terminal import Terminal, finish, start
 
 DOGE = SeriesKey.parse("um:DOGEUSDT", "1h")
-ROWS, HORIZON = 3_000, 4
+ROWS, HORIZON, SAMPLES = 3_000, 4, 30
+SHORT = 110  # candles, of which training has the nineteen stretches that a yardstick takes
 MODEL, STRANGER = "ab" * 8, "ee" * 8
 
 
@@ -41,19 +43,26 @@ class Record:
     def ingest(self, candles: pl.DataFrame) -> None:
         Lake(self.home.lake).upsert(DOGE, candles, source=Source(kind="import", detail="test"))
 
-    def forecast(self, row: int, model: str = MODEL) -> None:
-        """Quantiles of a fan around the close of that row, a little off and too narrow."""
+    def forecast(
+        self, row: int, model: str = MODEL, *, kept: bool = True, width: float = 0.006, known: float = 0.0
+    ) -> None:
+        """A fan around the close of that row, a little off, moved by a share of what will come; with its paths."""
         last = float(self.candles["close"][row])
-        spread = 0.006 * np.sqrt(np.arange(1, HORIZON + 1))
-        grid = np.quantile(np.random.default_rng(row).normal(0.001, 1, 500), np.arange(1, 20) / 20)
+        spread = width * np.sqrt(np.arange(1, HORIZON + 1))
+        draws = np.random.default_rng(row).normal(0.001, 1, (SAMPLES, HORIZON))
+        future = self.candles["close"].to_numpy()[row + 1 : row + 1 + HORIZON]
+        coming = known * np.log(np.pad(future, (0, HORIZON - len(future)), constant_values=last) / last)
+        closes = (last * np.exp(coming + draws * spread)).astype(np.float32)
         columns = {
-            f"close_q{5 * (at + 1):02d}": last * np.exp(value * spread) for at, value in enumerate(grid)
+            f"close_q{level:02d}": np.quantile(closes, level / 100, axis=0) for level in range(5, 100, 5)
         }
         times = START_MS + HOUR_MS * (row + np.arange(1, HORIZON + 1))
         frame = pl.DataFrame({"open_time": times, "step": np.arange(1, HORIZON + 1), **columns})
         frame = frame.with_columns(pl.col("open_time").cast(pl.Datetime("ms", "UTC")))
         origin = START_MS + HOUR_MS * row
-        ForecastStore(self.home.forecasts).save(asked(DOGE, origin, model), frame, {"last_close": last})
+        ForecastStore(self.home.forecasts).save(
+            asked(DOGE, origin, model), frame, {"last_close": last}, closes=closes if kept else None
+        )
 
 
 @pytest.fixture
@@ -86,15 +95,17 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
         row = (one.origin_ms - START_MS) // HOUR_MS
         if one.model_digest != MODEL or row > ROWS - 5:
             continue
-        frame = one.frame()
-        levels = frame.select(pl.col("^close_q.*$")).to_numpy().T
-        came = record.candles["close"].to_numpy()[row + 1 : row + 5]
-        found = score_quantiles(np.arange(1, 20) / 20, levels, came, one.summary["last_close"])
-        crps.append(found.crps)
-        last.append(found.last_value)
-        inside.append(found.covered_90)
-    assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-9)
-    assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-9)
+        came, before = record.candles["close"].to_numpy()[row + 1 : row + 5], one.summary["last_close"]
+        for step, close in enumerate(came.astype(np.float32).tolist()):
+            drawn = [math.log(path[step] / before) for path in one.closes().tolist()]
+            truth = math.log(close / before)
+            spread = sum(abs(a - b) for a, b in combinations(drawn, 2)) / math.comb(SAMPLES, 2)
+            crps.append(sum(abs(a - truth) for a in drawn) / SAMPLES - spread / 2)
+            last.append(abs(truth))
+            low, high = np.quantile(drawn, [0.05, 0.95])
+            inside.append(low <= truth <= high)
+    assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-6)
+    assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-6)
     assert live.record.total.coverage_90 == pytest.approx(np.mean(inside), rel=1e-9)
     low, high = live.skill_interval
     assert low < live.record.total.skill < high
@@ -107,8 +118,9 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
 
 
 def test_a_market_that_has_changed_is_a_warning_that_names_the_remedy(
-    record: Record, caplog: pytest.LogCaptureFixture
+    record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasks.live_record.DRIFT_CANDLES", SHORT)
     assert score_live.fn(record.home, "demo").warnings == ()
     wild = make_candles(900, seed=9, start_ms=START_MS + HOUR_MS * ROWS)
     scale = (wild["close"] / 0.1) ** 4  # returns four times as large
@@ -146,8 +158,15 @@ def test_a_night_under_way_measures_the_drift_since_its_own_training(record: Rec
     assert len(expected) == 2
 
 
-def test_kronos_scores_shows_the_record_over_time_and_the_drift(record: Record, terminal: Terminal) -> None:
+def test_kronos_scores_shows_the_record_over_time_and_the_drift(
+    record: Record, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal.home = record.home.root
+    unknown = terminal("scores", "--recipe", "demo").out
+    assert "no yardstick yet" in unknown
+    assert "nothing is called drift" in unknown
+    assert "as usual" not in unknown
+    monkeypatch.setattr("tasks.live_record.DRIFT_CANDLES", SHORT)
     for row in range(2_000, 2_600, 20):
         record.forecast(row)
     outcome = terminal("scores", "--recipe", "demo")
@@ -220,3 +239,42 @@ def test_a_damaged_score_is_one_sentence(record: Record) -> None:
     path.write_text("broken")
     with pytest.raises(StorageError, match="delete it, and they are computed again"):
         live_board(record.home, "demo")
+
+
+@pytest.mark.parametrize(
+    ("known", "width", "verdict"),
+    [
+        ((0.9, 0.9), 0.001, "is better than"),
+        ((0.5, -0.5), 0.001, "cannot be told from"),
+        ((0.0, 0.0), 0.0, "cannot be told from"),
+        ((0.0, 0.0), 0.1, "is worse than"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval_and_not_from_the_skill(
+    record: Record, terminal: Terminal, known: tuple[float, float], width: float, verdict: str
+) -> None:
+    terminal.home = record.home.root
+    for at, row in enumerate(range(2_000, 2_600, 20)):
+        record.forecast(row, width=width, known=known[at % 2])
+    live = live_board(record.home, "demo")
+    low, high = live.skill_interval
+    assert (low > 0, high < 0) == (verdict == "is better than", verdict == "is worse than")
+    shown = " ".join(terminal("scores").out.split())
+    assert f"what was served {verdict} the last value" in shown
+
+
+def test_forecasts_from_before_paths_were_kept_are_told_apart_and_in_no_number(
+    record: Record, terminal: Terminal
+) -> None:
+    terminal.home = record.home.root
+    for row in range(2_000, 2_300, 20):
+        record.forecast(row, kept=False)
+    shown = " ".join(terminal("scores", "--no-update").out.split())
+    assert "their CRPS is that of quantiles, 5 to 8 % higher" in shown
+    for row in range(2_300, 2_600, 20):
+        record.forecast(row)
+    total = live_board(record.home, "demo").record.total
+    assert (total.scored, total.apart, total.estimator) == (15, 15, "paths")
+    assert "15 more forecasts, from before paths were kept, are in none of these" in " ".join(
+        terminal("scores").out.split()
+    )
