@@ -11,14 +11,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from exchange.replay import synthetic_market
-from kronos_model.calibration import Calibration
 from kronos_model.config import PRESETS
-from kronos_model.evaluation.leaderboard import leaderboard
+from kronos_model.evaluation.leaderboard import arranged, leaderboard
 from kronos_model.hub import scratch_pair
 from storage.candle_files import write_candles
 from storage.interval import Interval
 from storage.schema import SeriesKey
-from tasks.reports.model_card import CardFacts, calibration_in_words, model_card
+from tasks.reports.model_card import CardFacts, model_card
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.scores import planted_scores
 
@@ -47,7 +46,7 @@ def facts(**changed: Any) -> CardFacts:
         "max_context": 512,
         "normaliser": "global_robust",
         "base_models": {"NeoQuasar/Kronos-small": "901c26c1332695a2a8f243eb2f37243a37bea320"},
-        "calibration": "",
+        "postprocessing": "",
         "settings": {"learning_rate": 2e-6, "epochs": 15},
         "leaderboard": leaderboard(scores),
         "verdict": "promote",
@@ -86,7 +85,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path: Path):
         "test_from": "2025-12-01",
         "dataset_digest": "0123456789abcdef",
         "base_revisions": {"NeoQuasar/Kronos-small": "901c26c1332695a2a8f243eb2f37243a37bea320"},
-        "calibrated": False,
+        "postprocessed": False,
         "contaminated": False,
         "verdict": "promote",
     }
@@ -140,7 +139,7 @@ def test_the_card_says_what_it_was_trained_and_judged_on():
         "belongs to the tokenizer `tester/doge_1h-kronos-tokenizer` of the same night",
         "fine-tuned from NeoQuasar/Kronos-small (revision `901c26c13326`)",
         "The tag `night-20261120-abcdef` names both",
-        "| calibration | none",
+        "| post-processing | none",
     ):
         assert said in card
 
@@ -198,28 +197,18 @@ def test_a_normaliser_that_upstream_does_not_have_is_pointed_out():
     assert "only our classes apply it" not in model_card(facts(normaliser="window_zscore"))
 
 
-def test_a_calibration_is_told():
-    card = model_card(facts(calibration="the spread is scaled by 0.9 to 1.3"))
-    assert "| calibration | the spread is scaled by 0.9 to 1.3 |" in card
-    assert "the calibration, too, is applied by ours alone" in card
-    assert ModelCard(card).data.to_dict()["kronos_nightly"]["calibrated"] is True
+def test_post_processing_is_told():
+    card = model_card(facts(postprocessing="pooled with weights network 40 %, ewma 60 %"))
+    assert "| post-processing | pooled with weights network 40 %, ewma 60 % |" in card
+    assert "the post-processing, too, is applied by ours alone" in card
+    assert ModelCard(card).data.to_dict()["kronos_nightly"]["postprocessed"] is True
 
 
-def test_the_calibration_beside_the_weights_is_put_into_words(tmp_path: Path):
-    assert calibration_in_words(tmp_path) == ""
-    Calibration(
-        levels=(0.5, 0.9),
-        factors=((1.1, 1.05, 0.98), (1.314, 1.2, 1.0)),
-        origins=64,
-        samples=20,
-        temperature=1.0,
-        top_k=0,
-        top_p=0.9,
-    ).save(tmp_path)
-    assert calibration_in_words(tmp_path) == (
-        "the spread of the paths is scaled by 0.98 to 1.31, by step and distance from the median, so that bands up "
-        "to 90 % cover what they say: fitted on 64 validation origins at temperature 1, top-k 0, top-p 0.9"
-    )
+def test_what_is_served_comes_first_in_the_table_and_is_called_so():
+    rows = arranged(facts().leaderboard, "references")
+    table = model_card(facts(leaderboard=rows)).split("| --- | --- | --- | --- | --- | --- |")[1]
+    assert table.splitlines()[1].startswith("| served: references |")
+    assert "served:" not in model_card(facts())
 
 
 def test_pictures_are_shown_by_their_names_in_the_repository():
