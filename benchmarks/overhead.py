@@ -59,7 +59,7 @@ SHORT = [
     "predictor.steps_per_epoch=10",
     "evaluation.origins=30",
     "evaluation.samples=4",
-    "evaluation.calibration_origins=10",
+    "evaluation.postprocess_origins=10",
     "gate.coverage_low=0",
     "gate.coverage_high=1",
 ]

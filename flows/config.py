@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+_RENAMED = {
+    "evaluation.calibrate": "evaluation.postprocess",
+    "evaluation.calibration_origins": "evaluation.postprocess_origins",
+}
 
 
 class ConfigError(ValueError):
@@ -273,6 +277,8 @@ def _replace(config: Any, parsed: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _unknown(path: str, known: list[str]) -> str:
+    if path in _RENAMED:
+        return f"Expected a known setting, found {path!r}, which is called {_RENAMED[path]} now; rename it"
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`kronos recipes NAME` lists them."
     return f"Expected a known setting, found {path!r}; {hint}"

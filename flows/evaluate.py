@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 from prefect import flow
@@ -9,12 +10,14 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig
 from flows.environment import open_home
-from flows.finetune import build_dataset, calibrated
+from flows.finetune import build_dataset, postprocessed
 from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.home_access import with_home
 from flows.judge import champion_pair
 from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
+from kronos_model.evaluation.leaderboard import arranged
+from kronos_model.evaluation.scores import BLENDS, REFERENCES_POOL
 from storage.layout import Home
 from storage.registry import read_champion
 from tasks.evaluate import evaluate as walk
@@ -54,10 +57,17 @@ def _score(home: Home, config: RunConfig) -> ScoresRef:
     champion, choice = read_champion(home, config.recipe), config.model
     dataset = build_dataset(home, config)
     base = base_model(home, choice.preset, choice.weights, config.seed)
-    models = {"base": calibrated(home, config, dataset, base, "base")}
+    models = {"base": postprocessed(home, config, dataset, base, "base")}
     if champion is not None:
         models["champion"] = champion_pair(home, champion)
     bounded = within(walk, config.limits, "evaluate_h")
     scores = bounded(home, dataset, models, config.evaluation, seed=config.seed)
+    scores = replace(scores, leaderboard=tuple(arranged(scores.leaderboard, _serving(scores))))
     leaderboard_artifact(scores.leaderboard)
     return scores
+
+
+def _serving(scores: ScoresRef) -> str:
+    """What serves now: the champion's blend, a champion of old as it is, or the references alone."""
+    scored = {row["model"] for row in scores.leaderboard}
+    return next(name for name in (BLENDS["champion"], "champion", REFERENCES_POOL) if name in scored)

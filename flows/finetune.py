@@ -20,7 +20,7 @@ from flows.run_names import run_name
 from kronos_model.evaluation.tokenizer_gate import TokenizerDecision
 from storage.layout import Home
 from tasks.dataset import build
-from tasks.evaluate import calibrate, tokenizer_gate
+from tasks.evaluate import postprocess, tokenizer_gate
 from tasks.policies import within
 from tasks.refs import BuiltDataset, PairRef, RunRef, TrainedRef
 from tasks.reports.loss_chart import loss_chart
@@ -28,7 +28,7 @@ from tasks.reports.prefect_artifacts import show_picture, show_text
 from tasks.tracking.runs import log_artifact, log_text
 from tasks.train import base_model, train
 
-__all__ = ["Trained", "build_dataset", "calibrated", "finetune", "train_challenger"]
+__all__ = ["Trained", "build_dataset", "finetune", "postprocessed", "train_challenger"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,16 +77,16 @@ def build_dataset(home: Home, config: RunConfig) -> BuiltDataset:
     return bounded(home, config.keys(), config.dataset, start_ms=config.start_ms(), end_ms=config.end_ms())
 
 
-def calibrated(home: Home, config: RunConfig, dataset: BuiltDataset, pair: PairRef, role: str) -> PairRef:
-    """`pair` with its spread calibrated on the validation range, as `evaluation` says."""
-    bounded = within(calibrate, config.limits, "evaluate_h")
+def postprocessed(home: Home, config: RunConfig, dataset: BuiltDataset, pair: PairRef, role: str) -> PairRef:
+    """`pair` with its post-processing fitted on the validation range, as `evaluation` says."""
+    bounded = within(postprocess, config.limits, "evaluate_h")
     return bounded(home, dataset, pair, config.evaluation, role=role, seed=config.seed)
 
 
 def train_challenger(
     home: Home, config: RunConfig, dataset: BuiltDataset, base: PairRef, run: RunRef
 ) -> Trained:
-    """Stage 1 from the base tokenizer, its gate, stage 2 on the tokens of the one that passed, calibration."""
+    """Stage 1 from the base tokenizer, its gate, stage 2 on the tokens of the one that passed, post-processing."""
     shared: dict[str, Any] = {
         "dataset": dataset,
         "seed": config.seed,
@@ -113,5 +113,5 @@ def train_challenger(
         predictor_digest=predictor.digest,
         origin=f"fine-tuned from {base.origin}",
     )
-    challenger = calibrated(home, config, dataset, challenger, "challenger")
+    challenger = postprocessed(home, config, dataset, challenger, "challenger")
     return Trained(challenger=challenger, stages=(tokenizer, predictor), tokenizer=gated)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.config import knobs
 from flows.finetune import Trained
 from flows.night_identity import Night
+from kronos_model.evaluation.leaderboard import arranged
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import lineage_of
+from kronos_model.postprocess import PostProcess
 from storage.clipped_values import too_much_clipped
 from storage.dataset import load_manifest
 from storage.layout import Home
 from storage.registry import Champion
 from tasks.evaluate import evaluate, gate
 from tasks.policies import within
+from tasks.postprocess_words import figures
 from tasks.refs import PairRef, ScoresRef, VerdictRef
 from tasks.reports.fan_charts import draw_fans
 from tasks.reports.night_report import Reported, report, summary_markdown
@@ -60,6 +63,7 @@ def judge_challenger(night: Night, challenger: PairRef, base: PairRef, champion:
     scores = walk(night.home, night.dataset, models, config.evaluation, seed=config.seed)
     clipped = too_much_clipped(load_manifest(night.dataset.path))
     verdict = gate(scores, config.gate, champion=champion is not None, forbidden=clipped)
+    scores = replace(scores, leaderboard=tuple(arranged(scores.leaderboard, verdict.served)))
     folder = Path(scores.path)
     fans = draw_fans(Scores.load(folder), folder / "fans.png")
     leaderboard_artifact(scores.leaderboard, verdict)
@@ -68,6 +72,8 @@ def judge_challenger(night: Night, challenger: PairRef, base: PairRef, champion:
     log_table(run, scores.leaderboard, "leaderboard.json")
     describe_run(run, leaderboard_markdown(scores.leaderboard, verdict))
     log_metrics(run, _pooled(scores))
+    if fitted := PostProcess.load(Path(challenger.predictor)):
+        log_metrics(run, figures(fitted))
     return Judged(scores=scores, verdict=verdict, pictures={"fans.png": fans})
 
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 
 from flows.config import RunConfig, config_digest, knobs
 from flows.environment import open_home
-from flows.finetune import Trained, build_dataset, calibrated, train_challenger
+from flows.finetune import Trained, build_dataset, postprocessed, train_challenger
 from flows.forecast import forecast_series
 from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.home_access import with_home
@@ -85,7 +85,7 @@ def run_night(home: Home, config: RunConfig, *, ingested: IngestRef | None = Non
         for path in filter(None, (ingested.report, ingested.picture)):
             log_artifact(run, path, "ingest")
         trained = train_challenger(home, config, dataset, base, run)
-        base = calibrated(home, config, dataset, base, "base")
+        base = postprocessed(home, config, dataset, base, "base")
         outcome = _decide(night, base, trained)
         serving = None if outcome.champion is None else champion_pair(home, outcome.champion)
         forecasts = forecast_series(home, config, serving)

@@ -47,7 +47,7 @@ def demo() -> RunConfig:
         model=ModelChoice(preset="tiny", weights="scratch", threads=1),
         tokenizer=stage,
         predictor=replace(stage, epochs=3),
-        evaluation=EvaluationConfig(origins=40, samples=16, calibration_origins=20),
+        evaluation=EvaluationConfig(origins=40, samples=16, postprocess_origins=20, sampling_origins=10),
         forecast=SamplingConfig(samples=100),
     )
 
@@ -95,7 +95,7 @@ def majors_1h() -> RunConfig:
 
 
 def paper_1h() -> RunConfig:
-    """The paper's hourly protocol: 80 + 12 candles, prices alone, 10 samples at T 0.6 and top-p 0.9, uncalibrated."""
+    """The paper's hourly protocol: 80 + 12 candles, prices alone, 10 samples at T 0.6 and top-p 0.9, as drawn."""
     return RunConfig(
         recipe="paper_1h",
         series=("spot:BTCUSDT",),
@@ -103,7 +103,7 @@ def paper_1h() -> RunConfig:
         model=ModelChoice(preset="small"),
         tokenizer=StageConfig(epochs=2, batch_size=64, learning_rate=1e-5, patience=2),
         predictor=StageConfig(epochs=6, batch_size=64, learning_rate=4e-6, patience=3),
-        evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9, calibrate=False),
+        evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9, postprocess=False),
         forecast=SamplingConfig(samples=10, temperature=0.6, top_p=0.9),
     )
 

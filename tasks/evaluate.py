@@ -16,26 +16,22 @@ from prefect import task
 
 from kronos_model.context import history_bars
 from kronos_model.evaluation.baselines import make_baselines
-from kronos_model.evaluation.calibrating import fit_calibration
-from kronos_model.evaluation.competitors import RAW, Competitor, ModelCompetitor
+from kronos_model.evaluation.competitors import ModelCompetitor
 from kronos_model.evaluation.config import PRETRAINING_END_MS, EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.intervals import against
 from kronos_model.evaluation.leaderboard import CONFIDENCE, leaderboard
 from kronos_model.evaluation.leaks import check_not_trained_on
-from kronos_model.evaluation.scores import QUANTILES, Scores
+from kronos_model.evaluation.postprocessing import fit_postprocess
+from kronos_model.evaluation.scores import QUANTILES, RAW, Scores
 from kronos_model.evaluation.tokenizer_gate import TokenizerDecision, judge_tokenizer, read_quality
 from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
-from kronos_model.files import (
-    CALIBRATION_FILE,
-    METADATA_FILE,
-    MODEL_FILES,
-    model_digest,
-    read_json,
-    write_json,
-)
+from kronos_model.files import METADATA_FILE, MODEL_FILES, POSTPROCESS_FILE, model_digest
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import read_metadata
+from kronos_model.postprocess import NETWORK, PostProcess
+from kronos_model.references import REFERENCES
+from kronos_model.served_words import postprocess_in_words
 from kronos_model.windows import WindowDataset
 from storage.atomic import atomic_directory, remove_directory
 from storage.evaluations import ForecastTable, forecast_frame, paths_frame
@@ -43,52 +39,65 @@ from storage.layout import Home
 from storage.schema import utc_text
 from tasks.code_digest import code_digest
 from tasks.policies import IDEMPOTENT
+from tasks.postprocess_words import steps_in_words
 from tasks.progress import progress_bar
 from tasks.refs import BuiltDataset, PairRef, ScoresRef, TrainedRef, VerdictRef
 
-__all__ = ["calibrate", "evaluate", "forecaster", "gate", "tokenizer_gate"]
+__all__ = ["evaluate", "forecaster", "gate", "postprocess", "tokenizer_gate"]
 
 logger = logging.getLogger(__name__)
 
-_DECISION = "decision.json"  # beside a calibrated predictor, or in its place: why
 
-
-@task(name="calibrate", task_run_name="calibrate {role}", **IDEMPOTENT)
-def calibrate(
+@task(name="postprocess", task_run_name="postprocess {role}", **IDEMPOTENT)
+def postprocess(
     home: Home, dataset: BuiltDataset, pair: PairRef, config: EvaluationConfig, *, role: str, seed: int
 ) -> PairRef:
-    """`pair`, the base or the challenger, with a calibration of its spread beside the predictor.
+    """`pair`, the base or the challenger, with its post-processing beside the predictor.
 
-    It is fitted on the validation range. The same pair where that is switched off or where it has one already; the
-    same with a note that says why where the range is too short or a calibration does harm there.
+    It is fitted on the validation range: how the network samples, what is left of its location, its weight in the pool
+    with the references, and the spread of it. The same pair where that is switched off, or where it was done already.
     """
-    if not config.calibrate or (Path(pair.predictor) / CALIBRATION_FILE).exists():
+    if not config.postprocess or _fitted_for(dataset, pair):
         return pair
-    folder = home.jobs / f"calibrated-{_digest(dataset, {'model': pair}, config, seed)}"
+    folder = home.jobs / f"postprocessed-{_digest(dataset, {'model': pair}, config, seed)}"
+    predictor = folder / "predictor"
     if not folder.exists():
         model = ModelCompetitor(name="model", forecaster=forecaster(pair, dataset), config=config, seed=seed)
-        with progress_bar("calibrate") as progress:
-            fitted = fit_calibration(WindowDataset.open(dataset.path), model, progress=progress)
+        with progress_bar("postprocess") as progress:
+            found, notes = fit_postprocess(WindowDataset.open(dataset.path), model, progress=progress)
+        for note in notes:
+            logger.warning("A reference of %s's pool is missing: %s.", role, note)
         with atomic_directory(folder) as draft:
-            write_json(draft / _DECISION, {"reason": fitted.reason})
-            if fitted.calibration is not None:
-                (draft / "predictor").mkdir()
-                for name in (*MODEL_FILES, METADATA_FILE):
-                    _link(Path(pair.predictor) / name, draft / "predictor" / name)
-                fitted.calibration.save(draft / "predictor")
-    reason, predictor = read_json(folder / _DECISION)["reason"], folder / "predictor"
-    if not predictor.exists():
-        logger.warning("The spread of %s is not calibrated: %s.", pair.origin, reason)
-        return replace(pair, uncalibrated=reason)
-    logger.info("The spread of %s is calibrated: %s.", pair.origin, reason)
+            (draft / predictor.name).mkdir()
+            for name in (*MODEL_FILES, METADATA_FILE):
+                _link(Path(pair.predictor) / name, draft / predictor.name / name)
+            found.save(draft / predictor.name)
+    _tell(role, predictor)
     return replace(pair, predictor=str(predictor), predictor_digest=model_digest(predictor))
+
+
+def _fitted_for(dataset: BuiltDataset, pair: PairRef) -> bool:
+    """Whether post-processing for windows like these lies beside the predictor; one for others is fitted anew."""
+    if not (Path(pair.predictor) / POSTPROCESS_FILE).exists():
+        return False
+    found, windows = PostProcess.load(Path(pair.predictor)), WindowDataset.open(dataset.path)
+    asked = (windows.horizon, windows.lookback, windows.manifest["interval"])
+    return found is not None and (found.horizon, found.lookback, found.interval) == asked
+
+
+def _tell(role: str, predictor: Path) -> None:
+    found = PostProcess.load(predictor)
+    assert found is not None  # it was written there
+    for sentence in steps_in_words(found):
+        logger.info("Post-processing of the %s, %s.", role, sentence)
+    logger.info("Post-processing of the %s: %s.", role, "; ".join(postprocess_in_words(found)) or "none")
 
 
 @task(name="evaluate", task_run_name="evaluate", **IDEMPOTENT)
 def evaluate(
     home: Home, dataset: BuiltDataset, models: dict[str, PairRef], config: EvaluationConfig, *, seed: int
 ) -> ScoresRef:
-    """Score `models` (challenger, base and perhaps champion) and the baselines on the test range.
+    """Score `models` (challenger, base and perhaps champion), their blends and the baselines on the test range.
 
     The folder of the scores also gets forecasts.parquet, one row per series, origin, step and model, and, where
     they are kept, paths.parquet.
@@ -121,13 +130,17 @@ def _walk(
     windows = WindowDataset.open(dataset.path)
     if windows.count("test"):
         check_not_trained_on(windows, _trained_until(models))
-    competitors: list[Competitor] = [
+    competitors = [
         ModelCompetitor(name=name, forecaster=forecaster(pair, dataset), config=config, seed=seed)
         for name, pair in models.items()
     ]
-    bars = history_bars(windows.lookback, windows.interval_ms)
     baselines, notes = make_baselines(
-        config, interval_ms=windows.interval_ms, lookback=windows.lookback, history=bars, seed=seed
+        config,
+        interval_ms=windows.interval_ms,
+        lookback=windows.lookback,
+        history=history_bars(windows.lookback, windows.interval_ms),
+        seed=seed,
+        members=_members(competitors),
     )
     forecasts, paths = ForecastTable(work, "forecasts"), ForecastTable(work, "paths")
 
@@ -143,7 +156,7 @@ def _walk(
             windows,
             [*competitors, *baselines],
             config,
-            notes=[*_notes(competitors, models, config), *notes],
+            notes=[*_notes(competitors), *notes],
             work=work,
             keep=keep,
             progress=progress,
@@ -154,6 +167,13 @@ def _walk(
             table.join(draft)
 
 
+def _members(models: Sequence[ModelCompetitor]) -> tuple[str, ...]:
+    """The references, and whom else some network is pooled with."""
+    fitted = [one.postprocess for one in models if one.postprocess is not None]
+    pooled = [name for one in fitted for name, weight in one.pool.items() if weight and name != NETWORK]
+    return tuple(dict.fromkeys((*REFERENCES, *pooled)))
+
+
 def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:
     """Open time of the last candle that each model trained on, for those whose folder says so."""
     told = {name: read_metadata(Path(pair.predictor)) or {} for name, pair in models.items()}
@@ -161,17 +181,18 @@ def _trained_until(models: dict[str, PairRef]) -> dict[str, int]:
     return {name: until for name, until in found.items() if until is not None}
 
 
-def _notes(
-    competitors: Sequence[Competitor], models: dict[str, PairRef], config: EvaluationConfig
-) -> list[str]:
-    """What a reader of the scores must know of the models."""
-    raw = [one.name for one in competitors if isinstance(one, ModelCompetitor) and one.postprocess is None]
-    if not config.calibrate:
-        return []
-    why = {name: models[name].uncalibrated for name in raw}
-    told = [f"the spread of {name} is not calibrated: {reason}" for name, reason in why.items() if reason]
-    if unfit := [name for name, reason in why.items() if not reason]:
-        told.append(f"the spread of {', '.join(unfit)} is not calibrated for these sampling settings")
+def _notes(models: Sequence[ModelCompetitor]) -> list[str]:
+    """What a reader of the scores must know of the networks that may serve."""
+    told = []
+    for one in models:
+        if one.name == "base" or not one.config.postprocess:
+            continue
+        if one.postprocess is None:
+            told.append(
+                f"{one.name} is not post-processed: it was judged before there was any, and as it draws"
+            )
+        else:
+            told += [f"post-processing of {one.name}, {each}" for each in steps_in_words(one.postprocess)]
     return told
 
 
@@ -212,10 +233,14 @@ def gate(
 
     Where something about its data forbids a promotion, one sentence each, what would be promoted is rejected.
     """
-    decision = judge(Scores.load(Path(scores.path)), policy, champion="champion" if champion else None)
-    told = (*_calibrated(scores), _against_last_value(scores), *(f"note: {note}" for note in scores.notes))
-    verdict = "reject" if forbidden and decision.verdict == "promote" else decision.verdict
-    return VerdictRef(verdict=verdict, reasons=(*decision.reasons, *forbidden, *told))
+    decision = judge(
+        Scores.load(Path(scores.path)),
+        policy,
+        champion="champion" if champion else None,
+        forbidden=forbidden,
+    )
+    told = (*_postprocessed(scores), _against_last_value(scores), *(f"note: {note}" for note in scores.notes))
+    return VerdictRef(verdict=decision.verdict, reasons=(*decision.reasons, *told), served=decision.served)
 
 
 @task(name="tokenizer gate", task_run_name="tokenizer gate", **IDEMPOTENT)
@@ -229,16 +254,16 @@ def tokenizer_gate(stage: TrainedRef, policy: GatePolicy, *, scratch: bool) -> T
     return decision
 
 
-def _calibrated(scores: ScoresRef) -> list[str]:
-    """What the calibration did, before and after."""
+def _postprocessed(scores: ScoresRef) -> list[str]:
+    """What post-processing did to the network on the test range, before and after."""
     rows = {row["model"]: row for row in scores.leaderboard if row["series"] == "all"}
-    if (before := rows.get("challenger" + RAW)) is None:
+    before, after = rows.get("challenger" + RAW, rows["challenger"]), rows.get("blend")
+    if after is None:
         return []
-    after = rows["challenger"]
     return [
-        f"for information: calibration moved the coverage of the 90 % band from {100 * before['coverage_90']:.1f} % "
-        f"to {100 * after['coverage_90']:.1f} % and the CRPS from {before['crps_bps']:.2f} to "
-        f"{after['crps_bps']:.2f} bps"
+        f"for information: post-processing moved the coverage of the 90 % band from {100 * before['coverage_90']:.1f} "
+        f"% of the network as it draws to {100 * after['coverage_90']:.1f} % of the blend and the CRPS from "
+        f"{before['crps_bps']:.2f} to {after['crps_bps']:.2f} bps"
     ]
 
 

@@ -292,7 +292,7 @@ def _challengers(home: Home, recipe: str) -> list[Champion]:
     """What every finished night trained, as the champion it would be."""
     return [
         _champion(
-            PairRef(**night["challenger"]),
+            PairRef.of(night["challenger"]),
             night=night["night"],
             mlflow_run=night["mlflow_run"],
             since="",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from storage.dataset import BuiltDataset
 
@@ -70,7 +71,11 @@ class PairRef:
     predictor_digest: str
     origin: str  # where the weights came from, in words
     lineage: Lineage = "unknown"  # of the predictor
-    uncalibrated: str = ""  # why its spread was left as it is, where a calibration was tried
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Self:
+        """As a night's summary holds it; an older one says more."""
+        return cls(**{one.name: told[one.name] for one in fields(cls) if one.name in told})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +111,7 @@ class VerdictRef:
 
     verdict: Literal["promote", "keep", "reject"]
     reasons: tuple[str, ...]
+    served: str = ""  # whose forecast serves from now on, by its name in the leaderboard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from flows.cli.screen import candles_table, console, noted, number, time_text
 from kronos_model.served_words import BY_REFERENCES, REFERENCES_MODEL
+from tasks.reports.rendering import leaderboard_name
 
 if TYPE_CHECKING:
     from storage.layout import Home
@@ -57,15 +58,21 @@ def show_nights(nights: Sequence[Mapping[str, Any]], home: Home, *, seconds: flo
     if nights:
         table = Table("series", "recipe", "gate", "CRPS bps", "skill", "because", title="Nights")
         for one in nights:
-            (scores,) = (
-                row for row in one["leaderboard"] if (row["model"], row["series"]) == ("challenger", "all")
-            )
+            scores = _shown(one["leaderboard"])
             series = ", ".join(each["series"] for each in one["candles"])
             told = f"{scores['crps_bps']:.1f}", number(scores["skill"])
             why = "nothing new" if one["nothing_new"] else one["reasons"][0]
             table.add_row(series, one["recipe"], one["verdict"], *told, why)
         screen.print(table)
     _where(screen, home, seconds)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of what is served, or of the challenger in a night of an older version."""
+    pooled = [row for row in rows if row["series"] == "all"]
+    return next((row for row in pooled if row.get("served")), None) or next(
+        row for row in pooled if row["model"] == "challenger"
+    )
 
 
 def show_stages(stages: Sequence[TrainedRef]) -> None:
@@ -100,16 +107,20 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
-    errors, shares = ("MAE bps", "RMSE bps", "CRPS bps"), ("skill", "direction", "cover 50", "cover 90")
-    table = Table("model", "origins", *errors, *shares)
-    table.title = "Leaderboard, test range, all series (bps of log return; skill against last value)"
+    errors, shares = ("MAE bps", "RMSE bps", "CRPS bps"), ("direction", "cover 50", "cover 90")
+    table = Table("model", "origins", *errors, "skill", "vs references", *shares)
+    table.title = (
+        "Leaderboard, test range, all series (bps of log return; skill against last value and references)"
+    )
     for row in rows:
         if row["series"] == "all":
             table.add_row(
-                row["model"],
+                leaderboard_name(row),
                 str(row["origins"]),
                 *(f"{row[name]:.1f}" for name in ("mae_bps", "rmse_bps", "crps_bps")),
-                *(number(row[name]) for name in ("skill", "direction", "coverage_50", "coverage_90")),
+                *(number(row.get(name)) for name in ("skill", "skill_references")),
+                *(number(row[name]) for name in ("direction", "coverage_50", "coverage_90")),
+                style="bold" if row.get("served") else "",
             )
     return table
 

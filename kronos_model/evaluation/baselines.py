@@ -4,6 +4,7 @@ All of them see a Context alone and work on whole batches; those that draw paths
 Shapes: B origins, H steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from kronos_model.context import Context, Forecast
 from kronos_model.evaluation.competitors import Competitor, LastValue
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.features import CLOSE
-from kronos_model.references import make_references
+from kronos_model.references import REFERENCES, make_references
 
 __all__ = ["RandomWalkWithDrift", "SeasonalNaive", "make_baselines"]
 
@@ -54,12 +55,21 @@ class SeasonalNaive:
 
 
 def make_baselines(
-    config: EvaluationConfig, *, interval_ms: int, lookback: int, history: int, seed: int
+    config: EvaluationConfig,
+    *,
+    interval_ms: int,
+    lookback: int,
+    history: int,
+    seed: int,
+    members: Sequence[str] = REFERENCES,
 ) -> tuple[list[Competitor], list[str]]:
-    """The configured baselines, the last value first, and a sentence for each that cannot be had here."""
+    """The configured baselines, the last value first, and a sentence for each that cannot be had here.
+
+    With them come `members`, whom somebody pools: the references, which serve where no network does.
+    """
     made: list[Competitor] = [LastValue()]
     notes: list[str] = []
-    for name in config.baselines:
+    for name in dict.fromkeys((*config.baselines, *members)):
         if name == "drift":
             made.append(RandomWalkWithDrift())
             continue

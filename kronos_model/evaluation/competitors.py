@@ -1,8 +1,9 @@
-"""What is compared: anything that turns the past of a window into sample paths.
+"""What is compared: anything that turns the past of a window into sample paths, and what is made of these.
 
 Shapes: B origins, C bars of lookback, K >= C bars of history, H steps, S sample paths, F=6 features.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,21 +12,22 @@ from numpy.typing import NDArray
 
 from kronos_model.context import Context, Forecast
 from kronos_model.evaluation.config import EvaluationConfig
+from kronos_model.evaluation.scores import BLENDS, RAW, REFERENCES_POOL, STAGES
 from kronos_model.forecaster import Forecaster
-from kronos_model.postprocess import PostProcess
+from kronos_model.pool import deal, equal, pooled
+from kronos_model.postprocess import NETWORK, PostProcess
+from kronos_model.references import REFERENCES
 from kronos_model.sampling import SamplingConfig
 
 __all__ = [
-    "RAW",
     "Competitor",
     "LastValue",
     "ModelCompetitor",
+    "blend_weights",
+    "stages",
     "variant_names",
     "variants",
 ]
-
-RAW = "_raw"
-"""Ends the name of a model's forecasts as they were before post-processing."""
 
 
 class Competitor(Protocol):
@@ -53,12 +55,13 @@ class ModelCompetitor:
     @property
     def postprocess(self) -> PostProcess | None:
         """What happens to its paths, if anything does."""
-        found = self.forecaster.postprocess
-        return found if self.config.calibrate and found is not None and found.suits(self.sampling) else None
+        return self.forecaster.postprocess if self.config.postprocess else None
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How its paths are drawn."""
+        """How its paths are drawn: as its post-processing was fitted for, or as the evaluation says."""
+        if self.postprocess is not None:
+            return self.postprocess.sampling(self.config.samples)
         return SamplingConfig(
             temperature=self.config.temperature,
             top_k=self.config.top_k,
@@ -79,23 +82,6 @@ class ModelCompetitor:
         )
 
 
-def variant_names(competitor: Competitor) -> tuple[str, ...]:
-    """Under which names a competitor is scored: a post-processed model also as it was before, with a suffix."""
-    if isinstance(competitor, ModelCompetitor) and competitor.postprocess is not None:
-        return (competitor.name, competitor.name + RAW)
-    return (competitor.name,)
-
-
-def variants(
-    competitor: Competitor, forecast: Forecast, last_close: NDArray[np.float64]
-) -> dict[str, Forecast]:
-    """A competitor's forecast by those names: its paths are sampled once."""
-    if isinstance(competitor, ModelCompetitor) and (postprocess := competitor.postprocess) is not None:
-        alone = replace(forecast, paths=postprocess.alone(forecast.paths, last_close))
-        return {competitor.name: alone, competitor.name + RAW: forecast}
-    return {competitor.name: forecast}
-
-
 @dataclass(frozen=True, kw_only=True)
 class LastValue:
     """The random walk's point forecast: every coming bar stays at the last close; the reference of skill."""
@@ -108,3 +94,85 @@ class LastValue:
         last[:, :3] = last[:, 3:4]  # open, high and low of a market that stays at its close
         paths = np.broadcast_to(last[:, None, None], (batch, 2, horizon, last.shape[-1]))
         return Forecast(paths=np.ascontiguousarray(paths), violation_rate=np.zeros(batch))
+
+
+def variant_names(competitors: Sequence[Competitor]) -> tuple[str, ...]:
+    """Under which names the paths of these competitors are scored.
+
+    A network goes by its name for what it is alone, after location and its own spread; with a suffix for what it draws
+    where that differs; and by the name of its blend with the references where it may serve so.
+    """
+    names: list[str] = []
+    for one in competitors:
+        names.append(one.name)
+        if postprocess := _postprocess(one):
+            names += [one.name + RAW] if _moves(postprocess) else []
+            names += [BLENDS[one.name]] if one.name in BLENDS else []
+    return (*names, *([REFERENCES_POOL] if _references(competitors) else []))
+
+
+def variants(
+    competitors: Sequence[Competitor], drawn: Mapping[str, Forecast], last_close: NDArray[np.float64]
+) -> dict[str, Forecast]:
+    """Forecasts by those names, in their order, from what each competitor drew: every path is sampled once."""
+    made: dict[str, Forecast] = {}
+    for one in competitors:
+        forecast = made[one.name] = drawn[one.name]
+        if postprocess := _postprocess(one):
+            if _moves(postprocess):
+                made[one.name] = replace(forecast, paths=postprocess.alone(forecast.paths, last_close))
+                made[one.name + RAW] = forecast
+            if one.name in BLENDS:
+                made[BLENDS[one.name]] = _blend(one.name, postprocess, drawn, last_close)
+    if references := _references(competitors):
+        dealt = deal(equal(references), drawn[references[0]].paths.shape[1])
+        paths = pooled({name: drawn[name].paths for name in references}, dealt)
+        made[REFERENCES_POOL] = Forecast(paths=paths, violation_rate=np.zeros(len(paths)))
+    return made
+
+
+def stages(
+    competitors: Sequence[Competitor], drawn: Mapping[str, Forecast], last_close: NDArray[np.float64]
+) -> dict[str, NDArray[np.float32]]:
+    """Paths (B, S, H, F) of the challenger after each of STAGES; nothing without one that is post-processed."""
+    for one in competitors:
+        postprocess = _postprocess(one)
+        if one.name == "challenger" and postprocess is not None:
+            unscaled = replace(postprocess, spread=None, spread_alone=None)
+            raw = drawn[one.name].paths
+            blends = (_blend(one.name, each, drawn, last_close).paths for each in (unscaled, postprocess))
+            return dict(zip(STAGES, (raw, unscaled.alone(raw, last_close), *blends), strict=True))
+    return {}
+
+
+def blend_weights(competitors: Sequence[Competitor]) -> dict[str, dict[str, float]]:
+    """Of the members of each blend, by its name."""
+    fitted = {one.name: _postprocess(one) for one in competitors if one.name in BLENDS}
+    return {BLENDS[name]: one.pool for name, one in fitted.items() if one is not None}
+
+
+def _blend(
+    network: str, postprocess: PostProcess, drawn: Mapping[str, Forecast], last_close: NDArray[np.float64]
+) -> Forecast:
+    """The pool of a network and the references, of as many paths as the network drew."""
+    members = {name: network if name == NETWORK else name for name in postprocess.members}
+    paths = {member: drawn[name].paths for member, name in members.items() if name in drawn}
+    samples = drawn[network].paths.shape[1]
+    dealt = postprocess.deal(samples)
+    broken = drawn[network].violation_rate * dealt[NETWORK] / samples
+    return Forecast(paths=postprocess.blend(paths, last_close, samples=samples), violation_rate=broken)
+
+
+def _postprocess(competitor: Competitor) -> PostProcess | None:
+    return competitor.postprocess if isinstance(competitor, ModelCompetitor) else None
+
+
+def _moves(postprocess: PostProcess) -> bool:
+    """Whether it changes the network's paths before they are pooled."""
+    return postprocess.spread_alone is not None or any(share < 1 for share in postprocess.location)
+
+
+def _references(competitors: Sequence[Competitor]) -> tuple[str, ...]:
+    """The members of the references' pool among the competitors, in its order."""
+    present = {one.name for one in competitors}
+    return tuple(name for name in REFERENCES if name in present)

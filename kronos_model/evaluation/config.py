@@ -35,10 +35,16 @@ class EvaluationConfig:
     """Sample within this cumulative probability; below 1 narrows the fan."""
     batch_origins: Count = 16
     """Origins forecast at once; memory grows with batch_origins x samples."""
-    calibrate: bool = True
-    """Scale the spread of a model's paths by conformal factors of the validation range, unless they do harm there."""
-    calibration_origins: Count = 100
-    """Origins per series at most, evenly spaced over the validation range, that the factors are fitted on."""
+    postprocess: bool = True
+    """Fit location, weights in the pool with the references, and spread on the validation range, and forecast so."""
+    postprocess_origins: Count = 100
+    """Origins per series at most, evenly spaced over the validation range, that post-processing is fitted on."""
+    sampling_origins: Counted = 24
+    """The same for choosing among the sampling settings below, with at most 8 paths each; 0: those above stay."""
+    try_temperatures: tuple[float, ...] = (0.8, 1.0, 1.2)
+    """Temperatures to choose from on the validation range, beside the one above."""
+    try_top_p: tuple[float, ...] = (0.9, 1.0)
+    """Cumulative probabilities to choose from there, each with every temperature."""
     baselines: tuple[Baseline, ...] = ("drift", "seasonal_24h", "seasonal_7d", "ewma", "bootstrap")
     """Competitors beside the last value, which always runs: drift, seasonal_24h, seasonal_7d, ewma (a cone of
     historical volatility), bootstrap (of blocks of past returns), har (HAR-RV), garch (needs the extra `arch`)."""
@@ -53,6 +59,10 @@ class EvaluationConfig:
                 "baselines may name garch where the library arch is installed, found none; "
                 "install it with `pip install 'kronos-nightly[arch]'`, or leave garch out"
             )
+        if not all(one > 0 for one in self.try_temperatures):
+            raise ValueError(f"try_temperatures: expected numbers above 0, found {self.try_temperatures}")
+        if not all(0 < one <= 1 for one in self.try_top_p):
+            raise ValueError(f"try_top_p: expected shares above 0 and at most 1, found {self.try_top_p}")
 
 
 @settings
@@ -70,9 +80,13 @@ class GatePolicy:
     violation_margin: Share = 0.05
     """Share of impossible bars (high below close and the like) a challenger may have beyond its opponent."""
     coverage_low: Annotated[float, Bounds(ge=0, lt=1)] = 0.85
-    """Least share of bars that the challenger's 90 % band must cover, as it serves (calibrated)."""
+    """Least share of bars that the 90 % band of what would be served must cover. Where so few paths are drawn that
+    none of them bounds such a band, this and the next are lowered by what a perfect forecaster misses."""
     coverage_high: Annotated[float, Bounds(gt=0, le=1)] = 0.95
     """Largest share that it may cover: above, its fan says too little."""
+    reference_margin: Share | None = 0.02
+    """By how much, relative to the CRPS of the references alone, the blend with the challenger may be worse at the
+    far end of the interval; its mean may not be worse at all. Empty: the challenger need not earn its place."""
     codebook_drop: Share = 0.1
     """Relative loss of the tokenizer's codes in use that stage 1 may cause before the base tokenizer stays."""
     seed: Seed = 0

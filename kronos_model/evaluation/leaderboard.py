@@ -1,5 +1,6 @@
 """The table of a night: one row per model, over all series and for each."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from kronos_model.evaluation.config import FEE_BAND
 from kronos_model.evaluation.correlations import information_coefficient
 from kronos_model.evaluation.diagnostics import distance_from_uniform
 from kronos_model.evaluation.intervals import Resampler
-from kronos_model.evaluation.scores import LEVELS, Scores
+from kronos_model.evaluation.scores import BLENDS, LEVELS, RAW, REFERENCES_POOL, Scores
+from kronos_model.references import REFERENCES
 
-__all__ = ["ALL_SERIES", "CONFIDENCE", "leaderboard"]
+__all__ = ["ALL_SERIES", "CONFIDENCE", "arranged", "leaderboard"]
 
 ALL_SERIES = "all"
 CONFIDENCE = 0.95
@@ -37,6 +39,7 @@ def leaderboard(scores: Scores, *, reference: str = "last_value") -> list[dict[s
       crps_bps        mean fair CRPS, basis points, lower is better
       skill           1 - crps / crps of the reference, 0 is as good as it, higher is better; None without one
       skill_low, skill_high   95 % interval of it, by a stationary block bootstrap over time
+      skill_references, skill_references_low, skill_references_high   the same against the references' pool
       pinball_bps     mean quantile loss at 0.05 ... 0.95, basis points, lower is better
       energy_bps      mean energy score of whole paths, basis points, lower is better
       direction       share of origins whose median has the right sign at the last step, of those that move by
@@ -63,6 +66,19 @@ def leaderboard(scores: Scores, *, reference: str = "last_value") -> list[dict[s
     return rows
 
 
+def arranged(rows: Iterable[Mapping[str, Any]], served: str) -> list[dict[str, Any]]:
+    """The same rows, in each series first what is served, then its members, then its network as it draws.
+
+    Every row also says whether it is the one that is served. The rest stays in order of CRPS.
+    """
+    network = next((name for name, blend in BLENDS.items() if blend == served), served)
+    first = (served, network, *REFERENCES, network + RAW)
+    told = [dict(row) | {"served": row["model"] == served} for row in rows]
+    places = {series: place for place, series in enumerate(dict.fromkeys(row["series"] for row in told))}
+    rank = {name: place for place, name in reversed(list(enumerate(first)))}
+    return sorted(told, key=lambda row: (places[row["series"]], rank.get(row["model"], len(first))))
+
+
 def _table(scores: Scores, series: str, chosen: Chosen, *, reference: str) -> list[dict[str, Any]]:
     """The rows of one group of origins, best CRPS first."""
     times = scores.origin_ms[chosen]
@@ -73,6 +89,10 @@ def _table(scores: Scores, series: str, chosen: Chosen, *, reference: str) -> li
         | _points(scores, at, chosen, one_series=series != ALL_SERIES)
         | _distribution(scores, at, chosen)
         | _skill(scores, at, chosen, resampler, reference=reference)
+        | {
+            f"skill_references{name.removeprefix('skill')}": value
+            for name, value in _skill(scores, at, chosen, resampler, reference=REFERENCES_POOL).items()
+        }
         | _direction(scores, at, chosen, hits)
         | _correlations(scores, at, chosen)
         | _volatility(scores, at, chosen)

@@ -26,7 +26,6 @@ __all__ = [
     "pit",
     "pool_crps",
     "probability_up",
-    "quantiles",
     "rank_correlation",
     "skill",
     "variance",
@@ -41,17 +40,6 @@ def log_returns(close: NDArray[np.floating], last_close: NDArray[np.floating]) -
     """ln(close / last_close) of close (B, ..., H) and last_close (B,), both in the quote currency."""
     scale = last_close.astype(np.float64).reshape(-1, *([1] * (close.ndim - 1)))
     return np.asarray(np.log(close.astype(np.float64) / scale), dtype=np.float64)
-
-
-def quantiles(ordered_samples: Floats, levels: Sequence[float]) -> Floats:
-    """Linear quantiles (Q, B, H) of paths sorted along S (numpy's default, type 7 of Hyndman and Fan 1996)."""
-    last = ordered_samples.shape[1] - 1
-    at = np.asarray(levels) * last
-    below = np.minimum(np.floor(at).astype(np.int64), max(last - 1, 0))
-    above = np.minimum(below + 1, last)
-    share = (at - below)[:, None, None]
-    low, high = (np.moveaxis(ordered_samples[:, rows], 1, 0) for rows in (below, above))
-    return np.asarray(low + share * (high - low))
 
 
 def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> Floats:

@@ -1,10 +1,11 @@
 """Scores of several models at the same origins, as arrays with names; one folder on disk.
 
 Shapes: M models, N origins of all series, H steps, G series, L levels of central intervals, Q quantiles of a
-fan, C bars of lookback.
+fan, C bars of lookback, K steps of post-processing.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -17,14 +18,32 @@ from kronos_model.errors import ModelError
 from kronos_model.evaluation.config import PRETRAINING_END_MS
 from kronos_model.files import replace_directory, write_json
 
-__all__ = ["FAN_QUANTILES", "LEVELS", "QUANTILES", "Fans", "Scores"]
+__all__ = [
+    "BLENDS",
+    "FAN_QUANTILES",
+    "LEVELS",
+    "QUANTILES",
+    "RAW",
+    "REFERENCES_POOL",
+    "STAGES",
+    "Fans",
+    "Scores",
+]
 
+RAW = "_raw"
+"""Ends the name of a network's forecasts as it draws them, where post-processing changes them."""
+REFERENCES_POOL = "references"
+"""The equal pool of the references, which serves where there is no champion."""
+BLENDS = {"challenger": "blend", "champion": "champion_blend"}
+"""What the blend of each network that may serve goes by."""
+STAGES = ("raw", "location", "blend", "spread")
+"""What a network's forecast is after each step of its post-processing."""
 FAN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 QUANTILES = (0.025, *(round(0.05 * step, 2) for step in range(1, 20)), 0.975)
 """Levels at which forecasts are kept."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Shares of the central intervals that are scored."""
-_VERSION = 2
+_VERSION = 3
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +73,9 @@ class Scores:
     horizon: int
     dataset_digest: str
     notes: tuple[str, ...]  # what whoever reads these numbers must know, in sentences
+    samples: int  # paths per origin of whatever draws some
+    weights: Mapping[str, Mapping[str, float]]  # of the members of each blend, by its name
+    stages: tuple[str, ...]  # K steps of the challenger's post-processing, in their order; none without it
 
     series_index: NDArray[np.int32]  # (N,) into series
     origin_ms: NDArray[np.int64]  # (N,) open time of the last known candle; ascending within a series
@@ -79,6 +101,7 @@ class Scores:
     price_ic: Floats  # (M, N) correlation over the steps of mean path and truth, mean of the four prices
     price_rank_ic: Floats  # (M, N) the same of ranks
     violation_rate: Floats  # (M, N) share of sampled bars that had to be made consistent
+    stage_crps: Floats  # (K, N, H) of the challenger's forecast after each step
     fans: Fans
 
     @property
@@ -133,7 +156,7 @@ class Scores:
             ) from error
         if described.pop("version", None) != _VERSION:
             raise ModelError(f"expected scores of version {_VERSION} in {folder}; evaluate again")
-        described |= {name: tuple(described[name]) for name in ("models", "series", "notes")}
+        described |= {name: tuple(described[name]) for name in ("models", "series", "notes", "stages")}
         return cls(**described, **arrays, fans=fans)
 
 

@@ -15,6 +15,7 @@ from kronos_model.context import row_generator
 from kronos_model.evaluation import metrics
 from kronos_model.evaluation.scores import LEVELS, QUANTILES
 from kronos_model.features import CLOSE, PRICES
+from kronos_model.spread import order_quantiles
 
 __all__ = ["Truth", "score_paths"]
 
@@ -67,7 +68,7 @@ def score_paths(
     samples = metrics.log_returns(paths[..., CLOSE], truth.last_close)  # (B, S, H)
     ordered = np.sort(samples, axis=1)  # once, used by many metrics
     crps = metrics.crps(ordered, truth.realised, sorted_samples=True)
-    values = metrics.quantiles(ordered, QUANTILES)
+    values = order_quantiles(ordered, QUANTILES)
     ends = [(values[low], values[high]) for low, high in _ENDS]
     forecast = np.moveaxis(paths[..., :PRICES].mean(axis=1, dtype=np.float64), -1, 1)  # (B, P, H)
     happened = np.moveaxis(truth.bars, -1, 1)

@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from kronos_model.context import Context, Forecast, history_bars
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.competitors import Competitor, variant_names, variants
+from kronos_model.evaluation.competitors import Competitor, blend_weights, stages, variant_names, variants
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.metrics import variance
+from kronos_model.evaluation.metrics import crps, log_returns, variance
 from kronos_model.evaluation.scores import FAN_QUANTILES, QUANTILES, Fans, Scores
 from kronos_model.evaluation.scoring import Truth, score_paths
 from kronos_model.features import CLOSE, FEATURES, PRICES
 from kronos_model.files import replace_file
 from kronos_model.windows import Split, WindowDataset, Windows
 
-__all__ = ["Forecasts", "choose_origins", "walk_forward"]
+__all__ = ["Forecasts", "choose_origins", "draw", "walk_forward"]
 
 _FAN_LEVELS = [QUANTILES.index(level) for level in FAN_QUANTILES]
 _LEVELLED = ("covered", "width", "winkler")  # (L, M, N, H)
+_STAGE = "stage_"  # begins the name of the CRPS (N, H) after a step of post-processing
 _PER_ORIGIN = ("series", "origin_ms", "last_close", "next_open", "realised", "realised_variance")
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,11 @@ def walk_forward(
     `keep` gets the forecasts of each batch, by its number. With a folder `work`, finished batches are stored
     there and not forecast again; what it holds must come from the same arguments.
     """
-    names = [name for competitor in competitors for name in variant_names(competitor)]
+    names = variant_names(competitors)
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"expected competitors with different names, found {names}; rename or add some")
+        raise ValueError(
+            f"expected competitors with different names, found {list(names)}; rename or add some"
+        )
     origins = _origins(dataset, split, config)
     fan_rows = _last_of_each(dataset.locations(split)[origins, 0])
     parts: list[Arrays] = []
@@ -106,7 +109,42 @@ def walk_forward(
         progress((start + len(chosen)) * len(names), len(origins) * len(names))
     logger.info("scored %d models at %d origins", len(names), len(origins))
     notes = [*notes, *_absent(dataset, origins, split)]
-    return _assemble(dataset, names, parts=parts, notes=notes)
+    return _assemble(
+        dataset,
+        names,
+        parts=parts,
+        notes=notes,
+        samples=config.samples,
+        weights=blend_weights(competitors),
+    )
+
+
+def draw(
+    dataset: WindowDataset,
+    competitors: Sequence[Competitor],
+    config: EvaluationConfig,
+    *,
+    split: Split,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64], NDArray[np.int64]]:
+    """What competitors draw at the chosen origins of a split, and what then happened: nothing is scored.
+
+    Log returns (N, S, H) by name, realised ones (N, H), origins (N,) in ms; progress counts origins x competitors.
+    """
+    origins = _origins(dataset, split, config)
+    returns: dict[str, list[NDArray[np.float64]]] = {one.name: [] for one in competitors}
+    truths: list[Truth] = []
+    for start in range(0, len(origins), config.batch_origins):
+        at = _at(dataset, split, origins[start : start + config.batch_origins])
+        for name, forecast in _drawn(at, competitors).items():
+            returns[name].append(log_returns(forecast.paths[..., CLOSE], at.truth.last_close))
+        truths.append(at.truth)
+        progress((start + len(at.truth.series)) * len(returns), len(origins) * len(returns))
+    return (
+        {name: np.concatenate(parts) for name, parts in returns.items()},
+        np.concatenate([one.realised for one in truths]),
+        np.concatenate([one.origin_ms for one in truths]),
+    )
 
 
 def _origins(dataset: WindowDataset, split: Split, config: EvaluationConfig) -> NDArray[np.int64]:
@@ -137,6 +175,40 @@ def _last_of_each(series: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.flatnonzero(np.append(series[1:] != series[:-1], True))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Batch:
+    """What is known at some origins, and what then happened."""
+
+    windows: Windows
+    lookback: int
+    history: NDArray[np.float64]  # (B, K)
+    prices: NDArray[np.float64]  # (B, L, P)
+    truth: Truth
+
+
+def _at(dataset: WindowDataset, split: Split, origins: NDArray[np.int64]) -> _Batch:
+    lookback, windows = dataset.lookback, dataset.batch(split, origins)
+    prices = windows.features[:, :, :PRICES].numpy().astype(np.float64)
+    truth = Truth.of(
+        prices[:, lookback - 1, CLOSE],
+        prices[:, lookback:],
+        series=windows.series,
+        origin_ms=windows.open_time[:, lookback - 1],
+    )
+    history = dataset.known_closes(split, origins, history_bars(lookback, dataset.interval_ms))
+    return _Batch(windows=windows, lookback=lookback, history=history, prices=prices, truth=truth)
+
+
+def _drawn(at: _Batch, competitors: Sequence[Competitor]) -> dict[str, Forecast]:
+    """Every competitor's paths, once, from a fresh context each: none can reach another's through a shared array."""
+    drawn = {}
+    for competitor in competitors:
+        forecast = competitor.forecast(_context(at.windows, at.lookback, at.history))
+        _check(forecast, competitor.name, at.truth)
+        drawn[competitor.name] = forecast
+    return drawn
+
+
 def _score_batch(
     dataset: WindowDataset,
     split: Split,
@@ -147,34 +219,24 @@ def _score_batch(
     fan_rows: NDArray[np.int64],
 ) -> tuple[Arrays, Forecasts]:
     """Scores of every competitor at these origins with the fans of some of them, and the forecasts."""
-    lookback = dataset.lookback
-    windows = dataset.batch(split, origins)
-    history = dataset.known_closes(split, origins, history_bars(lookback, dataset.interval_ms))
-    prices = windows.features[:, :, :PRICES].numpy().astype(np.float64)
-    truth = Truth.of(
-        prices[:, lookback - 1, CLOSE],
-        prices[:, lookback:],
-        series=windows.series,
-        origin_ms=windows.open_time[:, lookback - 1],
-    )
-    names: list[str] = []
-    per_model: list[Arrays] = []
+    at = _at(dataset, split, origins)
+    truth, drawn = at.truth, _drawn(at, competitors)
+    per_model: dict[str, Arrays] = {}
     quantiles: list[NDArray[np.float64]] = []
     paths: dict[str, NDArray[np.float32]] = {}
-    for competitor in competitors:
-        # A fresh context each: none can reach another's through an array they share.
-        forecast = competitor.forecast(_context(windows, lookback, history))
-        _check(forecast, competitor.name, truth)
-        for name, one in variants(competitor, forecast, truth.last_close).items():
-            scored, values = score_paths(one.paths, truth, violation_rate=one.violation_rate)
-            names.append(name)
-            per_model.append(scored)
-            quantiles.append(truth.last_close[:, None] * np.exp(values))
-            if config.keep_paths:
-                paths[name] = np.asarray(one.paths[..., CLOSE], np.float32)
+    for name, one in variants(competitors, drawn, truth.last_close).items():
+        per_model[name], values = score_paths(one.paths, truth, violation_rate=one.violation_rate)
+        quantiles.append(truth.last_close[:, None] * np.exp(values))
+        if config.keep_paths:
+            paths[name] = np.asarray(one.paths[..., CLOSE], np.float32)
+    scored = list(per_model.values())
     joined: Arrays = {
-        name: np.stack([one[name] for one in per_model], axis=1 if name in _LEVELLED else 0)
-        for name in per_model[0]
+        name: np.stack([one[name] for one in scored], axis=1 if name in _LEVELLED else 0)
+        for name in scored[0]
+    }
+    joined |= {
+        _STAGE + name: crps(log_returns(after[..., CLOSE], truth.last_close), truth.realised)
+        for name, after in stages(competitors, drawn, truth.last_close).items()
     }
     fans = np.stack(quantiles)  # (M, Q, B, H)
     joined |= {
@@ -185,15 +247,15 @@ def _score_batch(
         "realised": truth.realised,
         "realised_variance": variance(truth.realised),
         "fan_origin_ms": truth.origin_ms[fan_rows],
-        "fan_context": prices[fan_rows, :lookback, CLOSE],
+        "fan_context": at.prices[fan_rows, : at.lookback, CLOSE],
         "fan_realised": truth.bars[fan_rows, :, CLOSE],
         "fan_quantiles": fans[:, _FAN_LEVELS][:, :, fan_rows].transpose(2, 0, 1, 3),  # (B', M, Q', H)
     }
     forecasts = Forecasts(
-        models=tuple(names),
+        models=tuple(per_model),
         series=tuple(truth.series),
         origin_ms=truth.origin_ms,
-        open_time=windows.open_time[:, lookback:],
+        open_time=at.windows.open_time[:, at.lookback :],
         quantiles=fans.transpose(0, 2, 3, 1),
         mean=truth.last_close[:, None] * joined["mean_ratio"],
         realised=truth.bars[:, :, CLOSE],
@@ -247,7 +309,13 @@ def _load(path: Path) -> Arrays:
 
 
 def _assemble(
-    dataset: WindowDataset, names: Sequence[str], *, parts: Sequence[Arrays], notes: Sequence[str]
+    dataset: WindowDataset,
+    names: Sequence[str],
+    *,
+    parts: Sequence[Arrays],
+    notes: Sequence[str],
+    samples: int,
+    weights: Mapping[str, Mapping[str, float]],
 ) -> Scores:
     """Join the batches along the origins."""
     joined: Arrays = {
@@ -258,6 +326,8 @@ def _assemble(
     fans = Fans(
         **{name.removeprefix("fan_"): joined.pop(name) for name in list(joined) if name.startswith("fan_")}
     )
+    staged = [name for name in joined if name.startswith(_STAGE)]
+    stage_crps = np.stack([joined.pop(name) for name in staged]) if staged else joined["crps"][:0]
     price_scale, return_scale = _scales(dataset, series)
     return Scores(
         models=tuple(names),
@@ -267,6 +337,10 @@ def _assemble(
         horizon=dataset.horizon,
         dataset_digest=str(dataset.manifest["digest"]),
         notes=tuple(notes),
+        samples=samples,
+        weights=weights,
+        stages=tuple(name.removeprefix(_STAGE) for name in staged),
+        stage_crps=stage_crps,
         series_index=np.array([series.index(name) for name in named.tolist()], np.int32),
         price_scale=price_scale,
         return_scale=return_scale,
@@ -278,7 +352,7 @@ def _assemble(
 def _origin_axis(name: str) -> int:
     if name in _LEVELLED:
         return 2
-    return 0 if name in _PER_ORIGIN or name.startswith("fan_") else 1
+    return 0 if name in _PER_ORIGIN or name.startswith(("fan_", _STAGE)) else 1
 
 
 def _scales(dataset: WindowDataset, series: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-from kronos_model.evaluation.scores import Scores
+from kronos_model.evaluation.scores import BLENDS, RAW, REFERENCES_POOL, Scores
 from storage.atomic import atomic_path
 
 Floats = NDArray[np.float64]
@@ -41,9 +41,9 @@ COLOURS = {
 }
 INK, MUTED, GRID, PAPER, BLUE, ORANGE, GREEN, VERMILION, PURPLE = (light for light, _ in COLOURS.values())
 CHALLENGER = "challenger"
-_MODELS = {CHALLENGER: BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED}
+_MODELS = {CHALLENGER: BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED, REFERENCES_POOL: INK}
+_MODELS |= {blend: _MODELS[network] for network, blend in BLENDS.items()}
 _OTHERS = (PURPLE, VERMILION, INK, MUTED)
-_RAW = "_raw"  # a model before its spread was calibrated
 
 STYLE: Any = {
     "text.color": INK, "axes.titlecolor": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
@@ -141,22 +141,30 @@ def contenders(scores: Scores) -> list[str]:
     return [name for name in (CHALLENGER, "champion", "base") if name in scores.models]
 
 
+def blend_or_challenger(scores: Scores) -> str:
+    """What would be served of the challenger."""
+    blend = BLENDS[CHALLENGER]
+    return blend if blend in scores.models else CHALLENGER
+
+
 def colour_of(models: Sequence[str], name: str) -> str:
     """The colour of one of the models that were judged together."""
-    plain = name.removesuffix(_RAW)
+    plain = name.removesuffix(RAW)
     return _MODELS.get(plain) or _OTHERS[_others(models).index(name) % len(_OTHERS)]
 
 
 def dashes_of(models: Sequence[str], name: str) -> str:
-    """Uncalibrated models are dotted; baselines that share a colour differ by their dashes."""
-    if name.endswith(_RAW):
+    """Networks as they draw are dotted, pools dashed and dotted; baselines that share a colour differ by dashes."""
+    if name in (*BLENDS.values(), REFERENCES_POOL):
+        return "-."
+    if name.endswith(RAW):
         return ":"
     others = _others(models)
     return "-" if name not in others or others.index(name) < len(_OTHERS) else "--"
 
 
 def _others(models: Sequence[str]) -> list[str]:
-    return sorted(one for one in models if one.removesuffix(_RAW) not in _MODELS)
+    return sorted(one for one in models if one.removesuffix(RAW) not in _MODELS)
 
 
 def name_of(model: str) -> str:

@@ -10,13 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from kronos_model.evaluation.diagnostics import coverage_by_step, pit_histogram, reliability, skill_by_step
-from kronos_model.evaluation.scores import LEVELS, Scores
+from kronos_model.evaluation.intervals import Resampler
+from kronos_model.evaluation.leaderboard import CONFIDENCE
+from kronos_model.evaluation.scores import LEVELS, REFERENCES_POOL, Scores
 from tasks.reports import chart_style as style
 from tasks.reports.chart_style import Chart, Floats
+from tasks.reports.rendering import leaderboard_name
 
-__all__ = ["coverage_chart", "leaderboard_chart", "pit_chart", "reliability_chart", "skill_chart"]
+__all__ = [
+    "coverage_chart",
+    "leaderboard_chart",
+    "pit_chart",
+    "postprocessing_chart",
+    "reliability_chart",
+    "skill_chart",
+]
 
 _REFERENCE = "last_value"
+_STAGES = {
+    "raw": "as the network draws",
+    "location": "location shrunk",
+    "blend": "pooled with the references",
+    "spread": "spread scaled",
+}
 _BINS = 20
 
 
@@ -25,9 +41,49 @@ def leaderboard_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
     chosen = [row for row in rows if row["series"] == "all" and row["skill"] is not None][::-1]
     models = [str(row["model"]) for row in chosen]
     figure, (axis,) = style.canvas(1, height=1.2 + 0.42 * len(chosen))
-    left, right = _skill_frame(chosen)
-    for place, row in enumerate(chosen):
-        skill, colour = row["skill"], style.colour_of(models, str(row["model"]))
+    _draw_skills(axis, chosen, [style.colour_of(models, model) for model in models])
+    axis.set_yticks(range(len(chosen)), [leaderboard_name(row) for row in chosen])
+    axis.set(xlabel="CRPS skill: 1 - CRPS / CRPS of the last value")
+    return Chart(
+        "leaderboard",
+        "Skill against saying that the price stays",
+        "A bar wholly right of zero is better than the last value, one across zero cannot be told from it; 1 would be "
+        "perfect. Bars are 95 % intervals by a block bootstrap over time, which respects that forecasts "
+        "overlap. An arrow at the edge is a model far to the left of it.",
+        figure,
+    )
+
+
+def postprocessing_chart(scores: Scores) -> Chart | None:
+    """What each step of the challenger's post-processing gave on the test range; none without any."""
+    reference = scores.crps[scores.index(REFERENCES_POOL)].mean(axis=1)  # (N,)
+    if not scores.stages or not reference.any():
+        return None
+    resampler = Resampler.of(scores.origin_ms, scores.horizon_ms, confidence=CONFIDENCE, draws=1000)
+    rows = []
+    for losses in scores.stage_crps.mean(axis=2)[::-1]:
+        low, high = resampler.skill(losses, reference, CONFIDENCE)
+        ends = {"skill_low": float(low), "skill_high": float(high)} if np.isfinite([low, high]).all() else {}
+        rows.append({"skill": float(1 - losses.mean() / reference.mean()), **ends})
+    figure, (axis,) = style.canvas(1, height=1.2 + 0.42 * len(rows))
+    _draw_skills(axis, rows, [style.BLUE] * len(rows))
+    axis.set_yticks(range(len(rows)), [_STAGES[name] for name in scores.stages[::-1]])
+    axis.set(xlabel="CRPS skill: 1 - CRPS / CRPS of the references alone")
+    return Chart(
+        "postprocessing",
+        "What each step of post-processing gave",
+        "The challenger on the test range, from what the network draws to what would be served. Zero is the pool of "
+        "references without any network: a bar wholly right of it adds something to them. A step that was left out "
+        "changes nothing. Bars are 95 % intervals; an arrow at the edge is far to the left of it.",
+        figure,
+    )
+
+
+def _draw_skills(axis: Axes, rows: Sequence[Mapping[str, Any]], colours: Sequence[str]) -> None:
+    """One line for each skill with its interval, from the bottom up; far to the left an arrow."""
+    left, right = _skill_frame(rows)
+    for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        skill = row["skill"]
         if row.get("skill_low") is not None and row.get("skill_high") is not None:
             ends = [row["skill_low"], row["skill_high"]]
             axis.plot(ends, [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
@@ -38,17 +94,8 @@ def leaderboard_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
             axis.plot(left, place, "<", color=colour, markersize=9, clip_on=False)
             style.note(axis, f"{skill:+.3f}", (left, place), offset=(9, -3), ha="left")
     axis.axvline(0, color=style.MUTED, linewidth=1)
-    axis.set_yticks(range(len(chosen)), [style.name_of(model) for model in models])
-    axis.set(xlabel="CRPS skill: 1 - CRPS / CRPS of the last value", xlim=(left, right))
-    axis.set_ylim(-0.6, len(chosen) - 0.2)
-    return Chart(
-        "leaderboard",
-        "Skill against saying that the price stays",
-        "A bar wholly right of zero is better than the last value, one across zero cannot be told from it; 1 would be "
-        "perfect. Bars are 95 % intervals by a block bootstrap over time, which respects that forecasts "
-        "overlap. An arrow at the edge is a model far to the left of it.",
-        figure,
-    )
+    axis.set_xlim(left, right)
+    axis.set_ylim(-0.6, len(rows) - 0.2)
 
 
 def _skill_frame(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -110,9 +157,10 @@ def coverage_chart(scores: Scores) -> Chart:
     """Share of closes inside the central intervals, by step."""
     figure, (axis,) = style.canvas(1)
     steps = np.arange(1, scores.horizon + 1)
+    served = style.blend_or_challenger(scores)
     for share, colour in zip(LEVELS, (style.GREEN, style.ORANGE, style.BLUE, style.PURPLE), strict=True):
         axis.axhline(share, color=colour, linestyle="--", linewidth=0.9, alpha=0.8)
-        covered = coverage_by_step(scores, style.CHALLENGER, share)
+        covered = coverage_by_step(scores, served, share)
         axis.plot(steps, covered, color=colour, marker="o", markersize=3, label=f"{share:.0%} interval")
     axis.set(ylabel="share of closes inside", ylim=(0, 1.02))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
@@ -121,7 +169,7 @@ def coverage_chart(scores: Scores) -> Chart:
     return Chart(
         "coverage",
         "Coverage by step",
-        "How many closes the challenger's central intervals hold. The dashed line of the same colour is where "
+        f"How many closes the central intervals of the {served} hold. The dashed line of the same colour is where "
         "the curve belongs; below it the fan is too narrow.",
         figure,
     )

@@ -35,11 +35,12 @@ from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
     pit_chart,
+    postprocessing_chart,
     reliability_chart,
     skill_chart,
 )
 from tasks.reports.loss_chart import loss_chart
-from tasks.reports.rendering import render
+from tasks.reports.rendering import leaderboard_name, render
 
 __all__ = ["NightPage", "Reported", "report", "summary_markdown", "write_page"]
 
@@ -48,6 +49,9 @@ _COLUMNS: tuple[tuple[str, str, str, str], ...] = (  # key, head, format, what i
     ("skill", "skill", "+.3f", "high"),
     ("skill_low", "from", "+.3f", ""),
     ("skill_high", "to", "+.3f", ""),
+    ("skill_references", "vs references", "+.3f", "high"),
+    ("skill_references_low", "from", "+.3f", ""),
+    ("skill_references_high", "to", "+.3f", ""),
     ("mae_bps", "MAE", ".1f", "low"),
     ("rmse_bps", "RMSE", ".1f", "low"),
     ("mase", "MASE", ".3f", "low"),
@@ -112,6 +116,7 @@ def report(
     folder, loaded = Path(scores.path), Scores.load(Path(scores.path))
     drawn = [
         leaderboard_chart(scores.leaderboard),
+        postprocessing_chart(loaded),
         loss_chart({one.stage: Path(one.job) for one in stages}),
         _extremes(home, loaded, folder),
         skill_chart(loaded),
@@ -211,7 +216,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "heads": [head for _, head, _, _ in columns],
         "rows": [
             {
-                "model": style.name_of(row["model"]),
+                "model": leaderboard_name(row),
                 "origins": row["origins"],
                 "cells": [_cell(row.get(key), shape, best[key]) for key, _, shape, _ in columns],
             }

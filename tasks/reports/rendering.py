@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-__all__ = ["day", "render"]
+__all__ = ["day", "leaderboard_name", "render"]
 
 
 def render(template: str, **context: Any) -> str:
     """templates/<template>.j2, filled in; jinja2.UndefinedError where the context lacks a name."""
     return _environment().get_template(f"{template}.j2").render(context)
+
+
+def leaderboard_name(row: Mapping[str, Any]) -> str:
+    """A row's model as people write it; of what is served, also that it is."""
+    name = str(row["model"]).replace("_", " ")
+    return f"served: {name}" if row.get("served") else name
 
 
 @cache
@@ -28,7 +35,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "day": day, "figure": _figure}
+    environment.filters |= {"cell": _cell, "day": day, "figure": _figure, "named": leaderboard_name}
     return environment
 
 

@@ -68,6 +68,11 @@ def test_a_value_that_is_not_given_stays_as_in_the_recipe() -> None:
         ({"nonsense": "1"}, "Expected a known setting, found 'nonsense'"),
         ({"recipe": "other"}, "Expected a known setting, found 'recipe'"),
         (
+            {"evaluation.calibrate": "false"},
+            "found 'evaluation.calibrate', which is called evaluation.postprocess now; rename it",
+        ),
+        ({"evaluation": {"calibration_origins": 9}}, "which is called evaluation.postprocess_origins now"),
+        (
             {"dataset.lookback": "many"},
             r"dataset.lookback: expected int \(at least 2 candles\), found 'many'",
         ),
@@ -222,4 +227,4 @@ def test_paper_1h_is_the_protocol_of_the_paper() -> None:
     assert config.dataset.prices_only
     for sampling in (config.evaluation, config.forecast):
         assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.samples) == (0.6, 0, 0.9, 10)
-    assert not config.evaluation.calibrate
+    assert not config.evaluation.postprocess

@@ -43,7 +43,7 @@ SCHEDULES = {
 TASKS = {
     "check publishing", "base model", "download spot:BTCUSDT:1h", "download um:DOGEUSDT:1h", "dataset",
     "train tokenizer", "tokenizer gate", "train predictor",
-    "calibrate challenger", "calibrate base",
+    "postprocess challenger", "postprocess base",
     "evaluate", "gate", "report", "register", "publish", "promote", "forecast", "score live forecasts",
 }  # fmt: skip
 

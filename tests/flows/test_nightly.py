@@ -18,6 +18,7 @@ from flows import nightly as nightly_module
 from flows.nightly import nightly
 from kronos_model.evaluation.gate import GatePolicy, judge
 from kronos_model.evaluation.scores import Scores
+from kronos_model.postprocess import PostProcess
 from storage.forecasts import ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
@@ -216,16 +217,17 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
     first = run_night(tmp_path, monkeypatch)
     write_klines(first.klines, count=CANDLES + 48)
     before = read_champion(first.home, "demo")
-    second = first.again(**{"evaluation.calibrate": True})
+    second = first.again(**{"evaluation.postprocess": True})
     assert [one["added"] for one in second["candles"]] == [48, 48]
     assert second["night"] != first.summary["night"]
     models = {row["model"] for row in second["leaderboard"]}
-    assert {"challenger", "challenger_raw", "champion", "base", "base_raw", "ewma", "last_value"} <= models
-    assert "champion_raw" not in models, "the first night calibrated nothing"
+    assert {"challenger", "blend", "champion", "base", "ewma", "last_value", "references"} <= models
+    assert "champion_blend" not in models, "the first night fitted nothing"
     (evaluation,) = (
-        path for path in first.home.jobs.glob("evaluate-*") if "_raw" in (path / "scores.json").read_text()
+        path for path in first.home.jobs.glob("evaluate-*") if "blend" in (path / "scores.json").read_text()
     )
-    told = judge(Scores.load(evaluation), GatePolicy(coverage_low=0.0), champion="champion")
+    policy = GatePolicy(coverage_low=0.0, reference_margin=None)
+    told = judge(Scores.load(evaluation), policy, champion="champion")
     assert second["verdict"] == told.verdict
     assert second["reasons"][: len(told.reasons)] == list(told.reasons)
     assert any("champion" in reason and "CRPS" in reason for reason in told.reasons)
@@ -240,8 +242,14 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
     errors = table.group_by("model").agg((pl.col("q0.5") - pl.col("realised")).abs().mean())
     assert np.isfinite(errors["q0.5"].to_numpy()).all()
     assert not list(first.home.jobs.glob("*.work"))
-    calibrated = list(first.home.jobs.glob("calibrated-*/predictor/calibration.json"))
-    assert len(calibrated) == 2  # challenger and base
+    fitted = list(first.home.jobs.glob("postprocessed-*/predictor/postprocess.json"))
+    assert len(fitted) == 2  # challenger and base
+    weights = PostProcess.load(Path(second["challenger"]["predictor"])).pool
+    metrics = MlflowClient(first.home.mlflow_uri).get_run(second["mlflow_run"]).data.metrics
+    assert metrics["postprocess/weight/network"] == pytest.approx(weights["network"])
+    assert metrics["postprocess/kept/blend"] in (0.0, 1.0)
+    assert second["leaderboard"][0]["model"] == told.served
+    assert second["leaderboard"][0]["served"]
 
 
 @pytest.mark.parametrize("step", ["judge_challenger", "publish", "promote", "forecast_series", "write_night"])

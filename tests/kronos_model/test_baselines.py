@@ -149,7 +149,7 @@ def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
     made, notes = make_baselines(
         config, interval_ms=HOUR_MS, lookback=64, history=history_bars(64, HOUR_MS), seed=0
     )
-    assert [one.name for one in made] == ["last_value", *config.baselines]
+    assert [one.name for one in made] == ["last_value", *config.baselines, "har"]  # the references, each once
     assert notes == []
     assert {one.name: one.bars for one in made if isinstance(one, SeasonalNaive)} == {
         "seasonal_24h": 24,
@@ -166,10 +166,10 @@ def test_baselines_that_cannot_be_had_are_left_out_in_a_sentence():
     assert "a season has 86400 candles, 64 are kept in mind" in notes[0]
     short = EvaluationConfig(baselines=("har",))
     made, notes = make_baselines(short, interval_ms=HOUR_MS, lookback=63, history=168, seed=0)
-    assert [one.name for one in made] == ["last_value"]
+    assert [one.name for one in made] == ["last_value", "ewma", "bootstrap"]
     assert notes == ["har was left out: it needs a lookback of 64 candles, found 63"]
     made, _ = make_baselines(
-        EvaluationConfig(baselines=()), interval_ms=HOUR_MS, lookback=64, history=168, seed=0
+        EvaluationConfig(baselines=()), interval_ms=HOUR_MS, lookback=64, history=168, seed=0, members=()
     )
     assert [one.name for one in made] == ["last_value"]
 

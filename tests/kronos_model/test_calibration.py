@@ -2,27 +2,14 @@
 
 import json
 import math
-import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from kronos_model.calibration import LEVELS, Calibration, fewest_origins
-from kronos_model.config import PRESETS
 from kronos_model.errors import DataError, ModelError
-from kronos_model.evaluation.calibrating import fit_calibration, fit_unless_harmful
-from kronos_model.evaluation.competitors import LastValue, ModelCompetitor
-from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.metrics import crps
-from kronos_model.evaluation.walk_forward import walk_forward
-from kronos_model.files import model_digest
-from kronos_model.forecaster import Forecaster
-from kronos_model.hub import scratch_pair
 from kronos_model.sampling import SamplingConfig
-from kronos_model.windows import WindowDataset
-from storage.dataset import DatasetConfig
-from tests.support.datasets import build, make_candles
 
 N, S, H = 60, 25, 3
 SAMPLING = SamplingConfig(samples=S)
@@ -209,44 +196,6 @@ def test_a_fan_without_width_gets_the_widest_factor_and_stays_finite():
     assert np.isfinite(found.apply(wild, np.full(4, 100.0))).all()
 
 
-def test_a_calibration_that_lowers_the_crps_of_held_out_times_is_fitted_on_all_of_them():
-    samples, realised = draws(1, spread=0.4)
-    times = np.repeat(np.arange(N // 2), 2)  # two series
-    fitted = fit_unless_harmful(samples, realised, times, SAMPLING)
-    assert fitted.calibration == Calibration.fit(samples, realised, SAMPLING)
-    assert re.fullmatch(
-        r"it moves the CRPS of held-out validation origins from (.+) to (.+) bps", fitted.reason
-    )
-
-
-def test_a_calibration_that_raises_the_crps_of_held_out_times_is_dropped_and_told_so():
-    samples, realised = draws(1, spread=1)
-    times = np.repeat(np.arange(N // 2), 2)
-    realised[times % 2 == 0] *= 5  # what is learnt there does not hold between
-    fitted = fit_unless_harmful(samples, realised, times, SAMPLING)
-    assert fitted.calibration is None
-    told = re.fullmatch(
-        r"it would raise the CRPS of held-out validation origins from (.+) to (.+) bps", fitted.reason
-    )
-    assert told is not None
-    trial = Calibration.fit(samples[times % 2 == 0], realised[times % 2 == 0], SAMPLING)
-    held_out, truth = samples[times % 2 == 1], realised[times % 2 == 1]
-    for paths, value in zip((held_out, trial.scale(held_out)), told.groups(), strict=True):
-        assert float(value) == pytest.approx(1e4 * crps(paths, truth).mean(), abs=0.01)
-
-
-def test_a_raise_within_one_per_cent_is_no_harm(monkeypatch):
-    samples, realised = draws(5, spread=1)
-    times = np.arange(N)
-    trial = Calibration.fit(samples[::2], realised[::2], SAMPLING)
-    raw, scaled = (
-        crps(paths, realised[1::2]).mean() for paths in (samples[1::2], trial.scale(samples[1::2]))
-    )
-    for allowed, kept in ((scaled / raw - 1 + 1e-6, True), (scaled / raw - 1 - 1e-6, False)):
-        monkeypatch.setattr("kronos_model.evaluation.calibrating._WORSE", allowed)
-        assert (fit_unless_harmful(samples, realised, times, SAMPLING).calibration is not None) == kept
-
-
 def test_too_few_origins_are_refused_and_told():
     samples, realised = draws(1, spread=1, count=fewest_origins(0.9) - 1)
     with pytest.raises(DataError, match="needs at least 9 origins, found 8; widen the validation range"):
@@ -274,81 +223,3 @@ def test_a_calibration_is_the_same_after_a_round_trip_and_a_damaged_one_is_named
             Calibration.load(tmp_path)
     with pytest.raises(ModelError, match=r"found something else \(version 1\); calibrate again or delete it"):
         Calibration.load(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> WindowDataset:
-    candles = {"um:DOGEUSDT": make_candles(700, seed=1), "um:BTCUSDT": make_candles(700, seed=2)}
-    built = build(candles, DatasetConfig(lookback=24, horizon=4), tmp_path_factory.mktemp("datasets"))
-    return WindowDataset.open(built.path)
-
-
-CONFIG = EvaluationConfig(origins=5, samples=8, calibration_origins=10)
-
-
-def competitor(folder, dataset: WindowDataset, **changes) -> ModelCompetitor:
-    pair = scratch_pair(PRESETS["tiny"], folder, seed=3)
-    forecaster = Forecaster.load(pair.tokenizer, pair.predictor, normaliser=dataset.normaliser)
-    return ModelCompetitor(name="model", forecaster=forecaster, config=replace(CONFIG, **changes), seed=5)
-
-
-def test_a_model_is_calibrated_on_its_own_validation_forecasts_and_scored_before_and_after(dataset, tmp_path):
-    model = competitor(tmp_path, dataset)
-    calibration = fit_calibration(dataset, model).calibration
-    assert calibration is not None
-    assert (calibration.origins, calibration.samples, len(calibration.factors[0])) == (20, 8, 4)
-    digest = model_digest(tmp_path / "predictor")
-    calibration.save(tmp_path / "predictor")
-    assert model_digest(tmp_path / "predictor") != digest
-    model = competitor(tmp_path, dataset)
-    assert model.postprocess.spread_alone.factors == calibration.factors
-    scores = walk_forward(dataset, [model, LastValue()], CONFIG)
-    assert scores.models == ("model", "model_raw", "last_value")
-    ratio = scores.width[0, 0] / scores.width[0, 1]  # of the 50 % interval: between the factors around it
-    low, high = np.min(calibration.factors, axis=0), np.max(calibration.factors, axis=0)
-    assert ((0.99 * low <= ratio) & (ratio <= 1.01 * high)).all()
-    np.testing.assert_allclose(scores.median[0], scores.median[1], atol=1e-6)
-    before = walk_forward(dataset, [competitor(tmp_path, dataset, calibrate=False)], CONFIG)
-    np.testing.assert_array_equal(before.crps[0], scores.crps[1])
-
-
-def test_the_calibration_is_fitted_on_validation_windows_alone(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("kronos_model.calibration._WIDEST", 1e9)  # untrained weights are far off
-    model = competitor(tmp_path, dataset)
-    test_from = int(dataset.start_ms("test").min())
-    assert fit_calibration(dataset.with_other_future(test_from), model) == fit_calibration(dataset, model)
-    validation_from = int(dataset.start_ms("validation").min())
-    assert fit_calibration(dataset.with_other_future(validation_from), model) != fit_calibration(
-        dataset, model
-    )
-
-
-def test_a_short_validation_range_gives_no_calibration_and_says_why(dataset, tmp_path):
-    fitted = fit_calibration(dataset, competitor(tmp_path, dataset, calibration_origins=8))
-    assert fitted.calibration is None
-    assert fitted.reason == "every other origin time of the validation range has 8 origins, and 9 are needed"
-
-
-def test_a_forecaster_serves_calibrated_paths_for_the_settings_they_were_fitted_to(dataset, tmp_path):
-    scratch_pair(PRESETS["tiny"], tmp_path, seed=3)
-    calibration = made((2.0,) * 4, (1.5,) * 4)
-    calibration.save(tmp_path / "predictor")
-    forecaster = competitor(tmp_path, dataset).forecaster
-    windows = dataset.batch("test", [0, 1])
-    asked = (
-        windows.features[:, :24].numpy(),
-        windows.open_time[:, :24],
-        windows.open_time[:, 24:],
-        windows.series,
-    )
-    settings = SamplingConfig(samples=8)
-    raw = forecaster.paths(*asked, config=settings, seed=1, postprocessed=False).paths
-    served = forecaster.paths(*asked, config=settings, seed=1).paths
-    assert forecaster.postprocess is not None
-    np.testing.assert_array_equal(served, forecaster.postprocess.alone(raw, asked[0][:, -1, 3]))
-    assert (served != raw).any()
-    cool = replace(settings, temperature=0.6)
-    np.testing.assert_array_equal(
-        forecaster.paths(*asked, config=cool, seed=1).paths,
-        forecaster.paths(*asked, config=cool, seed=1, postprocessed=False).paths,
-    )

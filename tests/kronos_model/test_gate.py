@@ -64,7 +64,10 @@ def test_too_few_origins_keep_whatever_serves_however_good_the_challenger():
     scores = planted_scores({"challenger": level(1, count=29) / 2, "base": level(2, count=29)})
     decision = judge(scores, GatePolicy())
     assert decision.verdict == "keep"
-    assert decision.reasons == ("only 29 origins were scored, 30 are needed; widen the test range",)
+    assert decision.reasons == (
+        "only 29 origins were scored, 30 are needed; widen the test range",
+        "the network adds nothing yet to the references that could be told",
+    )
 
 
 def test_many_origins_that_overlap_are_still_too_little_data():

@@ -9,6 +9,7 @@ import pytest
 import scoringrules
 
 from kronos_model.evaluation import metrics
+from kronos_model.spread import order_quantiles
 
 B, S, H = 5, 7, 4
 
@@ -62,7 +63,7 @@ def test_crps_of_one_path_is_refused(samples, realised):
 
 
 def quantile_of(values: list[float], level: float) -> float:
-    values, at = sorted(values), level * (len(values) - 1)
+    values, at = sorted(values), min(max(level * (len(values) + 1) - 1, 0), len(values) - 1)
     below = min(int(at), len(values) - 2)
     return values[below] + (at - below) * (values[below + 1] - values[below])
 
@@ -71,8 +72,8 @@ LEVELS = (0.025, 0.05, 0.25, 0.5, 0.9, 0.975)
 
 
 def test_quantiles_are_linear_and_equal_numpys(samples, realised):
-    found = metrics.quantiles(np.sort(samples, axis=1), LEVELS)
-    np.testing.assert_allclose(found, np.quantile(samples, LEVELS, axis=1), atol=1e-15)
+    found = order_quantiles(np.sort(samples, axis=1), LEVELS)
+    np.testing.assert_allclose(found, np.quantile(samples, LEVELS, axis=1, method="weibull"), atol=1e-15)
     for b, h, paths, _ in each(samples, realised):
         for q, level in enumerate(LEVELS):
             assert found[q, b, h] == pytest.approx(quantile_of(paths, level), abs=1e-12)
@@ -80,7 +81,7 @@ def test_quantiles_are_linear_and_equal_numpys(samples, realised):
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_intervals_cover_what_lies_between_their_ends_and_winkler_punishes_the_rest(samples, realised, share):
-    low, high = metrics.quantiles(np.sort(samples, axis=1), [(1 - share) / 2, (1 + share) / 2])
+    low, high = order_quantiles(np.sort(samples, axis=1), [(1 - share) / 2, (1 + share) / 2])
     inside, scored = metrics.covered(low, high, realised), metrics.winkler(low, high, realised, share)
     for b, h, paths, truth in each(samples, realised):
         ends = [quantile_of(paths, (1 + sign * share) / 2) for sign in (-1, 1)]
@@ -93,7 +94,7 @@ def test_intervals_cover_what_lies_between_their_ends_and_winkler_punishes_the_r
 
 
 def test_pinball_is_the_mean_quantile_loss_and_equals_a_public_one(samples, realised):
-    values = metrics.quantiles(np.sort(samples, axis=1), LEVELS)
+    values = order_quantiles(np.sort(samples, axis=1), LEVELS)
     found = metrics.pinball(values, realised, LEVELS)
     for b, h, paths, truth in each(samples, realised):
         losses = []

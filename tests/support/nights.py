@@ -38,9 +38,11 @@ def quick_settings(klines: Path, **others: Any) -> dict[str, Any]:
         **{f"predictor.{name}": value for name, value in stage.items()},
         "evaluation.origins": 20,
         "evaluation.samples": 4,
-        "evaluation.calibration_origins": 10,
-        "evaluation.calibrate": False,  # a dozen steps make no model whose raw fan is wide enough
-        "gate.coverage_low": 0.0,
+        "evaluation.postprocess_origins": 10,
+        "evaluation.sampling_origins": 0,
+        "evaluation.postprocess": False,  # what is served is then the network as it draws, whatever a cone would do
+        "gate.coverage_low": 0.0,  # a dozen steps make no model whose raw fan is wide enough,
+        "gate.reference_margin": "",  # nor one that earns a place
         "forecast.samples": 8,
         **others,
     }

@@ -1,10 +1,11 @@
-"""An evaluation as a task: calibrated models in, scores and every forecast on disk, and what is refused or marked."""
+"""An evaluation as a task: post-processed models in, scores and all forecasts on disk, and what is refused or marked."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import polars as pl
 import pytest
 
 import tasks.evaluate as module
-from kronos_model.calibration import Calibration
 from kronos_model.errors import DataError
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.gate import GatePolicy
@@ -22,6 +22,7 @@ from kronos_model.evaluation.leaderboard import leaderboard
 from kronos_model.evaluation.scores import Scores
 from kronos_model.hub import write_metadata
 from kronos_model.normalise import Normaliser
+from kronos_model.postprocess import PostProcess
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig
 from storage.layout import Home
@@ -30,7 +31,9 @@ from tests.support.datasets import build, make_candles
 from tests.support.scores import planted_scores
 from tests.support.training import Ground, make_ground
 
-CONFIG = EvaluationConfig(origins=4, samples=4, calibration_origins=10, batch_origins=3, keep_paths=True)
+CONFIG = EvaluationConfig(
+    origins=4, samples=4, postprocess_origins=10, sampling_origins=0, batch_origins=3, keep_paths=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def base(ground: Ground) -> PairRef:
 
 @pytest.fixture(scope="module")
 def challenger(ground: Ground, home: Home, base: PairRef) -> PairRef:
-    return module.calibrate.fn(home, ground.dataset, base, CONFIG, role="base", seed=1)
+    return module.postprocess.fn(home, ground.dataset, base, CONFIG, role="base", seed=1)
 
 
 def walk(home: Home, ground: Ground, models: dict[str, PairRef]) -> ScoresRef:
@@ -70,37 +73,51 @@ def scored(ground: Ground, home: Home, base: PairRef, challenger: PairRef) -> Sc
     return walk(home, ground, {"challenger": challenger, "base": base})
 
 
-def test_a_calibrated_pair_is_the_same_weights_under_another_digest(ground, home, base, challenger):
+def test_a_post_processed_pair_is_the_same_weights_under_another_digest(ground, home, base, challenger):
     assert challenger.predictor_digest != base.predictor_digest
     assert challenger.tokenizer == base.tokenizer
     ours, theirs = (Path(one.predictor) / "model.safetensors" for one in (challenger, base))
     assert ours.read_bytes() == theirs.read_bytes()
-    assert Calibration.load(Path(challenger.predictor)).origins == 20
-    assert Calibration.load(Path(base.predictor)) is None
-    assert module.calibrate.fn(home, ground.dataset, challenger, CONFIG, role="base", seed=1) == challenger
-    assert (
-        module.calibrate.fn(home, ground.dataset, base, replace(CONFIG, calibrate=False), role="base", seed=1)
-        == base
-    )
+    found = PostProcess.load(Path(challenger.predictor))
+    assert (found.origins, found.lookback, found.horizon, found.interval) == (20, 16, 4, "1h")
+    assert PostProcess.load(Path(base.predictor)) is None
+    fit = partial(module.postprocess.fn, home, ground.dataset, role="base", seed=1)
+    assert fit(challenger, CONFIG) == challenger
+    assert fit(base, CONFIG) == challenger
+    assert fit(base, replace(CONFIG, postprocess=False)) == base
 
 
-def test_a_calibration_that_does_harm_is_left_out_and_the_verdict_says_so(ground, home, base, monkeypatch):
-    monkeypatch.setattr("kronos_model.evaluation.calibrating._WORSE", -1.0)  # nothing is good enough
-    config = replace(CONFIG, calibration_origins=11)
-    raw = module.calibrate.fn(home, ground.dataset, base, config, role="base", seed=1)
-    assert (raw.predictor, raw.predictor_digest) == (base.predictor, base.predictor_digest)
-    assert module.calibrate.fn(home, ground.dataset, base, config, role="base", seed=1) == raw
+def test_post_processing_for_other_windows_beside_the_weights_is_fitted_anew(
+    ground, home, base, challenger, tmp_path
+):
+    shutil.copytree(challenger.predictor, tmp_path / "predictor")
+    replace(PostProcess.load(tmp_path / "predictor"), lookback=99).save(tmp_path / "predictor")
+    other = replace(base, predictor=str(tmp_path / "predictor"), predictor_digest="other")
+    again = module.postprocess.fn(home, ground.dataset, other, CONFIG, role="base", seed=1)
+    assert again.predictor != other.predictor
+    assert PostProcess.load(Path(again.predictor)) == PostProcess.load(Path(challenger.predictor))
+
+
+def test_few_validation_origins_leave_the_references_alone_and_the_verdict_says_so(ground, home, base):
+    config = replace(CONFIG, postprocess_origins=4)
+    alone = module.postprocess.fn(home, ground.dataset, base, config, role="challenger", seed=1)
+    assert PostProcess.load(Path(alone.predictor)).pool["network"] == 0
     verdict = module.gate.fn(
-        walk(home, ground, {"challenger": raw, "base": base}), GatePolicy(), champion=False
+        walk(home, ground, {"challenger": alone, "base": base}), GatePolicy(), champion=False
     )
-    told = "note: the spread of challenger is not calibrated: it would raise the CRPS of held-out validation origins"
-    assert any(reason.startswith(told) for reason in verdict.reasons)
+    assert verdict.served == "references"
+    told = (
+        "note: post-processing of challenger, blend is left out: not tried: half of the validation range has "
+        "4 origins, and 9 are needed"
+    )
+    assert told in verdict.reasons
+    assert any("its weight in the blend is 0 %" in reason for reason in verdict.reasons)
 
 
 def test_every_forecast_and_path_is_kept_and_the_leaderboard_follows_from_them(scored):
     table = pl.read_parquet(Path(scored.path) / "forecasts.parquet")
     rows = {row["model"]: row for row in scored.leaderboard if row["series"] == "all"}
-    assert set(rows) >= {"challenger", "challenger_raw", "base", "last_value", "ewma"}
+    assert set(rows) >= {"challenger", "blend", "base", "last_value", "ewma", "bootstrap", "references"}
     assert len(table) == len(rows) * scored.origins * 4
     covered = table.group_by("model").agg(
         ((pl.col("q0.05") <= pl.col("realised")) & (pl.col("realised") <= pl.col("q0.95"))).mean()
@@ -208,15 +225,21 @@ def test_a_range_before_the_end_of_the_pre_training_is_marked_for_weights_that_s
     assert "Kronos was pre-trained: what the weights of base score there is not out of sample" in marked[0]
     assert "whether the weights of challenger descend from Kronos's is not recorded" in marked[1]
     assert not any("champion" in note for note in marked[:2])
-    assert "the spread of base, challenger, champion is not calibrated" in marked[2]
+    assert (
+        marked[2] == "challenger is not post-processed: it was judged before there was any, and as it draws"
+    )
     assert not any("pre-trained" in note for note in scored.notes)
 
 
-def test_the_verdict_tells_what_the_calibration_did_and_every_note(scored):
+def test_the_verdict_tells_what_post_processing_did_and_every_note(scored):
     verdict = module.gate.fn(scored, GatePolicy(), champion=False)
     assert verdict.verdict == "keep"  # eight origins decide nothing
-    assert any("calibration moved the coverage of the 90 % band from" in reason for reason in verdict.reasons)
-    assert "note: the spread of base is not calibrated for these sampling settings" in verdict.reasons
+    assert any("post-processing moved the coverage of the 90 % band from" in one for one in verdict.reasons)
+    for step in ("sampling", "location", "blend", "spread"):
+        assert any(
+            one.startswith(f"note: post-processing of challenger, {step} is") for one in verdict.reasons
+        )
+    assert "note: har was left out: it needs a lookback of 64 candles, found 16" in verdict.reasons
 
 
 @pytest.mark.parametrize(("champion", "verdict"), [(False, "promote"), (True, "reject")])
@@ -230,7 +253,9 @@ def test_a_challenger_that_beats_the_base_and_not_the_champion_is_promoted_only_
     told = ScoresRef(
         path=str(scores.save(tmp_path / "scores")), origins=120, leaderboard=tuple(leaderboard(scores))
     )
-    assert module.gate.fn(told, GatePolicy(), champion=champion).verdict == verdict
+    judged = module.gate.fn(told, GatePolicy(), champion=champion)
+    assert judged.verdict == verdict
+    assert judged.served == ("champion" if champion else "challenger")
 
 
 @pytest.mark.parametrize(("better", "verdict"), [(1.3, "reject"), (1.0, "keep")])
@@ -243,6 +268,7 @@ def test_what_forbids_a_promotion_is_a_reason_and_takes_it_away(tmp_path, better
     reason = "um:AAAUSDT: 17.0 % of its prices in the test range lie beyond the clip"
     judged = module.gate.fn(told, GatePolicy(), champion=False, forbidden=[reason])
     assert judged.verdict == verdict
+    assert judged.served == "references"
     assert reason in judged.reasons
 
 
@@ -292,14 +318,14 @@ def test_a_skill_without_an_interval_proves_nothing(tmp_path):
     ) in module.gate.fn(told, GatePolicy(), champion=False).reasons
 
 
-def test_another_seed_is_another_evaluation_and_another_calibration(ground, home, base, challenger):
+def test_another_seed_is_another_evaluation_and_another_post_processing(ground, home, base, challenger):
     one, other = (
         module.evaluate.fn(home, ground.dataset, {"base": base}, CONFIG, seed=seed) for seed in (1, 2)
     )
     assert one.path != other.path
     crps = [Scores.load(Path(ref.path)).crps[0] for ref in (one, other)]
     assert not np.array_equal(*crps)
-    again = module.calibrate.fn(home, ground.dataset, base, CONFIG, role="base", seed=2)
+    again = module.postprocess.fn(home, ground.dataset, base, CONFIG, role="base", seed=2)
     assert again.predictor != challenger.predictor
 
 

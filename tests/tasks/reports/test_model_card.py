@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from exchange.replay import synthetic_market
 from kronos_model.config import PRESETS
-from kronos_model.evaluation.leaderboard import leaderboard
+from kronos_model.evaluation.leaderboard import arranged, leaderboard
 from kronos_model.hub import scratch_pair
 from kronos_model.postprocess import PostProcess
 from kronos_model.spread import Spread
@@ -228,6 +228,13 @@ def test_the_post_processing_beside_the_weights_is_put_into_words(tmp_path: Path
         "paths is scaled by 0.98 to 1.31, by step and distance from the median, so that bands up to 90 % cover what "
         "they say: fitted on 64 validation origins at temperature 1, top-k 0, top-p 0.9"
     )
+
+
+def test_what_is_served_comes_first_in_the_table_and_is_called_so():
+    rows = arranged(facts().leaderboard, "references")
+    table = model_card(facts(leaderboard=rows)).split("| --- | --- | --- | --- | --- | --- |")[1]
+    assert table.splitlines()[1].startswith("| served: references |")
+    assert "served:" not in model_card(facts())
 
 
 def test_pictures_are_shown_by_their_names_in_the_repository():
