@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kronos_model.features import CLOSE
+from kronos_model.spread import order_quantiles
 
 __all__ = ["QUANTILES", "Outlook", "outlook_of", "quantile_label"]
 
@@ -28,7 +29,8 @@ class Outlook:
     """Close of the last candle that the model saw; every return is measured from it."""
     levels: tuple[float, ...]
     quantiles: NDArray[np.float64]
-    """(Q, H) quantiles of the close over the paths, by linear interpolation (Hyndman & Fan 1996, definition 7)."""
+    """(Q, H) quantiles of the close over the paths, the r-th of S at r / (S + 1) (Hyndman & Fan 1996, definition 6): a
+    band holds what it says at any S that reaches it, as evaluation judges it."""
     median: NDArray[np.float64]
     """(H,) median of the close over the paths."""
     means: NDArray[np.float64]
@@ -62,7 +64,7 @@ def outlook_of(
     return Outlook(
         last_close=last_close,
         levels=tuple(levels),
-        quantiles=np.quantile(close, levels, axis=0),
+        quantiles=order_quantiles(np.sort(close, axis=0)[None], levels)[:, 0],
         median=np.median(close, axis=0),
         means=paths.mean(axis=0, dtype=np.float64).T,
         probability_up=(close > last_close).mean(axis=0),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation import metrics
 from kronos_model.evaluation.intervals import Resampler
+from kronos_model.spread import order_quantiles
 
 __all__ = [
     "SKILL_CONFIDENCE",
@@ -63,7 +64,7 @@ def score_closes(closes: Closes, realised: Floats, last_close: float) -> LiveSco
     """
     samples = np.sort(metrics.log_returns(closes[None], np.array([last_close])), axis=1)
     came = metrics.log_returns(realised.astype(np.float32)[None], np.array([last_close]))
-    ends = metrics.quantiles(samples, (0.05, 0.25, 0.75, 0.95))
+    ends = order_quantiles(samples, (0.05, 0.25, 0.75, 0.95))
     inside = [metrics.covered(ends[low], ends[high], came)[0] for low, high in ((1, 2), (0, 3))]
     covered_50, covered_90 = (np.where(np.isnan(came[0]), np.nan, one) for one in inside)
     return LiveScore(

@@ -39,12 +39,12 @@ def test_every_figure_is_its_formula_written_out(paths: np.ndarray, outlook: Out
         assert outlook.means[at, step] == pytest.approx(naive, rel=1e-12), name
 
 
-def test_a_quantile_lies_between_its_neighbours_by_linear_interpolation(
+def test_a_quantile_lies_between_its_neighbours_each_path_at_its_rank_of_one_more_than_there_are(
     paths: np.ndarray, outlook: Outlook
 ) -> None:
     ordered = sorted(float(path[-1][3]) for path in paths)
     for level in QUANTILES:
-        place = level * (SAMPLES - 1)
+        place = min(max(level * (SAMPLES + 1) - 1, 0), SAMPLES - 1)
         low = math.floor(place)
         high = min(low + 1, SAMPLES - 1)
         expected = ordered[low] + (place - low) * (ordered[high] - ordered[low])
