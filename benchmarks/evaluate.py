@@ -150,6 +150,7 @@ def scored(market: Market):
     """Seconds spent scoring, and the Scores."""
     import numpy as np
 
+    from kronos_model.context import Forecast
     from kronos_model.evaluation.metrics import variance
     from kronos_model.evaluation.scores import FAN_QUANTILES, Fans, Scores
     from kronos_model.evaluation.scoring import Truth, score_paths
@@ -170,7 +171,8 @@ def scored(market: Market):
             series=[names[at] for at in index[rows]],
             origin_ms=times[rows],
         )
-        per_model = [score_paths(paths, truth, violation_rate=np.zeros(len(paths)))[0] for paths in made]
+        whole = [Forecast(paths=paths, violation_rate=np.zeros(len(paths))) for paths in made]
+        per_model = [score_paths(one, truth)[0] for one in whole]
         parts.append(
             {
                 name: np.stack([one[name] for one in per_model], axis=1 if name in levelled else 0)

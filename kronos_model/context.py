@@ -35,6 +35,8 @@ class Forecast:
     """(B, S, H, 6); in every bar low <= open, close <= high, prices above 0, volume and amount at least 0."""
     violation_rate: NDArray[np.float64]
     """(B,) share of each series' bars that broke one of these rules before they were made consistent."""
+    member: NDArray[np.int64] | None = None
+    """(S,) of a pool: which member a path is from, by number. None where all are of one."""
 
 
 def history_bars(lookback: int, interval_ms: int) -> int:

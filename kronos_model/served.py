@@ -18,7 +18,7 @@ from kronos_model.errors import ModelError
 from kronos_model.features import CLOSE, PRICES
 from kronos_model.forecaster import Forecaster
 from kronos_model.normalise import Normaliser
-from kronos_model.pool import deal, equal, pooled
+from kronos_model.pool import deal, equal, member_of, pooled
 from kronos_model.postprocess import NETWORK, PostProcess
 from kronos_model.references import make_references
 from kronos_model.sampling_config import SamplingConfig
@@ -160,7 +160,7 @@ class Served:
     def _by_references(self, context: Context, samples: int, seeds: Sequence[int]) -> Forecast:
         dealt = deal(self.weights, samples)
         paths = pooled(_references(dealt, context, samples, seeds), dealt)
-        return Forecast(paths=paths, violation_rate=np.zeros(len(paths)))
+        return Forecast(paths=paths, violation_rate=np.zeros(len(paths)), member=member_of(dealt))
 
 
 def _blended(
@@ -185,7 +185,7 @@ def _blended(
         members[NETWORK] = forecast.paths
         broken = forecast.violation_rate * count / config.samples
     paths = known.blend(members, context.features[:, -1, CLOSE], samples=config.samples)
-    return Forecast(paths=paths, violation_rate=broken)
+    return Forecast(paths=paths, violation_rate=broken, member=member_of(dealt))
 
 
 def _to_draw(known: PostProcess, count: int) -> int:

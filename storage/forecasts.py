@@ -90,11 +90,16 @@ class StoredForecast:
 
     def closes(self) -> Closes | None:
         """The closes (S, H) of the paths that were drawn, to the last bit; None where they were not kept."""
+        return None if (kept := self.paths()) is None else kept[0]
+
+    def paths(self) -> tuple[Closes, NDArray[np.int64] | None] | None:
+        """These closes, and of a pool by number which member (S,) each path is from; None where they were not kept."""
         if not self.samples:
             return None
         try:
-            rows = read_parquet(self.path / _PATHS)["closes"]
-            return rows.explode().to_numpy().reshape(self.samples, -1)
+            rows = read_parquet(self.path / _PATHS)
+            closes = rows["closes"].explode().to_numpy().reshape(self.samples, -1)
+            return closes, rows["member"].to_numpy().astype(np.int64) if "member" in rows.columns else None
         except (*PARQUET_ERRORS, FileNotFoundError, ValueError) as error:
             raise StorageError(
                 f"expected {self.samples} paths of a forecast in {self.path}, found a damaged file; delete that "
@@ -116,11 +121,12 @@ class ForecastStore:
         summary: dict[str, Any],
         *,
         closes: NDArray[np.floating] | None = None,
+        member: NDArray[np.int64] | None = None,
     ) -> Path:
         """Keep a forecast and return its folder. The same again does nothing, another is a StorageError.
 
         `closes` (S, H) are those of its paths, kept in float32; without them its CRPS can only be estimated from
-        the quantiles in `frame`.
+        the quantiles in `frame`. Of a pool, `member` (S,) says by number which one each path is from.
         """
         key = question.key
         _check(frame, key)
@@ -141,7 +147,7 @@ class ForecastStore:
                 with atomic_directory(path) as folder:
                     write_parquet(frame, folder / _ROWS)
                     if paths is not None:
-                        write_parquet(_table(paths), folder / _PATHS)
+                        write_parquet(_table(paths, member), folder / _PATHS)
                     write_json(folder / _FACTS, facts)
                 return path
             except StorageError:
@@ -213,11 +219,12 @@ def _checked(closes: Closes, steps: int, key: SeriesKey) -> Closes:
     return closes
 
 
-def _table(closes: Closes) -> pl.DataFrame:
+def _table(closes: Closes, member: NDArray[np.int64] | None) -> pl.DataFrame:
     """A row per path."""
-    return pl.DataFrame(
-        {"sample": np.arange(1, len(closes) + 1, dtype=np.int32), "closes": closes},
-    ).with_columns(pl.col("closes").cast(pl.List(pl.Float32)))
+    columns: dict[str, Any] = {"sample": np.arange(1, len(closes) + 1, dtype=np.int32), "closes": closes}
+    if member is not None:
+        columns["member"] = member.astype(np.int32)
+    return pl.DataFrame(columns).with_columns(pl.col("closes").cast(pl.List(pl.Float32)))
 
 
 def _same(stored: Closes | None, paths: Closes | None) -> bool:

@@ -54,10 +54,10 @@ _PERIODS = ("1d", "1w", "1mo", "1q", "1y")
 _MOST_PERIODS = 16
 
 
-Score = Callable[[Floats, Floats, NDArray[np.float32] | None, Floats, float], Any]
-"""From levels (Q,), quantiles (Q, H), closes of the paths (S, H) where they were kept, closes that came (H,) and the
-last close before them: an object that has the name of its estimator and, under each name in _STEPS, scores per step
-(H,), NaN where no candle came."""
+Score = Callable[[Floats, Floats, NDArray[np.float32] | None, Floats, float, NDArray[np.int64] | None], Any]
+"""From levels (Q,), quantiles (Q, H), closes of the paths (S, H) where they were kept, closes that came (H,), the last
+close before them and, of a pool, the paths' members (S,): an object that has the name of its estimator and, under each
+name in _STEPS, scores per step (H,), NaN where no candle came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,8 @@ class Scoreboard:
         names = [name for name in frame.columns if name.startswith(_QUANTILE)]
         levels = np.array([int(name.removeprefix(_QUANTILE)) / 100 for name in names])
         quantiles = frame.select(names).to_numpy().T
-        found = self._score(levels, quantiles, one.closes(), came, one.summary["last_close"])
+        closes, member = one.paths() or (None, None)
+        found = self._score(levels, quantiles, closes, came, one.summary["last_close"], member)
         steps = (
             pl.Series(getattr(found, name), dtype=pl.Float64).fill_nan(None).to_list() for name in _STEPS
         )

@@ -179,20 +179,20 @@ def _make(
 ) -> float:
     """Sample, store and draw; the seconds that sampling took."""
     started = time.perf_counter()
-    sampled = model.served.paths(context_of(pasts), model.sampling, seed).paths
+    made = model.served.paths(context_of(pasts), model.sampling, seed)
     seconds = time.perf_counter() - started
     logger.info(
         "Sampled %d series x %d paths x %d candles in %.2f s by the %s",
-        *sampled.shape[:3],
+        *made.paths.shape[:3],
         seconds,
         model.served.name,
     )
-    for past, paths in zip(pasts, sampled, strict=True):
+    for past, paths in zip(pasts, made.paths, strict=True):
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
         frame, summary = _frame(past, outlook), _summary(past, outlook, model)
         # Last: what is stored is not made again.
-        store.save(question, frame, summary, closes=paths[..., CLOSE])
+        store.save(question, frame, summary, closes=paths[..., CLOSE], member=made.member)
     return seconds
 
 

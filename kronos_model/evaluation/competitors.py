@@ -14,7 +14,7 @@ from kronos_model.context import Context, Forecast
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.scores import BLENDS, RAW, REFERENCES_POOL, STAGES
 from kronos_model.forecaster import Forecaster
-from kronos_model.pool import deal, equal, pooled
+from kronos_model.pool import deal, equal, member_of, pooled
 from kronos_model.postprocess import NETWORK, PostProcess
 from kronos_model.references import REFERENCES
 from kronos_model.sampling import SamplingConfig
@@ -127,21 +127,23 @@ def variants(
     if references := _references(competitors):
         dealt = deal(equal(references), drawn[references[0]].paths.shape[1])
         paths = pooled({name: drawn[name].paths for name in references}, dealt)
-        made[REFERENCES_POOL] = Forecast(paths=paths, violation_rate=np.zeros(len(paths)))
+        broken = np.zeros(len(paths))
+        made[REFERENCES_POOL] = Forecast(paths=paths, violation_rate=broken, member=member_of(dealt))
     return made
 
 
 def stages(
     competitors: Sequence[Competitor], drawn: Mapping[str, Forecast], last_close: NDArray[np.float64]
-) -> dict[str, NDArray[np.float32]]:
-    """Paths (B, S, H, F) of the challenger after each of STAGES; nothing without one that is post-processed."""
+) -> dict[str, Forecast]:
+    """Paths of the challenger after each of STAGES; nothing without one that is post-processed."""
     for one in competitors:
         postprocess = _postprocess(one)
         if one.name == "challenger" and postprocess is not None:
             unscaled = replace(postprocess, spread=None, spread_alone=None)
-            raw = drawn[one.name].paths
-            blends = (_blend(one.name, each, drawn, last_close).paths for each in (unscaled, postprocess))
-            return dict(zip(STAGES, (raw, unscaled.alone(raw, last_close), *blends), strict=True))
+            raw = drawn[one.name]
+            located = replace(raw, paths=unscaled.alone(raw.paths, last_close))
+            blends = (_blend(one.name, each, drawn, last_close) for each in (unscaled, postprocess))
+            return dict(zip(STAGES, (raw, located, *blends), strict=True))
     return {}
 
 
@@ -160,7 +162,8 @@ def _blend(
     samples = drawn[network].paths.shape[1]
     dealt = postprocess.deal(samples)
     broken = drawn[network].violation_rate * dealt[NETWORK] / samples
-    return Forecast(paths=postprocess.blend(paths, last_close, samples=samples), violation_rate=broken)
+    blended = postprocess.blend(paths, last_close, samples=samples)
+    return Forecast(paths=blended, violation_rate=broken, member=member_of(dealt))
 
 
 def _postprocess(competitor: Competitor) -> PostProcess | None:

@@ -42,16 +42,25 @@ def log_returns(close: NDArray[np.floating], last_close: NDArray[np.floating]) -
     return np.asarray(np.log(close.astype(np.float64) / scale), dtype=np.float64)
 
 
-def crps(samples: Floats, realised: Floats, *, sorted_samples: bool = False) -> Floats:
+def crps(
+    samples: Floats,
+    realised: Floats,
+    *,
+    member: NDArray[np.int64] | None = None,
+    sorted_samples: bool = False,
+) -> Floats:
     """Continuous ranked probability score, (B, H), in units of r, lower is better.
 
     E|X - y| - E|X - X'| / 2, with the second mean over the S(S-1) pairs of different paths: the fair
-    estimator (Ferro 2014), whose expectation does not depend on S. A point forecast scores its absolute error.
+    estimator (Ferro 2014), whose expectation does not depend on S. A point forecast scores its absolute error. Paths
+    of a pool say which `member` (S,) each is from.
     """
     if samples.shape[1] < 2:
         raise ValueError(
             f"the CRPS needs at least 2 sample paths per origin, found {samples.shape[1]}; raise `samples`"
         )
+    if member is not None:
+        return pool_crps(samples, realised, member)
     # "pwm" (Zamo and Naveau 2018) is the fair estimator in O(S log S); "fair" gives the same value in O(S^2).
     return np.asarray(
         scoringrules.crps_ensemble(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_model.context import row_generator
+from kronos_model.context import Forecast, row_generator
 from kronos_model.evaluation import metrics
 from kronos_model.evaluation.scores import LEVELS, QUANTILES
 from kronos_model.features import CLOSE, PRICES
@@ -61,13 +61,12 @@ class Truth:
         )
 
 
-def score_paths(
-    paths: NDArray[np.floating[Any]], truth: Truth, *, violation_rate: NDArray[np.float64]
-) -> tuple[Arrays, NDArray[np.float64]]:
+def score_paths(made: Forecast, truth: Truth) -> tuple[Arrays, NDArray[np.float64]]:
     """Fields of Scores by name, (B, H), (L, B, H) or (B,) each, and the quantiles of r (Q, B, H)."""
+    paths = made.paths
     samples = metrics.log_returns(paths[..., CLOSE], truth.last_close)  # (B, S, H)
     ordered = np.sort(samples, axis=1)  # once, used by many metrics
-    crps = metrics.crps(ordered, truth.realised, sorted_samples=True)
+    crps = metrics.crps(samples, truth.realised, member=made.member)
     values = order_quantiles(ordered, QUANTILES)
     ends = [(values[low], values[high]) for low, high in _ENDS]
     forecast = np.moveaxis(paths[..., :PRICES].mean(axis=1, dtype=np.float64), -1, 1)  # (B, P, H)
@@ -94,6 +93,6 @@ def score_paths(
         "variance": metrics.variance(samples).mean(axis=1),
         "price_ic": metrics.correlation(forecast, happened).mean(axis=1),
         "price_rank_ic": metrics.rank_correlation(forecast, happened).mean(axis=1),
-        "violation_rate": np.asarray(violation_rate, np.float64),
+        "violation_rate": np.asarray(made.violation_rate, np.float64),
     }
     return scores, values

@@ -49,27 +49,34 @@ class LiveScore:
 
 
 def score_stored(
-    levels: Floats, quantiles: Floats, closes: Closes | None, realised: Floats, last_close: float
+    levels: Floats,
+    quantiles: Floats,
+    closes: Closes | None,
+    realised: Floats,
+    last_close: float,
+    member: NDArray[np.int64] | None = None,
 ) -> LiveScore:
     """By the paths of the closes (S, H) where two or more are stored; by the quantiles (Q, H) where they are all."""
     if closes is None or len(closes) < 2:
         return score_quantiles(levels, quantiles, realised, last_close)
-    return score_closes(closes, realised, last_close)
+    return score_closes(closes, realised, last_close, member)
 
 
-def score_closes(closes: Closes, realised: Floats, last_close: float) -> LiveScore:
+def score_closes(
+    closes: Closes, realised: Floats, last_close: float, member: NDArray[np.int64] | None = None
+) -> LiveScore:
     """Paths of closes (S, H) against the closes (H,) that came: the fair CRPS of the leaderboard and its intervals.
 
     What came is rounded to float32 as a dataset holds it, so that one forecast has one score, there and here.
     """
-    samples = np.sort(metrics.log_returns(closes[None], np.array([last_close])), axis=1)
+    samples = metrics.log_returns(closes[None], np.array([last_close]))
     came = metrics.log_returns(realised.astype(np.float32)[None], np.array([last_close]))
-    ends = order_quantiles(samples, (0.05, 0.25, 0.75, 0.95))
+    ends = order_quantiles(np.sort(samples, axis=1), (0.05, 0.25, 0.75, 0.95))
     inside = [metrics.covered(ends[low], ends[high], came)[0] for low, high in ((1, 2), (0, 3))]
     covered_50, covered_90 = (np.where(np.isnan(came[0]), np.nan, one) for one in inside)
     return LiveScore(
         estimator="paths",
-        crps=metrics.crps(samples, came, sorted_samples=True)[0],
+        crps=metrics.crps(samples, came, member=member)[0],
         last_value=np.abs(came[0]),
         covered_50=covered_50,
         covered_90=covered_90,

@@ -225,7 +225,7 @@ def _score_batch(
     quantiles: list[NDArray[np.float64]] = []
     paths: dict[str, NDArray[np.float32]] = {}
     for name, one in variants(competitors, drawn, truth.last_close).items():
-        per_model[name], values = score_paths(one.paths, truth, violation_rate=one.violation_rate)
+        per_model[name], values = score_paths(one, truth)
         quantiles.append(truth.last_close[:, None] * np.exp(values))
         if config.keep_paths:
             paths[name] = np.asarray(one.paths[..., CLOSE], np.float32)
@@ -235,7 +235,9 @@ def _score_batch(
         for name in scored[0]
     }
     joined |= {
-        _STAGE + name: crps(log_returns(after[..., CLOSE], truth.last_close), truth.realised)
+        _STAGE + name: crps(
+            log_returns(after.paths[..., CLOSE], truth.last_close), truth.realised, member=after.member
+        )
         for name, after in stages(competitors, drawn, truth.last_close).items()
     }
     fans = np.stack(quantiles)  # (M, Q, B, H)

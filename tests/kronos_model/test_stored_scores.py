@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from kronos_model.context import Forecast
 from kronos_model.evaluation.scores import LEVELS as SHARES
 from kronos_model.evaluation.scoring import Truth, score_paths
 from kronos_model.evaluation.stored_scores import score_closes, score_quantiles, score_stored, skill_interval
@@ -107,15 +109,18 @@ def test_stored_paths_score_as_a_naive_loop_over_pairs_does(seed: int) -> None:
             assert getattr(found, name)[step] == (ends[0] <= truth <= ends[1])
 
 
+@pytest.mark.parametrize("member", [None, np.arange(24) % 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_forecast_scores_live_what_it_scores_in_the_leaderboard(seed: int) -> None:
+def test_a_forecast_scores_live_what_it_scores_in_the_leaderboard(
+    seed: int, member: NDArray[np.int64] | None
+) -> None:
     paths, came = _paths(seed)
     bars = np.repeat(came[:, None], 4, axis=1)[None]
     last = float(np.float32(0.0677))
     truth = Truth.of(np.array([last]), bars, series=["um:A"], origin_ms=np.array([0]))
-    scored, _ = score_paths(paths[None], truth, violation_rate=np.zeros(1))
+    scored, _ = score_paths(Forecast(paths=paths[None], violation_rate=np.zeros(1), member=member), truth)
     unrounded = came * (1 + 2e-8)  # the lake holds more digits than a dataset
-    found = score_closes(paths[..., 3], unrounded, last)
+    found = score_closes(paths[..., 3], unrounded, last, member)
     np.testing.assert_allclose(found.crps, scored["crps"][0], rtol=1e-12)
     for name, share in (("covered_50", 0.5), ("covered_90", 0.9)):
         np.testing.assert_array_equal(getattr(found, name), scored["covered"][SHARES.index(share), 0])

@@ -37,7 +37,12 @@ class Truth:
 
 
 def echo(
-    levels: np.ndarray, quantiles: np.ndarray, closes: np.ndarray | None, came: np.ndarray, last_close: float
+    levels: np.ndarray,
+    quantiles: np.ndarray,
+    closes: np.ndarray | None,
+    came: np.ndarray,
+    last_close: float,
+    member: np.ndarray | None,
 ) -> Truth:
     inside = np.where(np.isnan(came), np.nan, 1.0)
     estimator = "quantiles" if closes is None else "paths"

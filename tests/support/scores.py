@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kronos_model.context import Forecast
 from kronos_model.evaluation.scores import FAN_QUANTILES, LEVELS, Fans, Scores
 from kronos_model.evaluation.scoring import Truth, score_paths
 
@@ -112,12 +113,8 @@ def sampled_scores(
     close = np.exp(realised[order])[..., None].repeat(4, axis=-1)
     names = [skeleton.series[index] for index in skeleton.series_index]
     truth = Truth.of(np.ones(count), close, series=names, origin_ms=skeleton.origin_ms)
-    scored = [
-        score_paths(np.exp(one[order])[..., None].repeat(6, axis=-1), truth, violation_rate=np.zeros(count))[
-            0
-        ]
-        for one in paths.values()
-    ]
+    prices = (np.exp(one[order])[..., None].repeat(6, axis=-1) for one in paths.values())
+    scored = [score_paths(Forecast(paths=one, violation_rate=np.zeros(count)), truth)[0] for one in prices]
     return replace(
         skeleton,
         realised=truth.realised,
