@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -134,11 +135,9 @@ def test_who_reads_gets_what_is_due_as_it_will_be_kept_and_writes_nothing(home: 
     assert mine.rows.equals(due.rows.filter(pl.col("model_digest") == MODEL))
     seen: list[float] = []
 
-    def counted(
-        levels: np.ndarray, quantiles: np.ndarray, closes: None, came: np.ndarray, last_close: float
-    ) -> Truth:
-        seen.append(last_close)
-        return echo(levels, quantiles, closes, came, last_close)
+    def counted(*known: Any) -> Truth:
+        seen.append(known[4])
+        return echo(*known)
 
     patient = Scoreboard(home, counted)
     for models in ({MODEL}, None, {OTHER}, None):
