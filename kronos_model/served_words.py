@@ -11,6 +11,7 @@ REFERENCES_MODEL = "references"
 """What the references' pool is called where a model is named."""
 BY_REFERENCES = "by the references: no network has earned a place yet"
 _ADDS = "the network adds"
+_TOLD = (_ADDS, "the network harms", "what the network adds")  # how a verdict's sentence about it begins
 
 
 def adds(weights: Mapping[str, float], reasons: Sequence[str] = ()) -> str:
@@ -18,7 +19,7 @@ def adds(weights: Mapping[str, float], reasons: Sequence[str] = ()) -> str:
 
     As the verdict that made it champion says it (`reasons`), or else by what it gives to the pool (`weights`).
     """
-    told = next((one for one in reasons if one.startswith(_ADDS)), None)
+    told = next((one for one in reasons if one.startswith(_TOLD)), None)
     if told is not None:
         return told
     share = weights.get(NETWORK, 0.0)

@@ -177,10 +177,11 @@ def test_a_blended_champion_says_who_gives_what_and_what_the_network_adds(tmp_pa
     assert (plain["weights"], plain["postprocessing"]) == ({"network": 1.0}, [])
 
 
-def test_what_a_verdict_says_that_the_network_adds_is_passed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["adds to", "harms", "adds nothing yet for certain to"])
+def test_what_a_verdict_says_that_the_network_adds_is_passed_on(verb: str, tmp_path: Path) -> None:
     home = make_home(tmp_path, champion=False)
     champion = crown(home, seed=0, postprocess=BLEND)
-    said = "the network adds 1.6 % to the references"
+    said = f"the network {verb} the references: its weight in the blend is 50 %"
     write_champion(home, "demo", replace(champion, reasons=("challenger is better than base", said)))
     with serving(home) as site:
         assert site.forecast()["adds"] == said
