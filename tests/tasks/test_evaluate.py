@@ -1,4 +1,4 @@
-"""An evaluation as a task: post-processed models in, scores and all forecasts on disk, and what is refused or marked."""
+"""An evaluation as a task: post-processed models in, scores and forecasts on disk, and what is refused or marked."""
 
 import json
 import os
