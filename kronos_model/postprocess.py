@@ -224,7 +224,7 @@ def located(returns: Floats, kept: Floats) -> Floats:
     beyond = returns[..., kept.shape[-1] :].shape[-1]
     kept = np.concatenate([kept, np.full(beyond, kept[-1])])
     count = returns.shape[1]
-    chosen = np.maximum(np.rint((1 - kept) / math.sqrt(2) * count), 1).astype(np.int64)  # (H,)
+    chosen = np.maximum(np.floor((1 - kept) / math.sqrt(2) * count), 1).astype(np.int64)  # (H,)
     median = np.empty_like(returns[:, :1])
     for number in np.unique(chosen):
         steps, rows = chosen == number, np.linspace(0, count - 1, number).round().astype(np.int64)

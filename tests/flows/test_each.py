@@ -17,6 +17,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows import each as module
 from flows.config import ConfigError
@@ -114,7 +115,6 @@ def test_nights_one_after_another_end_with_the_same_models_scores_and_champions(
 def test_every_night_has_a_run_of_its_own_in_prefect_and_in_mlflow(fanned: Fanned) -> None:
     client = MlflowClient(fanned.home.mlflow_uri)
     with get_client(sync_client=True) as prefect:
-        artifacts = prefect.read_artifacts()
         for one in fanned.nights:
             run = client.get_run(one["mlflow_run"])
             assert run.info.status == "FINISHED"
@@ -126,7 +126,8 @@ def test_every_night_has_a_run_of_its_own_in_prefect_and_in_mlflow(fanned: Fanne
             assert place.flow_run_id is not None
             assert prefect.read_flow_run(place.flow_run_id).name.startswith("each demo ")
             assert night.name.startswith(f"night {one['recipe']} ")
-            shown = {artifact.key for artifact in artifacts if artifact.flow_run_id == night.id}
+            its = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[night.id]))
+            shown = {artifact.key for artifact in prefect.read_artifacts(artifact_filter=its)}
             assert {"leaderboard", "losses", "train-predictor"} <= shown
             assert (
                 client.get_model_version_by_alias(f"kronos-{one['recipe']}", "champion").run_id

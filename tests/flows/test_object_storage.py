@@ -96,7 +96,9 @@ def test_commands_read_and_write_a_home_on_object_storage_from_any_machine(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", closed_url())
-    assert "expected credentials for s3://quants/kronos/btc, found none" in terminal.refused("candles")
+    assert "to serve s3://quants/kronos/btc, found no credentials; set AWS_ACCESS_KEY_ID" in terminal.refused(
+        "candles"
+    )
 
 
 @pytest.mark.slow

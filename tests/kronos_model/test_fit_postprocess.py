@@ -106,7 +106,7 @@ def test_taking_a_location_away_that_is_none_is_no_gain(samples, left):
     paths, realised = rng.normal(size=(60_000, samples, 1)), rng.normal(size=(60_000, 1))
     score = crps(paths, realised).mean()
     moved = crps(located(paths, np.array([left])), realised).mean()
-    assert moved == pytest.approx(score, rel=0.008)
+    assert moved == pytest.approx(score, rel=0.011)
     without = crps(paths - np.median(paths, axis=1, keepdims=True), realised).mean()
     assert without < (1 - 0.2 / samples) * score  # what the median of all paths seems to gain
 
