@@ -45,5 +45,5 @@ def show_history(home: Home, recipe: str) -> None:
 
 def _value(value: Any) -> str:
     if isinstance(value, tuple):
-        return ", ".join(value)
+        return ", ".join(map(str, value))
     return "" if value is None else str(value)

@@ -84,7 +84,7 @@ class GatePolicy:
     none of them bounds such a band, this and the next are lowered by what a perfect forecaster misses."""
     coverage_high: Annotated[float, Bounds(gt=0, le=1)] = 0.95
     """Largest share that it may cover: above, its fan says too little."""
-    reference_margin: Share | None = 0.02
+    reference_margin: Share | None = 0.01
     """By how much, relative to the CRPS of the references alone, the blend with the challenger may be worse at the
     far end of the interval; its mean may not be worse at all. Empty: the challenger need not earn its place."""
     codebook_drop: Share = 0.1

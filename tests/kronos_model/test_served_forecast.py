@@ -15,7 +15,7 @@ from kronos_model.sampling_config import SamplingConfig
 from tests.support.scores import sampled_scores
 
 FOUR_HOURS_MS = 4 * 3_600_000
-LOOKBACK, HORIZON, SAMPLES, SERIES, ORIGINS = 64, 12, 30, 3, 60
+LOOKBACK, HORIZON, SAMPLES, SERIES, ORIGINS = 64, 12, 100, 3, 60
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def judged(found: PostProcess, test: Market) -> tuple[Scores, Decision]:
     return scores, judge(scores, GatePolicy())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_network_worse_than_a_cone_is_not_promoted_and_what_serves_is_as_good_as_the_best_of_them(seed):
     found = fitted(market(seed, knows=0.0))
     scores, decision = judged(found, market(seed + 100, knows=0.0))

@@ -53,6 +53,7 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, value in settings.items():
         section, dot, name = path.partition(".")
+        value = None if value == "" else value  # what `--set` says by nothing
         if dot:
             found.setdefault(section, {})[name] = value
         else:
