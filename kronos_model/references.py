@@ -21,7 +21,7 @@ __all__ = [
     "REFERENCES",
     "BlockBootstrap",
     "EwmaCone",
-    "Reference",
+    "ReferenceMember",
     "make_references",
     "references_pool",
     "stretches",
@@ -33,7 +33,7 @@ REFERENCES = ("ewma", "har", "bootstrap")
 Floats = NDArray[np.float64]
 
 
-class Reference(Protocol):
+class ReferenceMember(Protocol):
     """A forecaster with a name. The same context must give the same paths."""
 
     @property
@@ -91,9 +91,9 @@ class BlockBootstrap:
 
 def make_references(
     lookback: int, *, samples: int, seed: int, names: Sequence[str] = REFERENCES
-) -> tuple[dict[str, Reference], list[str]]:
+) -> tuple[dict[str, ReferenceMember], list[str]]:
     """The references of these names by them, and a sentence for each that cannot be had here."""
-    makers: Mapping[str, Callable[[], Reference]] = {
+    makers: Mapping[str, Callable[[], ReferenceMember]] = {
         "ewma": lambda: EwmaCone(samples=samples, seed=seed),
         "har": lambda: HarRv(samples=samples, seed=seed),
         "bootstrap": lambda: BlockBootstrap(samples=samples, seed=seed),

@@ -23,7 +23,7 @@ from kronos_model.postprocess import NETWORK, PostProcess, Step, located, locati
 from kronos_model.sampling_config import SamplingConfig
 from kronos_model.spread import FEWEST_PATHS, LEVELS, Spread, fewest_origins
 
-__all__ = ["BLOCKS", "ChosenSampling", "choose_sampling", "fit", "time_blocks"]
+__all__ = ["BLOCKS", "ChosenSampling", "choose_sampling", "fit_to_returns", "time_blocks"]
 
 BLOCKS = 8
 """Stretches of origin times: four to fit on and four to try on, and what the jackknife leaves out one by one."""
@@ -64,7 +64,7 @@ class _Validation:
         return [(self.of(~odd), self.of(odd)), (self.of(odd), self.of(~odd))]
 
 
-def fit(
+def fit_to_returns(
     returns: Mapping[str, Floats],
     realised: Floats,
     origin_ms: NDArray[np.int64],

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kronos_model.evaluation.competitors import Competitor, ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.fit_postprocess import ChosenSampling, choose_sampling, fit
-from kronos_model.evaluation.walk_forward import draw
+from kronos_model.evaluation.fit_postprocess import ChosenSampling, choose_sampling, fit_to_returns
+from kronos_model.evaluation.walk_forward import draw_returns
 from kronos_model.postprocess import NETWORK, PostProcess, Step
 from kronos_model.references import REFERENCES, make_references
 from kronos_model.sampling_config import SamplingConfig
@@ -55,10 +55,10 @@ def fit_postprocess(
         dataset.lookback, samples=config.samples, seed=model.seed, names=names
     )
     network = _candidate(model, NETWORK, replace(chosen.sampling, samples=config.samples))
-    returns, realised, origin_ms = draw(
+    returns, realised, origin_ms = draw_returns(
         dataset, [network, *references.values()], config, split="validation", progress=progress
     )
-    found = fit(
+    found = fit_to_returns(
         returns,
         realised,
         origin_ms,
@@ -92,7 +92,7 @@ def _choose(
     few = replace(config, origins=min(config.sampling_origins, config.origins))
     names = {f"candidate {at}": one for at, one in enumerate((given, *others))}
     drawing: Sequence[Competitor] = [_candidate(model, name, one) for name, one in names.items()]
-    returns, realised, origin_ms = draw(dataset, drawing, few, split="validation", progress=progress)
+    returns, realised, origin_ms = draw_returns(dataset, drawing, few, split="validation", progress=progress)
     paths: dict[SamplingConfig, NDArray[np.float64]] = {one: returns[name] for name, one in names.items()}
     return choose_sampling(paths, realised, origin_ms)
 

@@ -24,7 +24,7 @@ from kronos_model.features import CLOSE, FEATURES, PRICES
 from kronos_model.files import replace_file
 from kronos_model.windows import Split, WindowDataset, Windows
 
-__all__ = ["Forecasts", "choose_origins", "draw", "walk_forward"]
+__all__ = ["Forecasts", "choose_origins", "draw_returns", "walk_forward"]
 
 _FAN_LEVELS = [QUANTILES.index(level) for level in FAN_QUANTILES]
 _LEVELLED = ("covered", "width", "winkler")  # (L, M, N, H)
@@ -119,7 +119,7 @@ def walk_forward(
     )
 
 
-def draw(
+def draw_returns(
     dataset: WindowDataset,
     competitors: Sequence[Competitor],
     config: EvaluationConfig,

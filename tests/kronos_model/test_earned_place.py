@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kronos_model.evaluation.fit_postprocess import fit
+from kronos_model.evaluation.fit_postprocess import fit_to_returns
 from kronos_model.evaluation.gate import Decision, GatePolicy, judge
 from kronos_model.pool import deal, equal, pooled
 from kronos_model.postprocess import NETWORK, PostProcess
@@ -177,7 +177,7 @@ def served(found: PostProcess, drawn: dict[str, np.ndarray]) -> dict[str, np.nda
 def fitted(drawn: dict[str, np.ndarray], truth: np.ndarray) -> PostProcess:
     times = np.arange(len(truth), dtype=np.int64) * 24 * HOUR_MS
     members = {name: one for name, one in drawn.items() if name != "base"}
-    return fit(members, truth, times, sampling=SamplingConfig(), lookback=64, interval="1h")
+    return fit_to_returns(members, truth, times, sampling=SamplingConfig(), lookback=64, interval="1h")
 
 
 @pytest.mark.parametrize("paths", [10, 16, 32, 100])

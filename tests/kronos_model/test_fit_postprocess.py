@@ -8,7 +8,7 @@ import pytest
 
 from kronos_model.errors import DataError, ModelError
 from kronos_model.evaluation.fit_location import fit_location
-from kronos_model.evaluation.fit_postprocess import choose_sampling, fit, time_blocks
+from kronos_model.evaluation.fit_postprocess import choose_sampling, fit_to_returns, time_blocks
 from kronos_model.evaluation.fit_weights import Distances, best_weights, shrunk_weights
 from kronos_model.evaluation.metrics import crps, pool_crps
 from kronos_model.pool import deal, member_of, pooled
@@ -58,7 +58,7 @@ def market(
 
 
 def fitted(drawn: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray], **changes) -> PostProcess:
-    return fit(*drawn, sampling=SAMPLING, lookback=120, interval="1h", **changes)
+    return fit_to_returns(*drawn, sampling=SAMPLING, lookback=120, interval="1h", **changes)
 
 
 def step_of(post: PostProcess, name: str) -> Step:

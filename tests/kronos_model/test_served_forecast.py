@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kronos_model.context import Context
-from kronos_model.evaluation.fit_postprocess import fit
+from kronos_model.evaluation.fit_postprocess import fit_to_returns
 from kronos_model.evaluation.gate import Decision, GatePolicy, judge
 from kronos_model.evaluation.scores import Scores
 from kronos_model.postprocess import NETWORK, PostProcess
@@ -86,7 +86,7 @@ def returns(paths: np.ndarray, at: Context) -> np.ndarray:
 
 
 def fitted(validation: Market) -> PostProcess:
-    return fit(
+    return fit_to_returns(
         validation.drawn,
         validation.realised,
         validation.origin_ms,
