@@ -42,6 +42,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "location": (1.0,), "members": ("network",), "weights": (1.0,), "spread": None, "spread_alone": None,
         "origins": 10, "samples": 8,
     },
+    "Step": {"name": "blend", "kept": True, "reason": "it moves nothing"},
     "Fault": {"kind": "slow"},
     "PartFault": {"kind": "absent"},
 }  # fmt: skip
