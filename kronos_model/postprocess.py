@@ -43,9 +43,9 @@ class Step:
     kept: bool
     reason: str
     """In words, with the figures."""
-    before: float | None = None
+    before: NotNegative | None = None
     """CRPS of the held-out origins without the step, in basis points; none where it could not be tried."""
-    after: float | None = None
+    after: NotNegative | None = None
     """The same with it."""
 
 

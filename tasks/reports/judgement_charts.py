@@ -42,7 +42,7 @@ def leaderboard_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
     models = [str(row["model"]) for row in chosen]
     figure, (axis,) = style.canvas(1, height=1.2 + 0.42 * len(chosen))
     _draw_skills(axis, chosen, [style.colour_of(models, model) for model in models])
-    axis.set_yticks(range(len(chosen)), [leaderboard_name(row) for row in chosen])
+    axis.set_yticks(range(len(chosen)), [style.name_of(leaderboard_name(row)) for row in chosen])
     axis.set(xlabel="CRPS skill: 1 - CRPS / CRPS of the last value")
     return Chart(
         "leaderboard",

@@ -216,7 +216,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "heads": [head for _, head, _, _ in columns],
         "rows": [
             {
-                "model": leaderboard_name(row),
+                "model": style.name_of(leaderboard_name(row)),
                 "origins": row["origins"],
                 "cells": [_cell(row.get(key), shape, best[key]) for key, _, shape, _ in columns],
             }

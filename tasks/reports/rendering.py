@@ -19,8 +19,8 @@ def render(template: str, **context: Any) -> str:
 
 
 def leaderboard_name(row: Mapping[str, Any]) -> str:
-    """A row's model as people write it; of what is served, also that it is."""
-    name = str(row["model"]).replace("_", " ")
+    """A row's model; of what is served, also that it is."""
+    name = str(row["model"])
     return f"served: {name}" if row.get("served") else name
 
 

@@ -37,6 +37,12 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "levels": (0.5,), "factors": ((1.0,),),
         "origins": 10, "samples": 8, "temperature": 1.0, "top_k": 0, "top_p": 0.9,
     },
+    "PostProcess": {
+        "horizon": 4, "lookback": 64, "interval": "1h", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+        "location": (1.0,), "members": ("network",), "weights": (1.0,), "spread": None, "spread_alone": None,
+        "origins": 10, "samples": 8,
+    },
+    "Step": {"name": "blend", "kept": True, "reason": "it moves nothing"},
     "Fault": {"kind": "slow"},
     "PartFault": {"kind": "absent"},
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from kronos_model.evaluation.fit_postprocess import fit_to_returns
 from kronos_model.evaluation.gate import Decision, GatePolicy, judge
-from kronos_model.pool import deal, equal, pooled
+from kronos_model.pool import deal, equal, member_of, pooled
 from kronos_model.postprocess import NETWORK, PostProcess
 from kronos_model.sampling_config import SamplingConfig
 from tests.support.scores import HOUR_MS, planted_scores, sampled_scores
@@ -180,12 +180,18 @@ def fitted(drawn: dict[str, np.ndarray], truth: np.ndarray) -> PostProcess:
     return fit_to_returns(members, truth, times, sampling=SamplingConfig(), lookback=64, interval="1h")
 
 
-@pytest.mark.parametrize("paths", [10, 16, 32, 100])
-def test_a_perfect_forecaster_is_promoted_at_any_number_of_paths(paths):
+@pytest.mark.parametrize(("paths", "origins"), [(10, 4000), (16, 3000), (32, 1500), (100, 1500)])
+def test_a_perfect_forecaster_is_promoted_at_any_number_of_paths(paths, origins):
     for seed in range(4):
         found = fitted(*market(600, paths, 4, seed))
-        drawn, truth = market(1200, paths, 4, seed + 100)
-        scores = sampled_scores(served(found, drawn), truth, weights={"blend": found.pool})
+        drawn, truth = market(origins, paths, 4, seed + 100)
+        members = {"blend": found.deal(paths), "references": deal(equal(REFERENCES), paths)}
+        scores = sampled_scores(
+            served(found, drawn),
+            truth,
+            weights={"blend": found.pool},
+            members={name: member_of(dealt) for name, dealt in members.items()},
+        )
         decision = judge(scores, GatePolicy())
         assert decision.verdict == "promote", decision.reasons
         assert found.pool[NETWORK] > 0.3

@@ -9,8 +9,9 @@ from kronos_model.context import Context
 from kronos_model.evaluation.fit_postprocess import fit_to_returns
 from kronos_model.evaluation.gate import Decision, GatePolicy, judge
 from kronos_model.evaluation.scores import Scores
+from kronos_model.pool import deal, equal, member_of
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import make_references, references_pool
+from kronos_model.references import REFERENCES, make_references, references_pool
 from kronos_model.sampling_config import SamplingConfig
 from tests.support.scores import sampled_scores
 
@@ -107,7 +108,14 @@ def judged(found: PostProcess, test: Market) -> tuple[Scores, Decision]:
         "references": test.pool,
         **{name: one for name, one in test.drawn.items() if name != NETWORK},
     }
-    scores = sampled_scores(paths, test.realised, series=SERIES, weights={"blend": found.pool})
+    pools = {"blend": found.deal(SAMPLES), "references": deal(equal(REFERENCES), SAMPLES)}
+    scores = sampled_scores(
+        paths,
+        test.realised,
+        series=SERIES,
+        weights={"blend": found.pool},
+        members={name: member_of(dealt) for name, dealt in pools.items()},
+    )
     return scores, judge(scores, GatePolicy())
 
 

@@ -100,10 +100,12 @@ def sampled_scores(
     *,
     series: int = 1,
     weights: Mapping[str, Mapping[str, float]] | None = None,
+    members: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Scores:
     """Scores of log returns (N, S, H) by model against what happened (N, H), origins a day apart, as they are scored.
 
-    Origin n belongs to series n % series. CRPS and coverage are those of the paths; the rest is planted.
+    Origin n belongs to series n % series; `members` of pools say whose each of their paths is.
+    CRPS and coverage are those of the paths; the rest is planted.
     """
     count, horizon = realised.shape
     order = np.lexsort((np.arange(count) // series, np.arange(count) % series))
@@ -113,8 +115,11 @@ def sampled_scores(
     close = np.exp(realised[order])[..., None].repeat(4, axis=-1)
     names = [skeleton.series[index] for index in skeleton.series_index]
     truth = Truth.of(np.ones(count), close, series=names, origin_ms=skeleton.origin_ms)
-    prices = (np.exp(one[order])[..., None].repeat(6, axis=-1) for one in paths.values())
-    scored = [score_paths(Forecast(paths=one, violation_rate=np.zeros(count)), truth)[0] for one in prices]
+    scored = []
+    for name, one in paths.items():
+        prices, member = np.exp(one[order])[..., None].repeat(6, axis=-1), (members or {}).get(name)
+        made = Forecast(paths=prices, violation_rate=np.zeros(count), member=member)
+        scored.append(score_paths(made, truth)[0])
     return replace(
         skeleton,
         realised=truth.realised,
