@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tasks.reports.judgement_charts import (
     coverage_chart,
     leaderboard_chart,
     pit_chart,
+    postprocessing_chart,
     reliability_chart,
     skill_chart,
 )
@@ -281,3 +283,23 @@ def test_the_strategy_is_marked_an_illustration_and_its_curve_is_the_mean_of_the
     np.testing.assert_allclose(drawn.get_ydata(), np.mean([one.equity for one in tested], axis=0))
     for one in tested:
         assert f"{one.series} {100 * (one.equity[-1] - 1):+.1f} %" in chart.caption
+
+
+def test_the_chart_of_post_processing_shows_each_step_against_the_references_and_no_outlier_squeezes_it():
+    crps = np.random.default_rng(1).uniform(0.009, 0.011, 80)
+    plain = planted_scores({"challenger": crps, "base": crps, "references": crps})
+    assert postprocessing_chart(plain) is None
+    steps = np.stack([np.repeat(factor * crps[:, None], 4, axis=1) for factor in (5.0, 1.02, 0.99, 0.98)])
+    staged = replace(plain, stages=("raw", "location", "blend", "spread"), stage_crps=steps)
+    chart = postprocessing_chart(staged)
+    assert chart is not None
+    (axis,) = chart.figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()][::-1] == [
+        "as the network draws",
+        "location shrunk",
+        "pooled with the references",
+        "spread scaled",
+    ]
+    told = [text.get_text() for text in axis.texts]
+    assert told == ["+0.020", "+0.010", "-0.020", "-4.000"]
+    assert axis.get_xlim()[0] > -0.5
