@@ -265,7 +265,7 @@ def test_the_run_shows_the_leaderboard_with_the_verdict(triggered: Triggered) ->
     assert shown["type"] == "markdown"
     assert re.match(r"## Verdict: (promote|keep|reject)\n\n- ", shown["data"])
     for model in ("challenger", "base", "last_value"):
-        assert f"| {model} |" in shown["data"]
+        assert re.search(rf"\| (served: )?{model} \|", shown["data"])
 
 
 @pytest.mark.parametrize("key", ["losses", "skill", "forecast-spot-btcusdt", "forecast-um-dogeusdt"])
