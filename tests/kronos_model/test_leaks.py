@@ -118,6 +118,7 @@ def test_a_model_with_a_lower_token_loss_out_of_a_leak_is_rejected(dataset):
     assert leaky_loss < honest_loss / 2
     config = EvaluationConfig(origins=60, samples=16)
     base = EwmaCone(samples=16, seed=2, name="base")
-    decision = judge(walk_forward(dataset, [MeanReverter(), base], config), GatePolicy())
+    competitors = [MeanReverter(), base, EwmaCone(samples=16, seed=3)]
+    decision = judge(walk_forward(dataset, competitors, config), GatePolicy())
     assert decision.verdict == "reject"
     assert "challenger is worse than base" in decision.reasons[0]

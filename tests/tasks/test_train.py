@@ -281,8 +281,9 @@ def test_two_processes_train_through_a_kill_and_a_cancellation_and_end_where_one
 
     trained = _train(home, ground, run, processes=2)
     expected = undisturbed.trained
-    for name in ("initial_loss", "best_loss"):  # the same windows in the same order, summed in another one
-        assert getattr(trained, name) == pytest.approx(getattr(expected, name), rel=5e-3)
+    # The same windows in the same order, summed in another one: a bit of a code that flips moves what comes after.
+    assert trained.initial_loss == pytest.approx(expected.initial_loss, rel=1e-4)
+    assert trained.best_loss == pytest.approx(expected.best_loss, rel=1e-2)
     elsewhere = {
         name: getattr(trained, name) for name in ("job", "best", "digest", "initial_loss", "best_loss")
     }
