@@ -22,7 +22,8 @@ _INTERVAL = "Candle interval; may be left out where the lake has one only."
 _RECIPE = "Whose champion; left out: the best fit for the series, or the references where none fits."
 Symbol = Annotated[str, Field(min_length=1, max_length=60, description=_SYMBOL, examples=["um:DOGEUSDT"])]
 IntervalName = Annotated[str, Field(max_length=4, description=_INTERVAL, examples=["1h"])]
-Recipe = Annotated[str, Field(max_length=60, description=_RECIPE, examples=["demo"])]
+# A name, not a path: it stands for a folder of the home.
+Recipe = Annotated[str, Field(max_length=60, pattern=r"^\w[\w-]*$", description=_RECIPE, examples=["demo"])]
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 

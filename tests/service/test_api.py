@@ -286,7 +286,12 @@ REFUSED = [
     ("/candles", {"symbol": "BTCUSDT", "limit": 5_001}, 422, "5,000"),
     ("/candles", {"symbol": "../../etc/passwd"}, 404, "symbol"),
     ("/history", {"symbol": "BTCUSDT", "hours": 0}, 422, "hours"),
-    ("/scores", {"recipe": "../demo"}, 404, "night"),
+    ("/scores", {"recipe": "none"}, 404, "night"),
+    *(
+        ("/scores", {"recipe": path}, 422, "recipe")
+        for path in ("../demo", "demo/../demo", "/tmp", "..", "demo\n")
+    ),
+    ("/forecast", {"symbol": "BTCUSDT", "recipe": "./demo"}, 422, "recipe"),
     ("/nowhere", {}, 404, "/openapi.json"),
     ("/assets/../api.py", {}, 404, "/openapi.json"),
 ]
