@@ -160,11 +160,13 @@ def _load(model: PairRef | None, config: SamplingConfig, lookback: int, *, as_ju
             "for, so the network is served as it draws; leave them out to get what was judged.",
             model.origin,
         )
+    # What was asked for otherwise than judged is no forecast of the champion's: its record leaves it out.
+    asked = "" if as_judged else "-as-asked"
     return _Model(
         served=served,
         sampling=sampling,
         tokenizer_digest=model.tokenizer_digest,
-        predictor_digest=model.predictor_digest,
+        predictor_digest=model.predictor_digest + asked,
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from exchange.replay import synthetic_market
 from kronos_model.config import PRESETS
+from kronos_model.evaluation.stored_scores import score_stored
 from kronos_model.files import model_digest
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
@@ -25,6 +26,7 @@ from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Hole, Ledger, Source
 from storage.schema import SeriesKey
+from storage.scoreboard import Scoreboard
 from tasks.forecast import IncompleteForecast, complete, export_forecasts, forecast
 from tasks.refs import ForecastsRef, PairRef
 
@@ -187,6 +189,19 @@ def test_other_sampling_settings_than_those_judged_give_the_network_alone_and_a_
     raw = run(home, pair, config=asked)
     for one, plain in zip(found.forecasts, raw.forecasts, strict=True):
         assert (one.close_low, one.close_high) == (plain.close_low, plain.close_high)
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0.5}, {"top_p": 0.3}, {"top_k": 2}])
+def test_what_was_asked_otherwise_than_judged_is_not_in_the_champions_record(
+    home: Home, pair: PairRef, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    one = blended(pair, tmp_path / "one")
+    run(home, one, config=SamplingConfig(samples=SAMPLES, **asked), as_judged=False)
+    board = Scoreboard(home, score_stored)
+    assert [board.standing(key, {one.predictor_digest}).waiting for key in KEYS] == [0, 0, 0]
+    run(home, one)
+    assert [board.standing(key, {one.predictor_digest}).waiting for key in KEYS] == [1, 1, 1]
+    assert [board.standing(key).waiting for key in KEYS] == [2, 2, 2]
 
 
 def test_a_candle_before_the_lookback_counts_for_the_references_alone(
