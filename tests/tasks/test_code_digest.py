@@ -43,6 +43,7 @@ def test_every_file_of_the_model_counts_and_what_prepares_and_judges_it(fresh: N
     assert {path.resolve() for path in Path(str(kronos_model.__file__)).parent.rglob("*.py")} <= names
     outside = {name for name, path in sources() if "/" not in name and "\\" not in name}
     assert {"storage.past", "storage.dataset", "storage.splits", "tasks.evaluate", "flows.judge"} <= outside
+    assert {"storage.clipped_values", "tasks.dataset", "tasks.train"} <= outside
 
 
 def test_any_change_of_any_of_them_changes_it(copied: list[tuple[str, Path]]) -> None:
