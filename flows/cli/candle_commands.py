@@ -115,11 +115,12 @@ def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> No
 @_OF_INTERVAL
 @click.option(
     "--sample",
+    type=click.IntRange(min=0),
     default=3,
     show_default=True,
     help="Pages and zips per series to compare with the exchange; 0 asks it nothing.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample.")
 @click.option(
     "--klines",
     metavar="DIR",

@@ -66,7 +66,10 @@ def score_paths(made: Forecast, truth: Truth) -> tuple[Arrays, NDArray[np.float6
     paths = made.paths
     samples = metrics.log_returns(paths[..., CLOSE], truth.last_close)  # (B, S, H)
     ordered = np.sort(samples, axis=1)  # once, used by many metrics
-    crps = metrics.crps(samples, truth.realised, member=made.member)
+    if made.member is None:
+        crps = metrics.crps(ordered, truth.realised, sorted_samples=True)
+    else:  # a pool's paths are told apart by their place
+        crps = metrics.pool_crps(samples, truth.realised, made.member)
     values = order_quantiles(ordered, QUANTILES)
     ends = [(values[low], values[high]) for low, high in _ENDS]
     forecast = np.moveaxis(paths[..., :PRICES].mean(axis=1, dtype=np.float64), -1, 1)  # (B, P, H)

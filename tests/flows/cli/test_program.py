@@ -79,6 +79,8 @@ def copied(published: PublishedNight, terminal: Terminal, prefect_api: None) -> 
         ("export out.xls --series spot:BTCUSDT", [".csv, .json, .parquet", "out.xls", "convert or rename"]),
         ("replay --port 70000", ["--port", "70000", "0<=x<=65535", "`kronos replay --help`"]),
         ("replay --speed -1", ["--speed", "-1", "x>=0"]),
+        ("verify --sample -1", ["--sample", "-1", "x>=0"]),
+        ("verify --seed -2", ["--seed", "-2", "x>=0"]),
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_answered_in_one_sentence(
