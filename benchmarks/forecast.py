@@ -1,11 +1,11 @@
 """What is served against forecasts that cost nothing, on candles that nothing was fitted to; and what it costs.
 
-    python benchmarks/forecast.py [--home HOME] [--recipe NAME] [--cases accuracy,coverage,time] [--quick] [--save]
+    python benchmarks/forecast.py [--home HOME] [--recipe NAME] [--cases accuracy,sources,...] [--quick] [--save]
 
-`accuracy` and `coverage` read the newest night of a recipe in a home, as docs/evaluation.md makes one: its scores on
-the test range, its post-processing, and its validation range, on which the best of the references is chosen. Ratios are
-another forecast's CRPS / ours; intervals hold 90 %, by redrawing stretches of time. `coverage` needs a night that kept
-100 paths (evaluation.keep_paths), and makes what is served anew from the first 20, 30 and 100 of each member.
+`accuracy`, `sources` and `coverage` read the newest night of a recipe in a home, as docs/evaluation.md makes one: its
+scores on the test range, its post-processing, and its validation range, on which the best of the references is chosen.
+Ratios are another forecast's CRPS / ours; intervals hold 90 %, by redrawing stretches of time. `coverage` needs a night
+that kept 100 paths (evaluation.keep_paths), and makes what is served anew from the first 20, 30 and 100 of each member.
 `time` fits and applies post-processing of Kronos-small with seeded weights (benchmarks/forecast_times.py).
 """
 
@@ -27,6 +27,7 @@ import polars as pl
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.forecast_sources import loss_sources
 from benchmarks.forecast_times import times
 from benchmarks.harness import machine, write_results
 from kronos_model.evaluation.config import EvaluationConfig
@@ -42,7 +43,7 @@ from kronos_model.windows import WindowDataset
 from storage.layout import Home
 from storage.registry import read_nights
 
-CASES = ("accuracy", "coverage", "time")
+CASES = ("accuracy", "sources", "coverage", "time")
 CONFIDENCE, DRAWS, BPS = 0.9, 2000, 10_000
 PATHS = (20, 30, 100)
 COVERAGE_BATCH = 64  # origins whose paths are pooled at once
@@ -64,13 +65,15 @@ def main() -> None:
     if unknown := sorted(set(cases) - set(CASES)):
         parser.error(f"expected cases out of {', '.join(CASES)}, found {', '.join(unknown)}")
     report = {"theme": "forecast", **machine(), "versions": _versions(), "cases": []}
-    if set(cases) & {"accuracy", "coverage"}:
+    if set(cases) - {"time"}:
         nights = read_nights(Home(arguments.home), arguments.recipe)
         if not nights:
             parser.error(f"expected a finished night of {arguments.recipe} in {arguments.home}, found none")
         night = Night(nights[-1])
         report["night"] = night.described()
         report["cases"] += accuracy(night) if "accuracy" in cases else []
+        if "sources" in cases:
+            report["cases"].append(loss_sources(night.scores, night.windows, night.summary["challenger"]))
         report["cases"] += coverage(night) if "coverage" in cases else []
     report["cases"] += times(quick=arguments.quick) if "time" in cases else []
     if arguments.save:
@@ -309,6 +312,10 @@ def table(report: Mapping[str, Any]) -> list[str]:
     for one in rows["by_series"]:
         told = ", ".join(f"{name} {value:.3f}" for name, value in one["by_series"].items())
         lines.append(f"| {one['case']} | {one['value']:.4f} | {told} |")
+    for one in (case for case in report["cases"] if "bps" in case):
+        lines += ["", f"| {one['case']} (bps), step | {' | '.join(map(str, one['steps']))} | all |"]
+        lines.append("|---|" + "---:|" * (len(one["steps"]) + 1))
+        lines += [f"| {name} | {' | '.join(map(str, values))} |" for name, values in one["bps"].items()]
     if rows["what"]:
         lines += ["", "| case | what | value | unit | share of drawing |", "|---|---|---:|---|---:|"]
     for one in rows["what"]:
