@@ -4,8 +4,8 @@
 
 `accuracy`, `sources` and `coverage` read the newest night of a recipe in a home, as docs/evaluation.md makes one: its
 scores on the test range, its post-processing, and its validation range, on which the best of the references is chosen.
-Ratios are another forecast's CRPS / ours; intervals hold 90 %, by redrawing stretches of time. `coverage` needs a night
-that kept 100 paths (evaluation.keep_paths), and makes what is served anew from the first 20, 30 and 100 of each member.
+Ratios are another forecast's CRPS / ours; intervals hold 90 %, by redrawing stretches of time. `coverage` draws
+100 paths at the same origins, which takes minutes, and makes what is served from the first 20, 30 and 100 of each.
 `time` fits and applies post-processing of Kronos-small with seeded weights (benchmarks/forecast_times.py).
 """
 
@@ -17,12 +17,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,14 +29,16 @@ if __package__ in (None, ""):
 from benchmarks.forecast_sources import loss_sources
 from benchmarks.forecast_times import times
 from benchmarks.harness import machine, write_results
+from kronos_model.evaluation.competitors import ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import Resampler, block_length, diebold_mariano, holm, per_time
 from kronos_model.evaluation.metrics import crps, log_returns
 from kronos_model.evaluation.scores import RAW, REFERENCES_POOL, Scores
 from kronos_model.evaluation.walk_forward import draw_returns
 from kronos_model.features import CLOSE, FEATURES
+from kronos_model.forecaster import Forecaster
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import REFERENCES, make_references
+from kronos_model.references import make_references
 from kronos_model.spread import order_quantiles
 from kronos_model.windows import WindowDataset
 from storage.layout import Home
@@ -220,15 +221,10 @@ def significantly_worse(scores: Scores, difference: Floats) -> dict[str, Any]:
 def coverage(night: Night) -> list[dict[str, Any]]:
     """Of the 90 % band of what the challenger would serve, from the first paths of each member."""
     scores = night.scores
-    if scores.samples < max(PATHS):
-        raise SystemExit(
-            f"expected a night of {max(PATHS)} paths, found {scores.samples}; run one with "
-            f"--set evaluation.samples={max(PATHS)} --set evaluation.keep_paths=true"
-        )
-    paths = stored_paths(night)
+    returns = drawn(night)
     cases = []
     for count in PATHS:
-        inside = covered(night, {name: one[:, :count] for name, one in paths.items()}).mean(axis=1)
+        inside = covered(night, {name: one[:, :count] for name, one in returns.items()}).mean(axis=1)
         by_series = {
             name: round(float(inside[scores.series_index == at].mean()), 4)
             for at, name in enumerate(scores.series)
@@ -239,33 +235,33 @@ def coverage(night: Night) -> list[dict[str, Any]]:
     return cases
 
 
-def stored_paths(night: Night) -> dict[str, Floats]:
-    """Closes (N, S, H) of the members as they draw, origins in the order of the scores."""
-    scores = night.scores
-    raw = "challenger" + RAW if "challenger" + RAW in scores.models else "challenger"
-    names = {NETWORK: raw} | {name: name for name in night.postprocess.members if name in REFERENCES}
-    table = pl.scan_parquet(night.folder / "paths.parquet")
-    found = {}
-    for member, model in names.items():
-        rows = table.filter(pl.col("model") == model).collect().sort("series", "origin", "sample")
-        closes = rows["closes"].list.to_array(scores.horizon).to_numpy()
-        order = np.lexsort((scores.origin_ms, np.array(scores.series)[scores.series_index]))
-        placed = np.empty((len(order), scores.samples, scores.horizon), np.float32)
-        placed[order] = closes.reshape(placed.shape)
-        found[member] = placed
-    return found
+def drawn(night: Night) -> dict[str, Floats]:
+    """Log returns (N, S, H) of the members of the pool at the scored origins, as many paths as are asked for."""
+    pair, fitted, samples = night.summary["challenger"], night.postprocess, max(PATHS)
+    config = EvaluationConfig(origins=len(np.unique(night.scores.origin_ms)), samples=samples)
+    network = Forecaster.load(Path(pair["tokenizer"]), Path(pair["predictor"]))
+    names = [name for name in fitted.members if name != NETWORK]
+    references, _ = make_references(fitted.lookback, samples=samples, seed=0, names=names)
+    members = [ModelCompetitor(name=NETWORK, forecaster=network, config=config, seed=0), *references.values()]
+    returns, realised, _ = draw_returns(
+        night.windows, members, config, split="test", progress=partial(print, file=sys.stderr)
+    )
+    assert np.array_equal(realised, night.scores.realised), "the origins are not those of the night"
+    return returns
 
 
-def covered(night: Night, paths: Mapping[str, Floats]) -> Floats:
+def covered(night: Night, returns: Mapping[str, Floats]) -> Floats:
     """Whether the realised return is inside the 90 % band of the pool, (N, H)."""
     scores, inside = night.scores, []
     for start in range(0, len(scores.origin_ms), COVERAGE_BATCH):
         rows = slice(start, start + COVERAGE_BATCH)
-        last = scores.last_close[rows]
-        bars = {name: np.repeat(one[rows][..., None], len(FEATURES), axis=-1) for name, one in paths.items()}
-        served = night.postprocess.blend(bars, last)
-        returns = np.sort(log_returns(served[..., CLOSE], last), axis=1)
-        low, high = order_quantiles(returns, (0.05, 0.95))
+        last = np.ones(len(scores.origin_ms[rows]))
+        bars = {
+            name: np.repeat(np.exp(one[rows])[..., None], len(FEATURES), -1).astype(np.float32)
+            for name, one in returns.items()
+        }
+        served = np.sort(log_returns(night.postprocess.blend(bars, last)[..., CLOSE], last), axis=1)
+        low, high = order_quantiles(served, (0.05, 0.95))
         inside.append((low <= scores.realised[rows]) & (scores.realised[rows] <= high))
     return np.concatenate(inside)
 
