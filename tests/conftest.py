@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -83,7 +84,15 @@ def prefect_api() -> Iterator[None]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    from tests.support.databases import lend_prefect
+
+    def migrated() -> str:
+        folder = tempfile.mkdtemp()
+        lend_prefect(Path(folder) / "prefect-test.db")
+        return folder
+
     with (
+        mock.patch("prefect.testing.utilities.mkdtemp", migrated),
         prefect_test_harness(server_startup_timeout=120),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):

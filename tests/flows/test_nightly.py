@@ -25,6 +25,8 @@ from storage.layout import Home
 from storage.registry import read_champion
 from storage.schema import SeriesKey
 from tasks.policies import IDEMPOTENT
+from tests.support.databases import lend_mlflow
+from tests.support.homes import copy_home
 from tests.support.nights import CANDLES, SERIES, quick_settings, write_klines
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -41,6 +43,12 @@ class Night:
     def again(self, **settings: Any) -> dict[str, Any]:
         return nightly("demo", settings=quick_settings(self.klines, **settings))
 
+    def copy(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> "Night":
+        """The same night in a home of its own, with candles of its own, for a test that goes on from it."""
+        write_klines(root / "klines")
+        monkeypatch.setenv("KRONOS_HOME", str(root / "home"))
+        return Night(copy_home(self.home, root / "home"), root / "klines", self.summary)
+
     def run(self) -> Run:
         return MlflowClient(self.home.mlflow_uri).get_run(self.summary["mlflow_run"])
 
@@ -53,6 +61,7 @@ def run_night(root: Path, monkeypatch: pytest.MonkeyPatch, *, count: int = CANDL
     klines = root / "klines"
     write_klines(klines, count=count)
     monkeypatch.setenv("KRONOS_HOME", str(root / "home"))
+    lend_mlflow(Home.at(root / "home"))
     summary = nightly("demo", settings=quick_settings(klines))
     return Night(Home(root / "home"), klines, summary)
 
@@ -212,9 +221,9 @@ def test_two_nights_with_the_same_seed_give_identical_windows_losses_and_forecas
 
 
 def test_new_candles_make_a_new_night_judged_against_the_champion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_night(tmp_path, monkeypatch)
+    first = night.copy(tmp_path, monkeypatch)
     write_klines(first.klines, count=CANDLES + 48)
     before = read_champion(first.home, "demo")
     second = first.again(**{"evaluation.postprocess": True})
@@ -252,25 +261,40 @@ def test_new_candles_make_a_new_night_judged_against_the_champion(
     assert second["leaderboard"][0]["served"]
 
 
-@pytest.mark.parametrize("step", ["judge_challenger", "publish", "promote", "forecast_series", "write_night"])
-def test_a_night_that_fails_midway_is_finished_by_the_next_run_without_training_again(
-    step: str, night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, prefect_api: None) -> Night:
+    """A night that trained and was then not judged."""
+    root = tmp_path_factory.mktemp("failed")
+    write_klines(root / "klines")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("KRONOS_HOME", str(root / "home"))
+        fail_at("judge_challenger", root / "klines", monkeypatch)
+    return Night(Home(root / "home"), root / "klines", {})
+
+
+def fail_at(step: str, klines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a night that ends with a full disk at that step."""
+
     @task(**IDEMPOTENT)
     def broken(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    klines = tmp_path / "klines"
-    write_klines(klines)
-    monkeypatch.setenv("KRONOS_HOME", str(tmp_path / "home"))
-    home = Home(tmp_path / "home")
     with monkeypatch.context() as patch:
         patch.setattr(nightly_module, step, broken)
         with pytest.raises(OSError, match="No space left"):
             nightly("demo", settings=quick_settings(klines))
+
+
+@pytest.mark.parametrize("step", ["judge_challenger", "publish", "promote", "forecast_series", "write_night"])
+def test_a_night_that_fails_midway_is_finished_by_the_next_run_without_training_again(
+    step: str, night: Night, failed: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = failed.copy(tmp_path, monkeypatch)
+    home = copy.home
     trained = {path: path.stat().st_mtime_ns for path in home.jobs.rglob("best/model.safetensors")}
     assert len(trained) == 2
-    summary = nightly("demo", settings=quick_settings(klines))
+    fail_at(step, copy.klines, monkeypatch)
+    summary = copy.again()
     assert {path: path.stat().st_mtime_ns for path in home.jobs.rglob("best/model.safetensors")} == trained
     for name in ("verdict", "reasons", "leaderboard"):
         assert summary[name] == night.summary[name]
@@ -283,9 +307,9 @@ def test_a_night_that_fails_midway_is_finished_by_the_next_run_without_training_
 
 
 def test_a_challenger_that_is_not_promoted_leaves_the_champion_and_the_hub_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_night(tmp_path, monkeypatch)
+    first = night.copy(tmp_path, monkeypatch)
     before = (first.home.models / "demo" / "champion.json").read_bytes()
     card = (first.home.hub / "demo-kronos-predictor" / "README.md").read_bytes()
     summary = first.again(**{"gate.min_origins": 100_000})

@@ -18,6 +18,7 @@ from storage.registry import Champion, read_champion, write_night
 from tasks.promotion import promote, register
 from tasks.refs import PairRef, PublishedRef, RunRef, VerdictRef
 from tasks.tracking.runs import begin_run
+from tests.support.databases import lend_mlflow
 from tests.support.datasets import build, make_candles
 
 __all__ = ["RECIPE", "Nights"]
@@ -36,7 +37,9 @@ class Nights:
     def at(cls, root: Path) -> Nights:
         candles = {"um:DOGEUSDT": make_candles(300, seed=1), "um:BTCUSDT": make_candles(300, seed=2)}
         dataset = build(candles, DatasetConfig(lookback=16, horizon=4), root / "datasets")
-        return cls(Home.at(root / "home"), dataset)
+        home = Home.at(root / "home")
+        lend_mlflow(home)
+        return cls(home, dataset)
 
     def copy(self, root: Path) -> Nights:
         """The same nights under another root."""

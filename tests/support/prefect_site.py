@@ -27,7 +27,7 @@ from tests.support.ports import free_ports
 __all__ = ["Site", "prefect_site", "restart", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
-_TERMINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+_TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 _FOREIGN = ("PREFECT_", "MLFLOW_", "KRONOS_", "HF_", "PYTEST_")
 
 
@@ -193,8 +193,9 @@ class Site:
                 continue
 
     def _all_terminal(self, runs: Sequence[str]) -> list[dict[str, Any]] | None:
-        states = [self.get(f"flow_runs/{run}") for run in runs]
-        return states if all(one["state_type"] in _TERMINAL for one in states) else None
+        query = {"flow_runs": {"id": {"any_": list(runs)}, "state": {"type": {"any_": list(_TERMINAL)}}}}
+        ended = {one["id"]: one for one in self.post("flow_runs/filter", query)}
+        return [ended[run] for run in runs] if len(ended) == len(runs) else None
 
     @staticmethod
     def _answer(response: requests.Response) -> Any:

@@ -18,6 +18,7 @@ from tasks.refs import RunRef
 from tasks.tracking.runs import begin_run, end_dead_runs, end_run, log_artifact, log_dataset, log_table
 from tasks.tracking.store import prepare_store, tolerant
 from tasks.tracking.tail import MetricTail
+from tests.support.databases import lend_mlflow
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
@@ -37,7 +38,9 @@ prepare_store(Home.at(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home.at(tmp_path_factory.mktemp("tracking") / "home")
+    home = Home.at(tmp_path_factory.mktemp("tracking") / "home")
+    lend_mlflow(home)
+    return home
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tasks import train as train_module
 from tasks.refs import PairRef, RunRef, TrainedRef
 from tasks.tracking.runs import begin_run
 from tasks.train import train
+from tests.support.databases import lend_mlflow
 from tests.support.training import Ground, line_count, make_ground
 
 STEPS = 150
@@ -46,7 +47,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Where the MLflow store of these tests is."""
-    return Home.at(tmp_path_factory.mktemp("tracking"))
+    home = Home.at(tmp_path_factory.mktemp("tracking"))
+    lend_mlflow(home)
+    return home
 
 
 @pytest.fixture
