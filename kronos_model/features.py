@@ -1,10 +1,12 @@
-"""What the model sees of a candle, on numpy alone: six features, five calendar stamps, robust statistics.
+"""What the model sees of a candle: six features, five calendar stamps, and where a window's columns lie.
 
-Free of torch, so that a dataset can be built without loading it. Shapes: T bars, F=6 features.
+Free of torch, so that a dataset can be built without loading it; the formulas of location and width are written once,
+for numpy's arrays and torch's tensors. Shapes: B windows, C context bars, T bars, F=6 features.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +15,17 @@ from kronos_model.errors import DataError
 
 __all__ = [
     "CLOSE",
-    "EMPTY_WIDTH",
     "FEATURES",
-    "MAD_TO_STD",
+    "NUMPY",
     "PRICES",
-    "RELATIVE_FLOOR",
     "STAMPS",
-    "UPSTREAM_EPSILON",
-    "UPSTREAM_FLOOR",
+    "Arithmetic",
     "Floor",
     "NormaliserKind",
     "calendar_stamps",
     "fit_state",
+    "floored",
+    "location_and_width",
 ]
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
@@ -40,17 +41,40 @@ NormaliserKind = Literal["window_zscore", "window_robust", "global_robust"]
 Floor = Literal["relative", "upstream"]
 """How wide a column that hardly moves is taken to be: by its own level, or by a number in units of price."""
 
-RELATIVE_FLOOR = 1e-6
+_RELATIVE_FLOOR = 1e-6
 """Of the location, at least so wide is a column: about ten steps between two float32 numbers."""
-EMPTY_WIDTH = 1e-20
+_EMPTY_WIDTH = 1e-20
 """Width of a column that is zero throughout: what is said of it comes back as zero, whatever the unit."""
-UPSTREAM_EPSILON = 1e-5
+_UPSTREAM_EPSILON = 1e-5
 """Upstream's KronosPredictor.predict: (x - mean) / (std + 1e-5), in units of price and volume."""
-UPSTREAM_FLOOR = 1e-9
+_UPSTREAM_FLOOR = 1e-9
 """The least width of the robust kinds beside upstream's z-score, in the same units."""
 
-MAD_TO_STD = 1.4826
+_MAD_TO_STD = 1.4826
 """Median absolute deviation times this estimates the standard deviation of a normal distribution."""
+
+Array = TypeVar("Array", bound=Any)
+"""numpy's or torch's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic(Generic[Array]):
+    """What numpy and torch call by different names; statistics are along the bars, (B, C, F) to (B, 1, F)."""
+
+    mean: Callable[[Array], Array]
+    deviation: Callable[[Array], Array]
+    median: Callable[[Array], Array]
+    maximum: Callable[[Array, Array], Array]
+    where: Callable[[Array, Array, Any], Array]
+
+
+NUMPY: Arithmetic[NDArray[Any]] = Arithmetic(
+    mean=lambda x: x.mean(axis=1, keepdims=True),
+    deviation=lambda x: x.std(axis=1, keepdims=True),
+    median=lambda x: np.asarray(np.median(x, axis=1, keepdims=True)),
+    maximum=np.maximum,
+    where=np.where,
+)
 
 _MINUTE_MS = 60_000
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
@@ -79,18 +103,48 @@ def fit_state(kind: NormaliserKind, rows: Mapping[str, NDArray[np.float32]]) -> 
     """
     if kind != "global_robust":
         return {}
-    return {"series": {name: _robust(name, values) for name, values in rows.items()}}
+    return {"series": {name: _fitted(name, values) for name, values in rows.items()}}
 
 
-def _robust(name: str, values: NDArray[np.float32]) -> dict[str, list[float]]:
+def location_and_width(
+    context: Array, kind: NormaliserKind, floor: Floor, of: Arithmetic[Array]
+) -> tuple[Array, Array]:
+    """Where the columns of contexts (B, C, F) in float64 lie and how wide they are, (B, 1, F), for a window kind."""
+    location, width = _zscore(context, of) if kind == "window_zscore" else _robust(context, of)
+    return location, floored(location, width, kind, floor, of)
+
+
+def floored(
+    location: Array, width: Array, kind: NormaliserKind, floor: Floor, of: Arithmetic[Array]
+) -> Array:
+    """Widths above 0, also of columns that do not move."""
+    if floor == "upstream" and kind == "window_zscore":
+        widened: Array = width + _UPSTREAM_EPSILON
+        return widened
+    least: Array = of.maximum(width, abs(location) * _RELATIVE_FLOOR)
+    if floor == "upstream":
+        clipped: Array = least.clip(min=_UPSTREAM_FLOOR)
+        return clipped
+    return of.where(least > 0, least, _EMPTY_WIDTH)
+
+
+def _zscore(context: Array, of: Arithmetic[Array]) -> tuple[Array, Array]:
+    return of.mean(context), of.deviation(context)
+
+
+def _robust(context: Array, of: Arithmetic[Array]) -> tuple[Array, Array]:
+    """Median and scaled MAD; the standard deviation where over half of the values are equal."""
+    median = of.median(context)
+    width = _MAD_TO_STD * of.median(abs(context - median))
+    return median, of.where(width > 0, width, of.deviation(context))
+
+
+def _fitted(name: str, values: NDArray[np.float32]) -> dict[str, list[float]]:
     """Median and scaled MAD of each column, in float64; the standard deviation where the MAD is zero."""
     if len(values) == 0:
         raise DataError(
             f"global_robust needs training rows of every series, found none of {name}; leave the series out, "
             "give it more history, or use window_robust"
         )
-    wide = values.astype(np.float64)
-    location = np.median(wide, axis=0)  # (F,)
-    scale = MAD_TO_STD * np.median(np.abs(wide - location), axis=0)
-    scale = np.where(scale > 0, scale, wide.std(axis=0))
-    return {"location": location.tolist(), "scale": scale.tolist()}
+    location, width = _robust(values.astype(np.float64)[None], NUMPY)
+    return {"location": location[0, 0].tolist(), "scale": width[0, 0].tolist()}

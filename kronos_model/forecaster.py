@@ -101,15 +101,13 @@ class Forecaster:
         config: SamplingConfig,
         seed: int | Sequence[int],
         samples: int | None = None,
-        postprocessed: bool = True,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> Forecast:
         """Continue raw bars (B, C, 6) that open at (B, C) ms over the bars that open at (B, H) ms.
 
         `series` names the rows, for the normaliser. Only the last max_context bars count. A row's paths
         depend on its name, its last open time and the seed (one for all, or one each), not on the other rows.
-        `postprocessed`: the network alone after its location and spread, where they were fitted for these sampling
-        settings; the blend with the references needs their paths too.
+        These are paths as the network draws them; kronos_model.served makes of them what is served.
         """
         _check(features, open_time, future_open_time, series)
         seeds = [seed] * len(series) if isinstance(seed, int) else seed
@@ -135,10 +133,8 @@ class Forecaster:
         raw = self.normaliser.inverse(normalised, scale)
         last_close = torch.stack([one[-1, 3] for one in bars])
         paths, broken = consistent(raw, last_close=last_close)
-        prices = paths.cpu().numpy()
-        if postprocessed and self.postprocess is not None and self.postprocess.suits(config):
-            prices = self.postprocess.alone(prices, last_close.cpu().numpy())
-        return Forecast(paths=prices, violation_rate=broken.double().mean(dim=(1, 2)).cpu().numpy())
+        rate = broken.double().mean(dim=(1, 2))
+        return Forecast(paths=paths.cpu().numpy(), violation_rate=rate.cpu().numpy())
 
     def _sampler(self, precision: Precision) -> PathSampler:
         if precision not in self._samplers:

@@ -13,15 +13,7 @@ import torch
 from torch import Tensor
 
 from kronos_model.errors import DataError
-from kronos_model.features import (
-    EMPTY_WIDTH,
-    MAD_TO_STD,
-    RELATIVE_FLOOR,
-    UPSTREAM_EPSILON,
-    UPSTREAM_FLOOR,
-    Floor,
-    NormaliserKind,
-)
+from kronos_model.features import Arithmetic, Floor, NormaliserKind, floored, location_and_width
 from kronos_model.settings import Positive, settings
 
 __all__ = ["Normaliser", "Scale"]
@@ -85,8 +77,8 @@ class Normaliser:
             return self._recall(context, series)
         # In float64 (MPS has none), so that statistics depend neither on the batch nor on the unit of the numbers.
         wide = (context.cpu() if context.device.type == "mps" else context).double()
-        location, width = _zscore(wide) if self.kind == "window_zscore" else _robust(wide)
-        return Scale(location.to(context), self._floored(width, location).to(context))
+        location, width = location_and_width(wide, self.kind, self.floor, _TORCH)
+        return Scale(location.to(context), width.to(context))
 
     def forward(self, x: Tensor, scale: Scale) -> Tensor:
         """Raw (B, T, F) or (B, S, T, F) to normalised, clipped values of the same shape."""
@@ -107,27 +99,7 @@ class Normaliser:
             )
         location = context.new_tensor([known[name]["location"] for name in series]).unsqueeze(1)  # (B, 1, F)
         scale = context.new_tensor([known[name]["scale"] for name in series]).unsqueeze(1)
-        return Scale(location, self._floored(scale, location))
-
-    def _floored(self, width: Tensor, location: Tensor) -> Tensor:
-        """Widths above 0, also of columns that do not move."""
-        if self.floor == "upstream" and self.kind == "window_zscore":
-            return width + UPSTREAM_EPSILON
-        floored = torch.maximum(width, location.abs() * RELATIVE_FLOOR)
-        if self.floor == "upstream":
-            return floored.clamp_min(UPSTREAM_FLOOR)
-        return torch.where(floored > 0, floored, EMPTY_WIDTH)
-
-
-def _zscore(context: Tensor) -> tuple[Tensor, Tensor]:
-    return context.mean(dim=1, keepdim=True), context.std(dim=1, correction=0, keepdim=True)
-
-
-def _robust(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and scaled MAD; the standard deviation where over half of the values are equal."""
-    median = _median(context)
-    scale = MAD_TO_STD * _median((context - median).abs())
-    return median, torch.where(scale > 0, scale, context.std(dim=1, correction=0, keepdim=True))
+        return Scale(location, floored(location, scale, self.kind, self.floor, _TORCH))
 
 
 def _median(x: Tensor) -> Tensor:
@@ -135,6 +107,15 @@ def _median(x: Tensor) -> Tensor:
     bars = x.shape[1]
     upper_half = x.topk(bars // 2 + 1, dim=1, sorted=False).values  # four times as fast as sorting
     return upper_half.topk(2 - bars % 2, dim=1, largest=False).values.mean(dim=1, keepdim=True)
+
+
+_TORCH: Arithmetic[Tensor] = Arithmetic(
+    mean=lambda x: x.mean(dim=1, keepdim=True),
+    deviation=lambda x: x.std(dim=1, correction=0, keepdim=True),
+    median=_median,
+    maximum=torch.maximum,
+    where=torch.where,
+)
 
 
 def _aligned(scale: Scale, x: Tensor) -> tuple[Tensor, Tensor]:

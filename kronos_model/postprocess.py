@@ -23,10 +23,22 @@ from kronos_model.sampling_config import SamplingConfig
 from kronos_model.settings import Count, Counted, NotNegative, TopP, settings
 from kronos_model.spread import Spread
 
-__all__ = ["NETWORK", "PostProcess", "Spread", "Step", "located", "location_at"]
+__all__ = [
+    "FEWEST_FOR_MEDIAN",
+    "NETWORK",
+    "PostProcess",
+    "Spread",
+    "Step",
+    "located",
+    "location_at",
+    "network_paths",
+]
 
 NETWORK = "network"
 """The member of the pool that is the Kronos pair."""
+FEWEST_FOR_MEDIAN = 16
+"""Paths of the network that its median is taken of where its location is shrunk, however few the pool takes: the median
+of two or three lies on a path, and taking it away would take their spread with it; of sixteen it costs 1 % of it."""
 _VERSION = 1
 _CALIBRATION_VERSION = 2  # of calibration.json, in folders from before post-processing
 _FARTHEST = math.log(1e6)  # no path is moved further than to a millionth or a million times the last close
@@ -124,6 +136,10 @@ class PostProcess:
         """How many of S paths each member gives to the pool."""
         return deal(self.pool, samples)
 
+    def network_paths(self, samples: int) -> int:
+        """How many paths the network draws for a pool of S."""
+        return network_paths(self.deal(samples)[NETWORK], self.location)
+
     def blend(
         self,
         member_paths: Mapping[str, Paths],
@@ -134,10 +150,14 @@ class PostProcess:
         """Paths (B, S, H, F) of the pool, from paths of each member as drawn, after the last closes (B,).
 
         S is `samples`, or as many as the member with the most has; the members give their first ones. The network's
-        median is that of all paths given. A member without weight may be missing.
+        median is that of its first network_paths(S), however many are given, so that the same draws make the same
+        pool wherever it is made. A member without weight may be missing.
         """
-        dealt = self.deal(samples or max(paths.shape[1] for paths in member_paths.values()))
+        samples = samples or max(paths.shape[1] for paths in member_paths.values())
+        dealt = self.deal(samples)
         given = {name: paths for name, paths in member_paths.items() if dealt.get(name)}
+        if NETWORK in given:
+            given[NETWORK] = _first(NETWORK, given[NETWORK], self.network_paths(samples))
         returns = {name: _returns(name, paths, last_close) for name, paths in given.items()}
         if NETWORK in given:
             wanted = self._located(returns[NETWORK])
@@ -207,6 +227,12 @@ class PostProcess:
         return located(returns, location_at(self.location, self.horizon)[: returns.shape[-1]])
 
 
+def network_paths(taken: int, location: tuple[float, ...]) -> int:
+    """How many paths of the network give `taken` of them, and its median where that is moved."""
+    moved = any(share < 1 for share in location)
+    return max(taken, FEWEST_FOR_MEDIAN) if taken and moved else taken
+
+
 def location_at(location: tuple[float, ...], horizon: int) -> Floats:
     """What is left of the median move at each step (H,): linear between the middles of equal stretches."""
     middles = (np.arange(len(location)) + 0.5) * horizon / len(location) - 0.5
@@ -231,6 +257,12 @@ def located(returns: Floats, kept: Floats) -> Floats:
         some = np.sort(returns[:, rows][..., steps], axis=1)
         median[:, 0, steps] = (some[:, (number - 1) // 2] + some[:, number // 2]) / 2
     return np.asarray(returns - (1 - kept) * median)
+
+
+def _first(name: str, paths: Paths, wanted: int) -> Paths:
+    if (found := paths.shape[1]) < wanted:
+        raise ModelError(f"expected {wanted} paths of {name} for the pool, found {found}; draw as many")
+    return paths[:, :wanted]
 
 
 def _column(last_close: NDArray[np.floating[Any]]) -> Floats:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kronos_model.bars_from_closes import bars_along, one_bar_moves, row_generators
 from kronos_model.context import Context, Forecast
-from kronos_model.pool import deal, equal, pooled
+from kronos_model.pool import deal, equal, member_of, pooled
 from kronos_model.volatility import EWMA_DECAY, HAR_LOOKBACK, Garch, HarRv
 
 __all__ = [
@@ -104,14 +104,12 @@ def make_references(
     return made, [f"{name} was left out: {why}" for name, why in missing.items()]
 
 
-def references_pool(context: Context, samples: int, seed: int) -> NDArray[np.float32]:
-    """Paths (B, S, H, F) of the equal pool of the references that the lookback allows.
-
-    Each draws S paths, of which the pool takes the first, so that they are those of each reference alone.
-    """
-    members, _ = make_references(context.features.shape[1], samples=samples, seed=seed)
-    dealt = deal(equal(tuple(members)), samples)
-    return pooled({name: one.forecast(context).paths for name, one in members.items()}, dealt)
+def references_pool(paths: Mapping[str, NDArray[np.float32]]) -> Forecast:
+    """The equal pool of references that drew S paths (B, S, H, F) each, of which it takes the first."""
+    samples = min(drawn.shape[1] for drawn in paths.values())
+    dealt = deal(equal(tuple(paths)), samples)
+    made = pooled(paths, dealt)
+    return Forecast(paths=made, violation_rate=np.zeros(len(made)), member=member_of(dealt))
 
 
 def stretches(restart: NDArray[np.bool_], uniforms: Floats) -> tuple[Floats, NDArray[np.int64]]:

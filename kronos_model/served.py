@@ -18,17 +18,13 @@ from kronos_model.errors import ModelError
 from kronos_model.features import CLOSE, PRICES
 from kronos_model.forecaster import Forecaster
 from kronos_model.normalise import Normaliser
-from kronos_model.pool import deal, equal, member_of, pooled
+from kronos_model.pool import equal, member_of
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import make_references
+from kronos_model.references import make_references, references_pool
 from kronos_model.sampling_config import SamplingConfig
 from kronos_model.served_words import REFERENCES_MODEL
 
-__all__ = ["FEWEST_FOR_MEDIAN", "Known", "Served", "context_of"]
-
-FEWEST_FOR_MEDIAN = 16
-"""Paths of the network that its median is taken of where its location is shrunk, however few the pool takes: the median
-of two or three lies on a path, and taking it away would take their spread with it; of sixteen it costs 1 % of it."""
+__all__ = ["Known", "Served", "context_of"]
 
 Paths = NDArray[np.float32]
 Progress = Callable[[int, int], object]
@@ -144,23 +140,18 @@ class Served:
         """Continue every row by config.samples paths; a row's depend on its name, origin and seed alone.
 
         The references draw as many paths each, as in the evaluation, of which the pool takes the first; the network
-        draws what the pool takes of it, or FEWEST_FOR_MEDIAN. Settings that the post-processing was not fitted for
+        draws what the pool takes of it, and enough for its median. Settings that the post-processing was not fitted for
         give the network as it draws.
         """
         seeds = [seed] * len(context.series) if isinstance(seed, int) else list(seed)
         if self.forecaster is None:
-            return self._by_references(context, config.samples, seeds)
+            return references_pool(_references(tuple(self.weights), context, config.samples, seeds))
         if self.forecaster.prices_only:
             context = _without_volumes(context)
         known = self.applied(config)
         if known is None:
             return _by_network(self.forecaster, context, config, seeds, progress)
         return _blended(self.forecaster, known, context, config, seeds, progress)
-
-    def _by_references(self, context: Context, samples: int, seeds: Sequence[int]) -> Forecast:
-        dealt = deal(self.weights, samples)
-        paths = pooled(_references(dealt, context, samples, seeds), dealt)
-        return Forecast(paths=paths, violation_rate=np.zeros(len(paths)), member=member_of(dealt))
 
 
 def _blended(
@@ -173,25 +164,19 @@ def _blended(
 ) -> Forecast:
     """The pool of network and references."""
     dealt = known.deal(config.samples)
-    references = {name: count for name, count in dealt.items() if name != NETWORK and count}
+    references = [name for name, count in dealt.items() if name != NETWORK and count]
     if references:
         lookback, horizon = context.features.shape[1], context.future_open_time.shape[1]
         known.check_made_for(horizon=horizon, lookback=lookback, interval=known.interval)
     members = _references(references, context, config.samples, seeds)
     broken = np.zeros(len(context.series))
     if count := dealt[NETWORK]:
-        drawn = replace(config, samples=_to_draw(known, count))
+        drawn = replace(config, samples=known.network_paths(config.samples))
         forecast = _by_network(network, context, drawn, seeds, progress)
         members[NETWORK] = forecast.paths
         broken = forecast.violation_rate * count / config.samples
     paths = known.blend(members, context.features[:, -1, CLOSE], samples=config.samples)
     return Forecast(paths=paths, violation_rate=broken, member=member_of(dealt))
-
-
-def _to_draw(known: PostProcess, count: int) -> int:
-    """How many paths of the network give `count` of them, and a median where it is moved."""
-    moved = any(share < 1 for share in known.location)
-    return max(count, FEWEST_FOR_MEDIAN) if moved else count
 
 
 def _by_network(
@@ -205,16 +190,14 @@ def _by_network(
         context.series,
         config=config,
         seed=seeds,
-        postprocessed=False,
         progress=progress,
     )
 
 
 def _references(
-    dealt: Mapping[str, int], context: Context, samples: int, seeds: Sequence[int]
+    names: Sequence[str], context: Context, samples: int, seeds: Sequence[int]
 ) -> dict[str, Paths]:
-    """Paths (B, S, H, F) of each reference that gives any."""
-    names = [name for name, count in dealt.items() if count]
+    """Paths (B, S, H, F) of each of these references."""
     batch, horizon = context.future_open_time.shape
     shape = (batch, samples, horizon, context.features.shape[-1])
     paths = {name: np.empty(shape, np.float32) for name in names}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
+from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, corrected, measure_drift
 from kronos_model.evaluation.stored_scores import score_stored, skill_interval
 from kronos_model.served_words import REFERENCES_MODEL
 from storage.drift_columns import then_and_now, trained_on
@@ -94,19 +94,23 @@ def _drifts(
         return (), ()
     try:
         dataset = under_way.get(champion.night) or trained_on(home, recipe, champion)
-        found = tuple(
-            DriftOf(series=key.name, quantity=quantity, drift=drift)
+        measured = {
+            (key.name, quantity): drift
             for key, quantity, then, now in then_and_now(home, dataset, candles=DRIFT_CANDLES)
             if (drift := measure_drift(then, now))
-        )
+        }
     except StorageError as error:
         return (), (str(error),)
-    return found, tuple(_warning(one, recipe) for one in found if one.drift.drifted)
+    found = tuple(
+        DriftOf(series=series, quantity=quantity, drift=drift)
+        for (series, quantity), drift in zip(measured, corrected(list(measured.values())), strict=True)
+    )
+    return found, tuple(_warning(one, recipe, len(found)) for one in found if one.drift.drifted)
 
 
-def _warning(one: DriftOf, recipe: str) -> str:
+def _warning(one: DriftOf, recipe: str, measured: int) -> str:
     drift = one.drift
-    usual = f"where training itself stays below {drift.usual:.2f}"
+    usual = f"where training itself stays below {drift.usual:.2f}, p {drift.p_value:.1g} after Holm over {measured}"
     found = f"PSI {drift.psi:.2f} {usual}, KS {drift.ks:.2f}, spread x {drift.spread:.2f}, level {drift.shift:+.2f}"
     return (
         f"{one.series}: {one.quantity} drifted since the champion was trained ({found}); train on the newer candles "

@@ -126,14 +126,14 @@ def _over_time(live: Live) -> Table:
 
 
 def _drift(live: Live) -> Table:
-    table = Table("series", "of", "PSI", "usual", "KS", "spread", "level", "")
+    table = Table("series", "of", "PSI", "usual", "p (Holm)", "KS", "spread", "level", "")
     table.title = "Now against the champion's training"
     for one in live.drifts:
         drift = one.drift
         table.add_row(
             one.series,
             one.quantity,
-            *(number(value, 2) for value in (drift.psi, drift.usual, drift.ks)),
+            *(number(value, 2) for value in (drift.psi, drift.usual, drift.p_value, drift.ks)),
             f"x {drift.spread:.2f}",
             f"x {exp(drift.shift):.2f}" if one.quantity == "volume" else "",
             _found(drift),

@@ -14,9 +14,9 @@ from kronos_model.context import Context, Forecast
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.scores import BLENDS, RAW, REFERENCES_POOL, STAGES
 from kronos_model.forecaster import Forecaster
-from kronos_model.pool import deal, equal, member_of, pooled
+from kronos_model.pool import member_of
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import REFERENCES
+from kronos_model.references import REFERENCES, references_pool
 from kronos_model.sampling import SamplingConfig
 
 __all__ = [
@@ -59,9 +59,12 @@ class ModelCompetitor:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How its paths are drawn: as its post-processing was fitted for, or as the evaluation says."""
-        if self.postprocess is not None:
-            return self.postprocess.sampling(self.config.samples)
+        """How its paths are drawn: as its post-processing was fitted for, or as the evaluation says.
+
+        Where the pool needs more of them for the network's median than are scored, so many.
+        """
+        if (known := self.postprocess) is not None:
+            return known.sampling(max(self.config.samples, known.network_paths(self.config.samples)))
         return SamplingConfig(
             temperature=self.config.temperature,
             top_k=self.config.top_k,
@@ -78,7 +81,6 @@ class ModelCompetitor:
             context.series,
             config=self.sampling,
             seed=self.seed,
-            postprocessed=False,
         )
 
 
@@ -117,18 +119,15 @@ def variants(
     """Forecasts by those names, in their order, from what each competitor drew: every path is sampled once."""
     made: dict[str, Forecast] = {}
     for one in competitors:
-        forecast = made[one.name] = drawn[one.name]
+        forecast = made[one.name] = _scored(one, drawn[one.name])
         if postprocess := _postprocess(one):
             if _moves(postprocess):
                 made[one.name] = replace(forecast, paths=postprocess.alone(forecast.paths, last_close))
                 made[one.name + RAW] = forecast
             if one.name in BLENDS:
-                made[BLENDS[one.name]] = _blend(one.name, postprocess, drawn, last_close)
+                made[BLENDS[one.name]] = _blend(one, postprocess, drawn, last_close)
     if references := _references(competitors):
-        dealt = deal(equal(references), drawn[references[0]].paths.shape[1])
-        paths = pooled({name: drawn[name].paths for name in references}, dealt)
-        broken = np.zeros(len(paths))
-        made[REFERENCES_POOL] = Forecast(paths=paths, violation_rate=broken, member=member_of(dealt))
+        made[REFERENCES_POOL] = references_pool({name: drawn[name].paths for name in references})
     return made
 
 
@@ -140,9 +139,9 @@ def stages(
         postprocess = _postprocess(one)
         if one.name == "challenger" and postprocess is not None:
             unscaled = replace(postprocess, spread=None, spread_alone=None)
-            raw = drawn[one.name]
+            raw = _scored(one, drawn[one.name])
             located = replace(raw, paths=unscaled.alone(raw.paths, last_close))
-            blends = (_blend(one.name, each, drawn, last_close) for each in (unscaled, postprocess))
+            blends = (_blend(one, each, drawn, last_close) for each in (unscaled, postprocess))
             return dict(zip(STAGES, (raw, located, *blends), strict=True))
     return {}
 
@@ -154,16 +153,26 @@ def blend_weights(competitors: Sequence[Competitor]) -> dict[str, dict[str, floa
 
 
 def _blend(
-    network: str, postprocess: PostProcess, drawn: Mapping[str, Forecast], last_close: NDArray[np.float64]
+    network: Competitor,
+    postprocess: PostProcess,
+    drawn: Mapping[str, Forecast],
+    last_close: NDArray[np.float64],
 ) -> Forecast:
-    """The pool of a network and the references, of as many paths as the network drew."""
-    members = {name: network if name == NETWORK else name for name in postprocess.members}
+    """The pool of a network and the references, of as many paths as are scored."""
+    members = {name: network.name if name == NETWORK else name for name in postprocess.members}
     paths = {member: drawn[name].paths for member, name in members.items() if name in drawn}
-    samples = drawn[network].paths.shape[1]
+    samples = _scored(network, drawn[network.name]).paths.shape[1]
     dealt = postprocess.deal(samples)
-    broken = drawn[network].violation_rate * dealt[NETWORK] / samples
+    broken = drawn[network.name].violation_rate * dealt[NETWORK] / samples
     blended = postprocess.blend(paths, last_close, samples=samples)
     return Forecast(paths=blended, violation_rate=broken, member=member_of(dealt))
+
+
+def _scored(competitor: Competitor, drawn: Forecast) -> Forecast:
+    """The first paths that a competitor drew, as many as are scored."""
+    if not isinstance(competitor, ModelCompetitor):
+        return drawn
+    return replace(drawn, paths=drawn.paths[:, : competitor.config.samples])
 
 
 def _postprocess(competitor: Competitor) -> PostProcess | None:

@@ -5,16 +5,24 @@ By convention 0.1 is a change and 0.25 a large one, but markets change all the t
 stretch of them differs from the rest. So the yardstick is the same index for as long stretches of training itself, each
 against the rest of it without its neighbours, for the candles of now do not stand next to training either. Only what is
 large and unusual among many such stretches is called drift; with few there is no yardstick, and nothing is.
+
+Where many series and quantities are measured some are unusual by chance: p values are corrected after Holm, as the
+gate's are. A rank among a few dozen stretches knows no p value that would survive that, so they come from Student's t
+of the logarithm of the index, which is skewed.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
+from scipy.stats import t as student
 
-__all__ = ["DRIFT_CANDLES", "FEWEST_STRETCHES", "Drift", "measure_drift"]
+from kronos_model.evaluation.intervals import holm
+
+__all__ = ["DRIFT_CANDLES", "FEWEST_STRETCHES", "Drift", "corrected", "measure_drift"]
 
 DRIFT_CANDLES = 720
 """Newest candles that are compared with training: a month of 1h."""
@@ -26,6 +34,7 @@ _BINS = 10
 _LARGE = 0.25
 _UNUSUAL = 0.95
 _FEWEST = 100  # values: with fewer the index is noise
+_LEAST = 1e-6  # index and deviation of its logarithm: where all stretches are alike
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +46,8 @@ class Drift:
     psi: float
     usual: float | None
     """What 95 % of the stretches of training, and one more like them, stay below; None where they are fewer than 19."""
+    p_value: float | None
+    """How likely so large an index is where nothing has changed, one-sided; None where `usual` is."""
     ks: float
     """Largest distance of the two distribution functions (Kolmogorov and Smirnov), 0 to 1."""
     spread: float
@@ -47,7 +58,9 @@ class Drift:
     @property
     def drifted(self) -> bool:
         """Large, and more than what training itself shows; never where it is not known what that is."""
-        return self.usual is not None and self.psi >= _LARGE and self.psi > self.usual
+        if self.usual is None or self.p_value is None:
+            return False
+        return self.psi >= _LARGE and self.psi > self.usual and self.p_value <= 1 - _UNUSUAL
 
 
 def measure_drift(then: Floats, now: Floats) -> Drift | None:
@@ -59,22 +72,43 @@ def measure_drift(then: Floats, now: Floats) -> Drift | None:
     parts = then[len(then) - count * len(now) :].reshape(count, len(now))
     low, middle, high = np.quantile(then, [0.25, 0.5, 0.75])
     low_now, middle_now, high_now = np.quantile(now, [0.25, 0.5, 0.75])
+    psi, usual = (
+        _index(whole, _counts(edges, now)),
+        _of_stretches(whole, [_counts(edges, one) for one in parts]),
+    )
     return Drift(
-        psi=_index(whole, _counts(edges, now)),
-        usual=_usual(whole, [_counts(edges, part) for part in parts]),
+        psi=psi,
+        usual=None if usual is None else usual[math.ceil(_UNUSUAL * (count + 1)) - 1],
+        p_value=None if usual is None else _p_value(psi, usual),
         ks=float(ks_2samp(then, now, method="asymp").statistic),
         spread=float((high_now - low_now) / (high - low)) if high > low else float("nan"),
         shift=float(middle_now - middle),
     )
 
 
-def _usual(whole: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> float | None:
-    """The index that one more stretch stays below at 95 %: the order statistic of rank ceil(0.95 (K + 1)) of K."""
+def corrected(drifts: Sequence[Drift]) -> list[Drift]:
+    """The same drifts, their p values corrected after Holm for all that were measured beside each other."""
+    known = [one.p_value for one in drifts if one.p_value is not None]
+    raised = iter(holm(known))
+    return [one if one.p_value is None else replace(one, p_value=next(raised)) for one in drifts]
+
+
+def _of_stretches(whole: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> list[float] | None:
+    """Ascending, the index of each of K stretches of training; none where they are few.
+
+    One more like them stays below the one of rank ceil(0.95 (K + 1)) at 95 %.
+    """
     if len(parts) < FEWEST_STRETCHES:
         return None
     around = (sum(parts[max(0, at - 1) : at + 2]) for at in range(len(parts)))
-    found = sorted(_index(whole - near, part) for near, part in zip(around, parts, strict=True))
-    return found[math.ceil(_UNUSUAL * (len(parts) + 1)) - 1]
+    return sorted(_index(whole - near, part) for near, part in zip(around, parts, strict=True))
+
+
+def _p_value(index: float, usual: Sequence[float]) -> float:
+    """Of one more draw from what the logarithms of K indices are drawn from, by Student's t of K - 1 degrees."""
+    known = np.log(np.maximum(usual, _LEAST))
+    deviation = max(float(known.std(ddof=1)), _LEAST) * math.sqrt(1 + 1 / len(known))
+    return float(student.sf((math.log(max(index, _LEAST)) - known.mean()) / deviation, len(known) - 1))
 
 
 def _counts(edges: Floats, values: Floats) -> NDArray[np.int64]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from kronos_model.errors import DataError, ModelError
 from kronos_model.evaluation.fit_location import fit_location
 from kronos_model.evaluation.fit_weights import Distances, shrunk_weights
-from kronos_model.evaluation.metrics import crps
-from kronos_model.pool import deal, equal, pooled
-from kronos_model.postprocess import NETWORK, PostProcess, Step, located, location_at
+from kronos_model.evaluation.metrics import crps, pool_crps
+from kronos_model.pool import deal, equal, member_of, pooled
+from kronos_model.postprocess import NETWORK, PostProcess, Step, located, location_at, network_paths
 from kronos_model.sampling_config import SamplingConfig
 from kronos_model.spread import FEWEST_PATHS, LEVELS, Spread, fewest_origins
 
@@ -29,6 +29,8 @@ BLOCKS = 8
 """Stretches of origin times: four to fit on and four to try on, and what the jackknife leaves out one by one."""
 SPREAD_TOLERANCE = 0.01
 """Of the CRPS may a spread cost: it buys coverage, and so much is within the noise."""
+
+_BPS = 10_000
 
 Floats = NDArray[np.float64]
 Chosen = NDArray[np.bool_]
@@ -88,11 +90,13 @@ def fit_to_returns(
     validation = validation.of(np.any(realised != 0, axis=1))
     obstacle = _obstacle(validation)
     location, located_step = _fit_location(validation, obstacle)
+    alone = [{NETWORK: 1.0}] * 3
     spread_alone, alone_step = _fit_spread(
-        "spread of the network", validation, [{NETWORK: 1.0}] * 3, location, samples, obstacle
+        "spread of the network", located_step, validation, alone, location, obstacle
     )
     weights, blend_step = _fit_weights(validation, location, obstacle)
-    spread, spread_step = _fit_spread("spread", validation, weights, location, samples, obstacle)
+    former = located_step if blend_step.before is None else blend_step
+    spread, spread_step = _fit_spread("spread", former, validation, weights, location, obstacle)
     return PostProcess(
         horizon=realised.shape[1],
         lookback=lookback,
@@ -224,7 +228,13 @@ def _fit_weights(
         blocks.append(held_out.blocks)
     alone, blended = np.concatenate(before), np.concatenate(after)
     harm = _beyond_doubt(blended - alone, np.concatenate(blocks))
-    step = _step("blend", float(alone.mean()), float(blended.mean()), kept=not harm)
+    step = _step(
+        "blend",
+        float(alone.mean()),
+        float(blended.mean()),
+        kept=not harm,
+        told_before=" (the references alone)",
+    )
     return (fitted if step.kept else [without] * 3), step
 
 
@@ -257,37 +267,48 @@ def _names(validation: _Validation) -> list[str]:
 
 def _fit_spread(
     name: str,
+    former: Step,
     validation: _Validation,
     weights: list[dict[str, float]],
     location: list[tuple[float, ...]],
-    samples: int,
     obstacle: str,
 ) -> tuple[Spread | None, Step]:
-    """Factors of the fan of a pool with these weights, as they and the location were fitted on either half and all."""
+    """Factors of the fan of a pool with these weights, as they and the location were fitted on either half and all.
+
+    What they change is measured on as many paths as will be served, and told from what the former step has left.
+    """
     if obstacle:
         return None, _left_out(name, obstacle)
-    before = after = 0.0
+    change = 0.0
     for pool, shares, (fitted_on, held_out) in zip(weights, location, validation.halves(), strict=False):
-        trial = Spread.fit(_pooled(fitted_on, pool, shares, samples), fitted_on.realised)
-        paths, share = (
-            _pooled(held_out, pool, shares, samples),
-            len(held_out.realised) / len(validation.realised),
-        )
-        before += share * float(crps(paths, held_out.realised).mean())
-        after += share * float(crps(trial.scale(paths), held_out.realised).mean())
-    step = _step(name, before, after, kept=after <= (1 + SPREAD_TOLERANCE) * before)
+        trial = Spread.fit(_pooled(fitted_on, pool, shares)[0], fitted_on.realised)
+        paths, member = _pooled(held_out, pool, shares)
+        scaled, plain = (pool_crps(one, held_out.realised, member) for one in (trial.scale(paths), paths))
+        change += float((scaled - plain).mean()) * len(held_out.realised) / len(validation.realised)
+    before = _left_by(former)
+    step = _step(name, before, before + change, kept=change <= SPREAD_TOLERANCE * before)
     if not step.kept:
         return None, step
-    return Spread.fit(_pooled(validation, weights[-1], location[-1], samples), validation.realised), step
+    return Spread.fit(_pooled(validation, weights[-1], location[-1])[0], validation.realised), step
+
+
+def _left_by(step: Step) -> float:
+    """The CRPS in log return that a step which was tried has left."""
+    found = step.after if step.kept else step.before
+    assert found is not None
+    return found / _BPS
 
 
 def _pooled(
-    validation: _Validation, weights: Mapping[str, float], location: tuple[float, ...], samples: int
-) -> Floats:
-    """Paths (N, S, H) of the pool, as they will be served."""
+    validation: _Validation, weights: Mapping[str, float], location: tuple[float, ...]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Paths (N, S, H) of the pool as they will be served, and which member each (S,) is from."""
     paths = dict(validation.returns)
-    paths[NETWORK] = located(paths[NETWORK], location_at(location, validation.realised.shape[1]))
-    return pooled(paths, deal(weights, samples))
+    dealt = deal(weights, paths[NETWORK].shape[1])
+    if taken := dealt[NETWORK]:
+        drawn = paths[NETWORK][:, : network_paths(taken, location)]
+        paths[NETWORK] = located(drawn, location_at(location, validation.realised.shape[1]))
+    return pooled(paths, dealt), member_of(dealt)
 
 
 def _located_crps(paths: Floats, realised: Floats, shares: tuple[float, ...]) -> Floats:
@@ -296,14 +317,16 @@ def _located_crps(paths: Floats, realised: Floats, shares: tuple[float, ...]) ->
     return np.asarray(crps(moved, realised).mean(axis=1))
 
 
-def _step(name: str, before: float, after: float, *, kept: bool) -> Step:
-    change = f"the CRPS of held-out validation origins from {1e4 * before:.2f} to {1e4 * after:.2f} bps"
+def _step(name: str, before: float, after: float, *, kept: bool, told_before: str = "") -> Step:
+    """From CRPS in log return; `told_before` says of what the first one is."""
+    before, after = _BPS * before, _BPS * after
+    change = f"the CRPS of held-out validation origins from {before:.2f}{told_before} to {after:.2f} bps"
     return Step(
         name=name,
         kept=kept,
         reason=f"it moves {change}" if kept else f"it would move {change}",
-        before=1e4 * before,
-        after=1e4 * after,
+        before=before,
+        after=after,
     )
 
 

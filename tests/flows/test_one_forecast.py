@@ -14,7 +14,7 @@ from kronos_model.context import history_bars
 from kronos_model.features import CLOSE
 from kronos_model.outlook import Outlook
 from kronos_model.postprocess import PostProcess
-from kronos_model.references import references_pool
+from kronos_model.references import make_references, references_pool
 from kronos_model.sampling import SamplingConfig
 from kronos_model.served import context_of
 from service.config import ServiceConfig
@@ -174,7 +174,9 @@ def test_the_references_are_those_of_the_evaluation(told: Told) -> None:
     past = newest_past(
         Lake(told.home.lake), Ledger(told.home.lake), BTC, lookback=LOOKBACK, horizon=HORIZON, history=history
     )
-    close = references_pool(context_of([past]), SAMPLES, SEED)[0, :, :, CLOSE].astype(np.float64)
+    members, _ = make_references(LOOKBACK, samples=SAMPLES, seed=SEED)
+    pool = references_pool({name: one.forecast(context_of([past])).paths for name, one in members.items()})
+    close = pool.paths[0, :, :, CLOSE].astype(np.float64)
     for level in LEVELS:
         expected = np.quantile(close, level, axis=0, method="weibull")
         np.testing.assert_allclose(told.service["fan"]["quantiles"][f"{level:g}"], expected, rtol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, measure_drift
+from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, corrected, measure_drift
 
 
 def _measured(then: np.ndarray, now: np.ndarray) -> Drift:
@@ -93,7 +93,8 @@ def test_without_many_stretches_nothing_ever_drifts_however_large_the_index() ->
         for then in (series[: 9 * DRIFT_CANDLES], series[: 4 * DRIFT_CANDLES]):
             drift = _measured(then, series[-DRIFT_CANDLES // 2 :] + rng.normal(0, 0.7))
             large += drift.psi >= 0.25
-            assert drift.drifted == (drift.usual is not None and drift.psi > max(0.25, drift.usual))
+            unusual = drift.p_value is not None and drift.p_value <= 0.05
+            assert drift.drifted == (unusual and drift.psi > max(0.25, drift.usual or 0))
             drift = _measured(then, series[-DRIFT_CANDLES:] + rng.normal(0, 0.7))
             assert drift.usual is None
             assert not drift.drifted
@@ -109,6 +110,32 @@ def test_a_stationary_series_with_a_yardstick_seldom_drifts_and_one_that_moves_d
         found += _measured(then, now + np.log(10)).drifted
     assert alarms <= 3  # 5 % are meant at most
     assert found >= 57  # ten times the volume, in a market whose own months differ by three times
+
+
+def test_of_many_series_that_stay_as_they_were_hardly_ever_one_is_called_drifted() -> None:
+    """Ten series at a time: without the correction some one of them is called drifted every third time."""
+    alarms, uncorrected = 0, 0
+    for seed in range(20):
+        rng, drifts = np.random.default_rng(seed), []
+        for _ in range(10):
+            series = _volumes(rng, 20 * DRIFT_CANDLES + 1_500)
+            drifts.append(_measured(series[: 20 * DRIFT_CANDLES], series[-DRIFT_CANDLES:]))
+        uncorrected += any(one.drifted for one in drifts)
+        alarms += any(one.drifted for one in corrected(drifts))
+    assert alarms <= 2 < 4 <= uncorrected
+
+
+def test_p_values_are_corrected_after_holm_and_those_without_a_yardstick_are_not_counted() -> None:
+    rng = np.random.default_rng(7)
+    drifts = [_measured(rng.normal(size=2_150), rng.normal(size=100)) for _ in range(3)]
+    unknown = _measured(rng.normal(size=500), rng.normal(size=100))
+    first, second, third = (float(one.p_value or 0) for one in drifts)
+    low, middle, high = sorted((first, second, third))
+    raised = sorted(float(one.p_value or 0) for one in corrected([*drifts, unknown]) if one.usual is not None)
+    expected = [min(1, 3 * low), min(1, max(3 * low, 2 * middle)), min(1, max(3 * low, 2 * middle, high))]
+    assert raised == pytest.approx(expected)
+    assert corrected([unknown]) == [unknown]
+    assert corrected([]) == []
 
 
 def test_what_is_usual_is_the_index_of_a_stretch_against_the_rest_without_its_neighbours() -> None:

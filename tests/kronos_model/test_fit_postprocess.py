@@ -214,6 +214,20 @@ def test_a_blend_covers_what_it_says_and_forecasts_better_than_the_references():
     assert crps(found, realised).mean() < 0.99 * crps(references, realised).mean()
 
 
+@pytest.mark.parametrize("harmful", [False, True])
+def test_each_step_begins_where_the_former_one_ended(harmful):
+    returns, realised, times = market(8, noise=0.3, width=0.7)
+    if harmful:
+        returns[NETWORK][time_blocks(times) % 2 == 1] *= 8
+    post = fitted((returns, realised, times))
+    assert step_of(post, "blend").kept != harmful
+    for former, name in (("location", "spread of the network"), ("blend", "spread")):
+        ended = step_of(post, former)
+        assert step_of(post, name).before == (ended.after if ended.kept else ended.before)
+    told = step_of(post, "blend")
+    assert f"from {told.before:.2f} (the references alone) to {told.after:.2f} bps" in told.reason
+
+
 def test_a_spread_that_would_harm_is_left_out_and_told():
     returns, realised, times = market(11, volatility_error=0.1)
     realised[time_blocks(times) % 2 == 0] *= 5

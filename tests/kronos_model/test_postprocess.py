@@ -12,7 +12,15 @@ from kronos_model.files import model_digest
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
 from kronos_model.pool import deal, pooled
-from kronos_model.postprocess import NETWORK, PostProcess, Spread, Step, located, location_at
+from kronos_model.postprocess import (
+    FEWEST_FOR_MEDIAN,
+    NETWORK,
+    PostProcess,
+    Spread,
+    Step,
+    located,
+    location_at,
+)
 from kronos_model.sampling_config import SamplingConfig
 
 B, S, H = 3, 20, 6
@@ -104,12 +112,27 @@ def test_only_the_network_loses_its_location_and_the_pool_alone_is_scaled():
     origin = found[0, :, 0, 5].astype(int)
     for seed, name in enumerate(MEMBERS[1:], start=2):
         np.testing.assert_array_equal(found[:, origin == seed], members[name][:, : (origin == seed).sum()])
-    moved = located(returns_of(members[NETWORK]), np.zeros(H))
+    moved = located(returns_of(members[NETWORK][:, :FEWEST_FOR_MEDIAN]), np.zeros(H))
     np.testing.assert_allclose(returns_of(found[:, origin == 1]), moved[:, :8], atol=1e-6)
     both = replace(PLAIN, location=(0.0,), spread=WIDE, spread_alone=None).blend(members, LAST)
     np.testing.assert_allclose(returns_of(both), WIDE.scale(returns_of(found)), atol=1e-6)
     order = np.argsort(returns_of(found), axis=1)
     assert (np.diff(np.take_along_axis(returns_of(both), order, axis=1), axis=1) >= 0).all()
+
+
+def test_a_pool_is_the_same_however_many_paths_its_network_has_drawn():
+    found = replace(PLAIN, location=(0.0,), spread=WIDE)
+    members = member_paths(samples=50)
+    for samples, needed in ((2, 16), (S, 16), (45, 18)):
+        assert found.network_paths(samples) == needed
+        few = {**members, NETWORK: members[NETWORK][:, :needed]}
+        np.testing.assert_array_equal(
+            found.blend(members, LAST, samples=samples), found.blend(few, LAST, samples=samples)
+        )
+        with pytest.raises(ModelError, match=f"expected {needed} paths of network for the pool, found 1;"):
+            found.blend({**members, NETWORK: members[NETWORK][:, :1]}, LAST, samples=samples)
+    assert PLAIN.network_paths(S) == 8
+    assert replace(found, weights=(0.0, 0.5, 0.3, 0.2)).network_paths(S) == 0
 
 
 def test_the_network_alone_has_its_own_spread_after_its_location():
@@ -289,23 +312,10 @@ def test_a_calibration_that_cannot_be_read_is_named(tmp_path, wrong):
         PostProcess.load(tmp_path)
 
 
-def test_a_forecaster_serves_the_network_alone_for_the_settings_it_was_fitted_to(tmp_path):
+def test_post_processing_beside_a_predictor_is_loaded_with_it_and_part_of_its_digest(tmp_path):
     pair = scratch_pair(PRESETS["tiny"], tmp_path, seed=3)
     digest = model_digest(pair.predictor)
     post = replace(PLAIN, location=(0.2,), spread_alone=WIDE)
     post.save(pair.predictor)
     assert model_digest(pair.predictor) != digest
-    forecaster = Forecaster.load(pair.tokenizer, pair.predictor)
-    assert forecaster.postprocess == post
-    candles = paths_of(5, samples=24)[:, :, 0]  # (B, C, F)
-    times = np.tile(np.arange(24 + H) * 3_600_000, (B, 1))
-    asked = (candles, times[:, :24], times[:, 24:], ["um:A", "um:B", "um:C"])
-    drawn = forecaster.paths(*asked, config=post.sampling(8), seed=1, postprocessed=False).paths
-    served = forecaster.paths(*asked, config=post.sampling(8), seed=1).paths
-    np.testing.assert_array_equal(served, post.alone(drawn, candles[:, -1, 3]))
-    assert (served != drawn).any()
-    other = replace(post.sampling(8), top_p=1.0)
-    np.testing.assert_array_equal(
-        forecaster.paths(*asked, config=other, seed=1).paths,
-        forecaster.paths(*asked, config=other, seed=1, postprocessed=False).paths,
-    )
+    assert Forecaster.load(pair.tokenizer, pair.predictor).postprocess == post

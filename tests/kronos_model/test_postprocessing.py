@@ -16,7 +16,9 @@ from kronos_model.evaluation.walk_forward import walk_forward
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import REFERENCES, references_pool
+from kronos_model.references import REFERENCES
+from kronos_model.sampling_config import SamplingConfig
+from kronos_model.served import Served
 from kronos_model.spread import Spread
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig
@@ -64,10 +66,13 @@ def made(dataset: WindowDataset, **changes) -> PostProcess:
     return PostProcess(**settings | changes)
 
 
-def walk(dataset: WindowDataset, models: list[ModelCompetitor], kept: list | None = None) -> Scores:
-    baselines, _ = make_baselines(CONFIG, interval_ms=HOUR_MS, lookback=64, history=168, seed=5)
+def walk(
+    dataset: WindowDataset, models: list[ModelCompetitor], kept: list | None = None, **changes
+) -> Scores:
+    config = replace(CONFIG, **changes)
+    baselines, _ = make_baselines(config, interval_ms=HOUR_MS, lookback=64, history=168, seed=5)
     keep = (lambda batch, one: kept.append(one)) if kept is not None else (lambda batch, one: None)
-    return walk_forward(dataset, [*models, *baselines], CONFIG, keep=keep)
+    return walk_forward(dataset, [*models, *baselines], config, keep=keep)
 
 
 def test_it_is_fitted_for_the_windows_of_the_dataset_twice_alike_and_says_what_was_tried(dataset, folder):
@@ -117,8 +122,12 @@ def test_switched_off_no_candidate_is_drawn(dataset, folder):
 
 def test_a_network_is_scored_as_it_draws_alone_and_in_its_pool_from_paths_drawn_once(dataset, folder):
     found, kept = made(dataset), []
-    models = [competitor(folder, dataset, found), competitor(folder, dataset, name="base")]
-    scores = walk(dataset, models, kept)
+    enough = {"samples": 16}  # for the network's median
+    models = [
+        competitor(folder, dataset, found, **enough),
+        competitor(folder, dataset, name="base", **enough),
+    ]
+    scores = walk(dataset, models, kept, **enough)
     assert scores.models[:4] == ("challenger", "challenger_raw", "blend", "base")
     assert scores.models[-1] == "references"
     assert {"last_value", "ewma", "har", "bootstrap"} < set(scores.models)
@@ -129,7 +138,7 @@ def test_a_network_is_scored_as_it_draws_alone_and_in_its_pool_from_paths_drawn_
     np.testing.assert_allclose(paths["challenger"], alone, rtol=1e-6)
     members = {NETWORK: bars["challenger_raw"], **{name: bars[name] for name in REFERENCES}}
     np.testing.assert_allclose(paths["blend"], found.blend(members, last)[..., 3], rtol=1e-6)
-    pool = np.concatenate([paths["ewma"][:, :3], paths["har"][:, :3], paths["bootstrap"][:, :2]], axis=1)
+    pool = np.concatenate([paths["ewma"][:, :6], paths["har"][:, :5], paths["bootstrap"][:, :5]], axis=1)
     np.testing.assert_array_equal(np.sort(paths["references"], axis=1), np.sort(pool, axis=1))
 
 
@@ -164,6 +173,15 @@ def test_the_network_draws_as_its_post_processing_was_fitted(dataset, folder):
     np.testing.assert_array_equal(raw, plain.crps[plain.index("challenger")])
 
 
+def test_few_paths_are_scored_where_the_network_draws_more_for_its_median(dataset, folder):
+    kept: list = []
+    model = competitor(folder, dataset, made(dataset))
+    assert (model.sampling.samples, CONFIG.samples) == (16, 8)
+    walk(dataset, [model], kept)
+    drawn = ("challenger", "challenger_raw", "blend", "ewma", "references")
+    assert [kept[0].paths[name].shape[1] for name in drawn] == [8] * 5
+
+
 def test_the_references_are_those_that_serve(dataset, folder):
     kept: list = []
     seen = []
@@ -172,7 +190,7 @@ def test_the_references_are_those_that_serve(dataset, folder):
         name = "watching"
 
         def forecast(self, context):
-            seen.append(references_pool(context, 8, 5))
+            seen.append(Served.references(64).paths(context, SamplingConfig(samples=8), 5).paths)
             return models[0].forecast(context)
 
     models = [competitor(folder, dataset)]

@@ -29,9 +29,15 @@ def make_context(lookback: int = 80) -> Context:
     )
 
 
+def pool_of(context: Context, seed: int = 7) -> np.ndarray:
+    """What the references that the lookback allows draw, pooled."""
+    members, _ = make_references(context.features.shape[1], samples=S, seed=seed)
+    return references_pool({name: one.forecast(context).paths for name, one in members.items()}).paths
+
+
 def test_the_pool_deals_each_references_own_first_paths_equally():
     context = make_context()
-    found = references_pool(context, S, 7)
+    found = pool_of(context)
     assert found.shape == (B, S, H, 6)
     alone = {
         name: one.forecast(context).paths for name, one in make_references(80, samples=S, seed=7)[0].items()
@@ -40,8 +46,8 @@ def test_the_pool_deals_each_references_own_first_paths_equally():
     for name, count in {"ewma": 4, "har": 3, "bootstrap": 3}.items():
         for path in np.swapaxes(alone[name], 0, 1)[:count]:
             assert any(np.array_equal(path, one) for one in np.swapaxes(found, 0, 1))
-    np.testing.assert_array_equal(found, references_pool(context, S, 7))
-    assert not np.array_equal(found, references_pool(context, S, 8))
+    np.testing.assert_array_equal(found, pool_of(context))
+    assert not np.array_equal(found, pool_of(context, 8))
 
 
 def test_a_series_has_the_same_paths_alone_and_among_others():
@@ -54,7 +60,7 @@ def test_a_series_has_the_same_paths_alone_and_among_others():
         series=context.series[:1],
         history=context.history[:1],
     )
-    np.testing.assert_array_equal(references_pool(first, S, 7), references_pool(context, S, 7)[:1])
+    np.testing.assert_array_equal(pool_of(first), pool_of(context)[:1])
 
 
 def test_har_is_left_out_of_a_short_lookback_and_told():
@@ -63,7 +69,7 @@ def test_har_is_left_out_of_a_short_lookback_and_told():
     assert notes == ["har was left out: it needs a lookback of 64 candles, found 63"]
     assert make_references(HAR_LOOKBACK, samples=S, seed=1)[1] == []
     short = make_context(HAR_LOOKBACK - 1)
-    assert references_pool(short, S, 1).shape == (B, S, H, 6)
+    assert pool_of(short).shape == (B, S, H, 6)
 
 
 def test_garch_comes_where_it_is_named_and_its_library_is_there(monkeypatch):
@@ -91,7 +97,7 @@ def test_the_pool_is_the_same_in_any_unit_of_price(factor):
     bars = context.features.copy()
     bars[..., :4] *= np.float32(factor)
     other = replace(context, features=bars, history=context.history * factor)
-    ours, theirs = references_pool(context, S, 7), references_pool(other, S, 7)
+    ours, theirs = pool_of(context), pool_of(other)
     np.testing.assert_allclose(theirs[..., :4] / factor, ours[..., :4], rtol=1e-3)
 
 
@@ -100,4 +106,4 @@ def test_a_market_that_stands_still_has_paths_that_stand_nearly_still():
     bars = np.broadcast_to(context.features[:, -1:], context.features.shape).copy()
     bars[..., :4] = 100.0
     still = replace(context, features=bars, history=np.full_like(context.history, 100.0))
-    np.testing.assert_allclose(references_pool(still, S, 7)[..., :4], 100.0, rtol=1e-4)
+    np.testing.assert_allclose(pool_of(still)[..., :4], 100.0, rtol=1e-4)

@@ -1,5 +1,6 @@
 """What is served: the pool of a network and the references by the fitted weights, or the references alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,17 +10,18 @@ import pytest
 from kronos_model.config import PRESETS
 from kronos_model.context import Context, Forecast, history_bars
 from kronos_model.errors import ModelError
-from kronos_model.evaluation.competitors import LastValue
+from kronos_model.evaluation.baselines import make_baselines
+from kronos_model.evaluation.competitors import LastValue, ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
-from kronos_model.evaluation.walk_forward import walk_forward
+from kronos_model.evaluation.walk_forward import Forecasts, walk_forward
 from kronos_model.features import CLOSE
 from kronos_model.forecaster import Forecaster
 from kronos_model.hub import scratch_pair, write_metadata
 from kronos_model.normalise import Normaliser
-from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import make_references, references_pool
+from kronos_model.postprocess import FEWEST_FOR_MEDIAN, NETWORK, PostProcess
+from kronos_model.references import make_references
 from kronos_model.sampling_config import SamplingConfig
-from kronos_model.served import FEWEST_FOR_MEDIAN, Served, context_of
+from kronos_model.served import Served, context_of
 from kronos_model.served_words import REFERENCES_MODEL
 from kronos_model.spread import Spread
 from kronos_model.windows import WindowDataset
@@ -93,16 +95,46 @@ class Watching:
         return LastValue().forecast(context)
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], WindowDataset]:
+    def of(lookback: int) -> WindowDataset:
+        root = tmp_path_factory.mktemp("datasets")
+        return WindowDataset.open(
+            build(CANDLES, DatasetConfig(lookback=lookback, horizon=HORIZON), root).path
+        )
+
+    return of
+
+
+@dataclass
+class Walked:
+    """Paths of a walk-forward, of a model by name, and the contexts that belong to them."""
+
+    paths: np.ndarray
+    contexts: list[Context]
+
+
+def walk(dataset: WindowDataset, model: str, competitors: list, *, samples: int) -> Walked:
+    config = EvaluationConfig(origins=5, batch_origins=4, samples=samples, keep_paths=True)
+    history = history_bars(dataset.lookback, HOUR_MS)
+    baselines, _ = make_baselines(
+        config, interval_ms=HOUR_MS, lookback=dataset.lookback, history=history, seed=SEED
+    )
+    watching, kept = Watching(), list[Forecasts]()
+    walk_forward(
+        dataset, [watching, *competitors, *baselines], config, keep=lambda batch, one: kept.append(one)
+    )
+    return Walked(paths=np.concatenate([one.paths[model] for one in kept]), contexts=watching.seen)
+
+
 @pytest.mark.parametrize("lookback", [24, LOOKBACK])
 def test_the_references_of_a_past_are_those_of_a_walk_forward_digit_for_digit(
-    lookback: int, tmp_path: Path
+    lookback: int, dataset: Callable[[int], WindowDataset]
 ) -> None:
-    built = build(CANDLES, DatasetConfig(lookback=lookback, horizon=HORIZON), tmp_path)
-    watching = Watching()
-    walk_forward(WindowDataset.open(built.path), [watching], EvaluationConfig(origins=5, batch_origins=4))
+    walked = walk(dataset(lookback), "references", [], samples=SAMPLES)
+    judged = iter(walked.paths)
     compared = 0
-    for seen in watching.seen:
-        judged = references_pool(seen, SAMPLES, SEED)
+    for seen in walked.contexts:
         for row, name in enumerate(seen.series):
             origin = int(seen.open_time[row, -1])
             end = int((CANDLES[name]["open_time"].dt.epoch("ms") <= origin).sum())
@@ -110,9 +142,35 @@ def test_the_references_of_a_past_are_those_of_a_walk_forward_digit_for_digit(
             np.testing.assert_array_equal(mine.history[0], seen.history[row])
             np.testing.assert_array_equal(mine.features[0], seen.features[row])
             found = Served.references(lookback).paths(mine, SAMPLING, SEED)
-            np.testing.assert_array_equal(found.paths[0], judged[row])
+            np.testing.assert_array_equal(found.paths[0, ..., CLOSE], next(judged))
             compared += 1
     assert compared > 5
+
+
+@pytest.mark.parametrize("samples", [5, FEWEST_FOR_MEDIAN, 50])
+def test_what_is_served_is_what_was_judged_bit_for_bit_at_any_number_of_paths(
+    samples: int,
+    network: Forecaster,
+    dataset: Callable[[int], WindowDataset],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Forecaster.paths
+
+    def first_of_many(
+        self: Forecaster, *others: object, config: SamplingConfig, **options: object
+    ) -> Forecast:
+        """However many are asked for, the same draws: how they are batched changes their last bits."""
+        drawn = whole(self, *others, config=replace(config, samples=64), **options)
+        return replace(drawn, paths=drawn.paths[:, : config.samples])
+
+    monkeypatch.setattr(Forecaster, "paths", first_of_many)
+    one = served(network, POOL)
+    config = EvaluationConfig(samples=samples)
+    challenger = ModelCompetitor(name="challenger", forecaster=one.forecaster, config=config, seed=SEED)
+    walked = walk(dataset(LOOKBACK), "blend", [challenger], samples=samples)
+    asked = SamplingConfig(samples=samples)
+    found = [one.paths(seen, asked, SEED).paths[..., CLOSE] for seen in walked.contexts]
+    np.testing.assert_array_equal(np.concatenate(found), walked.paths)
 
 
 def test_a_served_network_is_its_blend_with_the_references_as_the_evaluation_makes_it(
@@ -250,7 +308,8 @@ def test_an_older_folder_serves_as_it_did(tmp_path: Path, context: Context) -> N
     (pair.predictor / "calibration.json").write_text(told + '"origins": 20, "samples": 6}')
     one = Served.load(pair.tokenizer, pair.predictor, name="champion")
     forecaster = Forecaster.load(pair.tokenizer, pair.predictor)
-    before = forecaster.paths(
+    assert forecaster.postprocess is not None
+    drawn = forecaster.paths(
         context.features,
         context.open_time,
         context.future_open_time,
@@ -258,5 +317,7 @@ def test_an_older_folder_serves_as_it_did(tmp_path: Path, context: Context) -> N
         config=SAMPLING,
         seed=SEED,
     ).paths
-    np.testing.assert_allclose(one.paths(context, SAMPLING, SEED).paths, before, rtol=1e-6)
+    scaled = forecaster.postprocess.alone(drawn, context.features[:, -1, CLOSE])
+    assert (scaled != drawn).any()
+    np.testing.assert_allclose(one.paths(context, SAMPLING, SEED).paths, scaled, rtol=1e-6)
     assert dict(one.weights) == {NETWORK: 1.0}

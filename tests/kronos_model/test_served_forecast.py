@@ -11,8 +11,9 @@ from kronos_model.evaluation.gate import Decision, GatePolicy, judge
 from kronos_model.evaluation.scores import Scores
 from kronos_model.pool import deal, equal, member_of
 from kronos_model.postprocess import NETWORK, PostProcess
-from kronos_model.references import REFERENCES, make_references, references_pool
+from kronos_model.references import REFERENCES, make_references
 from kronos_model.sampling_config import SamplingConfig
+from kronos_model.served import Served
 from tests.support.scores import sampled_scores
 
 FOUR_HOURS_MS = 4 * 3_600_000
@@ -43,7 +44,8 @@ def market(seed: int, *, knows: float) -> Market:
         name: np.concatenate([returns(one.forecast(at).paths, at) for at in contexts])
         for name, one in members.items()
     }
-    pool = np.concatenate([returns(references_pool(at, SAMPLES, 1), at) for at in contexts])
+    serving, asked = Served.references(LOOKBACK), SamplingConfig(samples=SAMPLES)
+    pool = np.concatenate([returns(serving.paths(at, asked, 1).paths, at) for at in contexts])
     sigma = np.concatenate([moves[:, end - 40 : end + 1].std(axis=1) for end in ends])[:, None, None]
     steps = np.arange(1, HORIZON + 1) / HORIZON
     shape = (len(truth), SAMPLES, HORIZON)
