@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+_FAR = 0.1  # in likeness: what is so much less like a mistyped setting than the nearest one is no guess
 _RENAMED = {
     "evaluation.calibrate": "evaluation.postprocess",
     "evaluation.calibration_origins": "evaluation.postprocess_origins",
@@ -82,9 +83,9 @@ class RunConfig:
     interval: str = "1h"
     """Candle interval: 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M (spot also 1s)."""
     start: date | None = None
-    """First day to use, UTC; empty means since the listing."""
+    """First day to use, UTC, such as 2024-06-01; empty means since the listing."""
     end: date | None = None
-    """First day not to use, UTC; empty means up to the latest closed candle."""
+    """First day not to use, UTC, such as 2024-06-01; empty means up to the latest closed candle."""
     seed: Seed = 0
     """Seed of initial weights, sampling order and forecasts."""
     replay: str = ""
@@ -251,10 +252,8 @@ def _parse(knob: Knob, value: Any) -> Any:
     try:
         return TypeAdapter(knob.annotation).validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].rstrip(".")
-        raise ConfigError(
-            f"{knob.path}: expected {knob.kind}, found {value!r} ({reason}); it means: {knob.help}"
-        ) from error
+        remedy = "choose one" if "|" in knob.kind else f"it means: {knob.help}"
+        raise ConfigError(f"{knob.path}: expected {knob.kind}, found {value!r}; {remedy}") from error
 
 
 def _replace(config: Any, parsed: Mapping[str, Any], prefix: str = "") -> Any:
@@ -280,8 +279,16 @@ def _unknown(path: str, known: list[str]) -> str:
     if path in _RENAMED:
         return f"Expected a known setting, found {path!r}, which is called {_RENAMED[path]} now; rename it"
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    best = max((_likeness(path, one) for one in near), default=0.0)
+    near = [one for one in near if _likeness(path, one) > best - _FAR]
     hint = f"did you mean {' or '.join(near)}?" if near else "`kronos recipes NAME` lists them."
     return f"Expected a known setting, found {path!r}; {hint}"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(
+        None, other, one
+    ).ratio()  # in get_close_matches' order: it is not symmetric
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,16 +13,16 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from flows.config import ConfigError, RunConfig
+from flows.config import RunConfig
 from flows.environment import open_home
 from flows.failures import explain
 from flows.forms import RunSettings, SeriesName, Unchanged
 from flows.home_access import with_home
 from flows.ingest import ingest_series
 from flows.nightly import run_night
-from flows.recipes import IntervalName, RecipeName, configure, recipe_of
+from flows.own_nights import SCHEDULER_URL, own_nights
+from flows.recipes import IntervalName, RecipeName, configure
 from flows.run_names import run_name
-from kronos_model.publish_config import repository_names
 from storage.errors import StorageError
 from storage.layout import Home
 from tasks.download import IncompleteIngest
@@ -38,7 +37,6 @@ __all__ = ["IncompleteNights", "each", "night"]
 
 logger = logging.getLogger(__name__)
 
-SCHEDULER_URL = r"^(tcp|tls)://\S+:\d+$"  # of Dask, as it tells it itself
 Workers = Annotated[int, Field(ge=1, le=64)]
 Scheduler = Annotated[str, Field(pattern=SCHEDULER_URL, examples=["tcp://10.0.0.1:8786"])]
 
@@ -76,10 +74,9 @@ def each(
         workers: Nights at a time, each in a process of its own on this machine; more than 1 need the extra dask.
         cluster: Dask scheduler whose workers run the nights instead, such as tcp://10.0.0.1:8786; they share the home.
     """
-    config = configure(recipe, settings, series=series, interval=interval, start=start, end=end)
-    own = {name: value for name, value in (settings or {}).items() if name != "series"}
-    asked: dict[str, Any] = {"interval": interval, "start": start, "end": end, "settings": own or None}
-    nights = _nights(config, asked)
+    config, nights, asked = own_nights(
+        recipe, settings, series=series, interval=interval, start=start, end=end
+    )
     home = open_home()
     return with_home(
         home,
@@ -114,30 +111,6 @@ def night(
 def sentence(error: BaseException) -> str:
     """What went wrong in a night, also where nobody has a remedy for it."""
     return (explain(error) or f"{type(error).__name__}: {error}").rstrip(".")
-
-
-def _nights(config: RunConfig, asked: Mapping[str, Any]) -> tuple[RunConfig, ...]:
-    """The configuration of every series; refused where two of them would publish to one repository."""
-    if len(config.series) == 1 and config.recipe == recipe_of(
-        config.recipe.partition("-")[0], config.series[0]
-    ):
-        raise ConfigError(
-            f"Expected a recipe of several series, found {config.recipe}; `kronos run --recipe {config.recipe}` is "
-            "its night."
-        )
-    nights = tuple(configure(recipe_of(config.recipe, series), **asked) for series in config.series)
-    names = Counter(
-        name
-        for one in nights
-        for name in repository_names(one.publish, one.recipe, [key.symbol for key in one.keys()])  # noqa: SIM118
-    )
-    shared, times = names.most_common(1)[0]
-    if times > 1:
-        raise ConfigError(
-            f"publish: expected {{recipe}} in tokenizer_name and predictor_name, so that every series has its own "
-            f"repositories, found that {times} of them would share {shared!r}; add it."
-        )
-    return nights
 
 
 def _run(

@@ -55,14 +55,15 @@ def open_home(path: str | Path | None = None, *, reads: bool = False) -> Home:
 
     One that is only read is left as it is. Every flow opens one, so from here on the packages' INFO lines are heard,
     also where a worker started the run.
-    Raises StorageError when it cannot be created or written.
+    Raises StorageError for what is no place, and when it cannot be created or written.
     """
     for (
         name
     ) in PACKAGES:  # Prefect attaches its handler to the extra loggers and leaves their level at WARNING
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.INFO)
-    home = Home.at(local_root(str(path or os.environ.get("KRONOS_HOME") or ".kronos")), reads=reads)
+    told = os.environ.get("KRONOS_HOME", ".kronos") if path is None else path
+    home = Home.at(local_root(str(told)), reads=reads)
     refresh(home.root)
     return home
 

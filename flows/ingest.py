@@ -10,11 +10,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from exchange.connect import connected
-from flows.config import ConfigError, RunConfig
+from flows.config import RunConfig
 from flows.environment import open_home
 from flows.forms import Count, RunSettings, SeriesName, Unchanged
 from flows.home_access import with_home
-from flows.recipes import IntervalName, RecipeName, configure
+from flows.recipes import IntervalName, RecipeName, configure, series_of
 from flows.run_names import run_name
 from storage.layout import Home
 from storage.schema import SeriesKey
@@ -53,10 +53,8 @@ def ingest(
         top: So many symbols, by their traded volume of the last 24 hours.
         quote: The quote asset of `top`.
     """
-    if sum(bool(given) for given in (series, symbols, top)) > 1:
-        raise ConfigError("Expected one of series, symbols and top, found several; leave the others out.")
-    chosen = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
-    config = configure(recipe, settings, series=chosen, interval=interval, start=start, end=end)
+    named = series_of(series, symbols, top, market)
+    config = configure(recipe, settings, series=named, interval=interval, start=start, end=end)
     ranked = (market, top, quote.upper()) if top else None
     home = open_home()
     return with_home(

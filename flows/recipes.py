@@ -7,7 +7,7 @@ um:DOGEUSDT. That name is the recipe's wherever one is kept: champion, MLflow's 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from storage.dataset import DatasetConfig
 from storage.errors import StorageError
 from storage.schema import SeriesKey
 
-__all__ = ["RECIPES", "IntervalName", "RecipeName", "configure", "recipe", "recipe_of"]
+__all__ = ["RECIPES", "IntervalName", "RecipeName", "configure", "recipe", "recipe_of", "series_of"]
 
 IntervalName = Literal[
     "1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"
@@ -144,6 +144,19 @@ def _series_of(name: str, text: str) -> str:
         raise ConfigError(
             f"Expected a recipe's name or one with a series such as majors_1h-um-DOGEUSDT, found {name!r}: {error}"
         ) from error
+
+
+def series_of(
+    series: Sequence[str] | None, symbols: Sequence[str] | None, top: int | None, market: str
+) -> list[str] | None:
+    """The series that an ingest was asked for besides its recipe's; None: those, or the `top` of the exchange's.
+
+    Raises ConfigError for more than one of the three.
+    """
+    if sum(bool(given) for given in (series, symbols, top)) > 1:
+        raise ConfigError("Expected one of series, symbols and top, found several; leave the others out.")
+    named = [f"{market}:{symbol}" for symbol in symbols] if symbols else series
+    return list(named) if named else None
 
 
 def _known(name: str) -> str:

@@ -20,6 +20,8 @@ from storage.schema import SeriesKey, validate_candles
 
 __all__ = ["read_candles", "read_folder", "write_candles", "write_table"]
 
+_SHOWN = 3  # files of a folder
+
 
 def read_candles(path: Path, interval: Interval) -> pl.DataFrame:
     """The validated candles of a .csv, .json or .parquet file.
@@ -84,12 +86,23 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in _READERS:
+    suffix, known = path.suffix.lower(), ", ".join(_READERS)
+    if path.is_dir():
         raise CandleError(
-            f"expected a file that ends in {', '.join(_READERS)}, found {path.name}; convert or rename it"
+            f"expected a file that ends in {known}, found the folder {path.resolve()}, {_inside(path)}"
         )
+    if suffix not in _READERS:
+        raise CandleError(f"expected a file that ends in {known}, found {path.name}; convert or rename it")
     return suffix
+
+
+def _inside(folder: Path) -> str:
+    """Which candle files are in a folder, and what to do."""
+    files = sorted(one.name for one in folder.iterdir() if one.suffix.lower() in _READERS and one.is_file())
+    if not files:
+        return "which has no such file; name one"
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return f"which has {', '.join(files[:_SHOWN])}{more}; name one of them"
 
 
 def _key_of(path: Path) -> SeriesKey:

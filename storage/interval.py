@@ -3,6 +3,7 @@
 Fixed intervals are counted from 1970-01-01 UTC, weeks from its first Monday, months by the calendar.
 """
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,16 +46,17 @@ _FIRST_MONDAY = 4 * _DAY  # 1970-01-05; 1970-01-01 was a Thursday
 class Interval:
     """A Binance interval by its name; `1m` is a minute and `1M` a month. Ordered by length.
 
-    An unknown name is a CandleError that lists the known.
+    An unknown name is a CandleError that lists the known and names the one that was meant, such as 1h for 1H or 60m.
     """
 
     name: str
 
     def __post_init__(self) -> None:
         if self.name not in _MILLISECONDS:
-            known = ", ".join(INTERVALS)
+            near = _meant(self.name)
             raise CandleError(
-                f"expected an interval out of {known} (case matters), found {self.name!r}; choose one"
+                f"expected an interval out of {', '.join(INTERVALS)} (case matters), found {self.name!r}; "
+                + (f"did you mean {near}?" if near else "choose one")
             )
 
     @classmethod
@@ -104,6 +106,17 @@ class Interval:
         if (step := self.milliseconds) is None:
             return max(0, _month_index(last_ms) - _month_index(first_ms) + 1)
         return max(0, (last_ms - first_ms) // step + 1)
+
+
+def _meant(text: str) -> str:
+    """The interval of that length, such as 1h for `1H`, `60m` or `1 hour`; empty where there is none."""
+    found = re.fullmatch(r"(\d+)\s*(mo|[smhdw])[a-z]*", text.strip().lower())
+    if found is None:
+        return ""
+    if found[2] == "mo":
+        return _MONTH if found[1] == "1" else ""
+    length = int(found[1]) * (_MILLISECONDS[f"1{found[2]}"] or 0)
+    return next((name for name, known in _MILLISECONDS.items() if known == length), "")
 
 
 def wall_clock_ms() -> int:

@@ -26,14 +26,23 @@ __all__ = ["confirm_turn", "describe", "kept_fresh", "local_root", "refresh", "t
 
 _SAVE_S = 120.0  # what a machine that dies may lose of a training's progress
 _FRESH_S = 60.0
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one letter is a drive of Windows
 
 logger = logging.getLogger(__name__)
 
 
 def local_root(home: str) -> Path:
-    """The folder of a home: itself, or the working copy of an s3:// address below KRONOS_CACHE, begun where missing."""
+    """The folder of a home: itself, or the working copy of an s3:// address below KRONOS_CACHE, begun where missing.
+
+    StorageError for what is neither: an empty text, or another kind of address.
+    """
     url = s3_url(home)
     if url is None:
+        if not home.strip() or _ADDRESS.match(home):
+            raise StorageError(
+                f"expected a folder or s3://bucket/prefix as the home, found {home!r}; correct --home or KRONOS_HOME, "
+                "or leave both out for ./.kronos"
+            )
         return Path(home)
     cache = Path(os.environ.get("KRONOS_CACHE") or "~/.cache/kronos-nightly").expanduser()
     digest = hashlib.sha256(f"{endpoint()} {url}".encode()).hexdigest()[:8]

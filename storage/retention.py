@@ -170,7 +170,7 @@ def _running(job: Path) -> bool:
     """Whether a process holds the job's lock."""
     if not (job / ".lock").exists():
         return False
-    with (job / ".lock").open("a") as file:
+    with (job / ".lock").open("rb") as file:  # who only looks may have nothing to write
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

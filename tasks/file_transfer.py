@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.candle_files import read_candles, write_candles
+import polars as pl
+
+from storage.candle_files import write_candles
 from storage.errors import CandleError
 from storage.lake import Lake
 from storage.layout import Home
@@ -12,15 +14,14 @@ from storage.ledger import Ledger, Source
 from storage.schema import SeriesKey, utc_text
 from tasks.refs import SeriesRef
 
-__all__ = ["export_file", "import_file"]
+__all__ = ["export_file", "import_candles"]
 
 
-def import_file(home: Home, path: Path, key: SeriesKey) -> SeriesRef:
-    """Validate a CSV, JSON or Parquet file and upsert it into the lake."""
+def import_candles(home: Home, candles: pl.DataFrame, key: SeriesKey, *, origin: str) -> SeriesRef:
+    """Upsert validated candles out of the file `origin` into the lake."""
     lake, ledger = Lake(home.lake), Ledger(home.lake)
-    candles = read_candles(path, key.interval)
     with home.writing("import"):
-        result = lake.upsert(key, candles, source=Source(kind="import", detail=path.name, sha256=None))
+        result = lake.upsert(key, candles, source=Source(kind="import", detail=origin, sha256=None))
     span = lake.span(key)
     assert span is not None, "an import of nothing is refused"
     return SeriesRef(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from flows.cli.options import END, SET, START, Chosen, run_options
 from flows.cli.terminal import names, start
+from flows.cli.values import klines_folder
 
 __all__ = ["candles", "export", "import_", "ingest", "verify"]
 
@@ -42,15 +43,18 @@ def ingest(
     context: click.Context, /, chosen: Chosen, symbols: str | None, top: int | None, **ranked: str
 ) -> None:
     """Bring the lake up to date with the exchange: a recipe's series, or others."""
-    start(context.obj, flow=True)
-    from flows.cli.candle_screen import show_ingested
-    from flows.ingest import ingest as flow
-    from tasks.download import IncompleteIngest
+    from flows.recipes import series_of
 
     listed = names(symbols or "")
     if (listed or top) and context.get_parameter_source("recipe") is not ParameterSource.COMMANDLINE:
         # the demo's market is an invention
         chosen = replace(chosen, assignments=("replay=", *chosen.assignments))
+    named = series_of(names(chosen.series or ""), listed, top, ranked["market"])
+    chosen.begin(context.obj, series=named)
+    from flows.cli.candle_screen import show_ingested
+    from flows.ingest import ingest as flow
+    from tasks.download import IncompleteIngest
+
     try:
         show_ingested(chosen.call(context.obj, flow, symbols=listed, top=top, **ranked))
     except IncompleteIngest as error:
@@ -69,12 +73,16 @@ def import_(obj: dict[str, Any], file: Path, series: str, interval: str) -> None
     CSV may be a Binance dump (12 columns, with or without header, ms or us) or have a header with timestamp, open,
     high, low, close, volume and perhaps amount.
     """
+    from storage.candle_files import read_candles
+    from storage.schema import SeriesKey
+
+    key = SeriesKey.parse(series, interval)
+    candles = read_candles(file, key.interval)
     home = start(obj)
     from flows.cli.candle_screen import show_series
-    from storage.schema import SeriesKey
-    from tasks.file_transfer import import_file
+    from tasks.file_transfer import import_candles
 
-    show_series((import_file(home, file, SeriesKey.parse(series, interval)),))
+    show_series((import_candles(home, candles, key, origin=file.name),))
 
 
 @click.command()
@@ -84,7 +92,7 @@ def import_(obj: dict[str, Any], file: Path, series: str, interval: str) -> None
 @START
 @END
 @click.pass_obj
-def export(obj: dict[str, Any], /, file: Path, series: str, interval: str, **days: datetime | None) -> None:
+def export(obj: dict[str, Any], /, file: Path, series: str, interval: str, **days: date | None) -> None:
     """Write candles of the lake to FILE (.csv, .json or .parquet)."""
     home = start(obj, reads=True)
     from flows.cli.screen import lines
@@ -93,7 +101,7 @@ def export(obj: dict[str, Any], /, file: Path, series: str, interval: str, **day
     from tasks.file_transfer import export_file
 
     key = SeriesKey.parse(series, interval)
-    ends = {f"{name}_ms": day_ms(day and day.date()) for name, day in days.items()}
+    ends = {f"{name}_ms": day_ms(day) for name, day in days.items()}
     count = export_file(home, file, key, **ends)
     lines().print(f"{count:,} candles of {key} written to {file}")
 
@@ -123,6 +131,7 @@ def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> No
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample.")
 @click.option(
     "--klines",
+    type=klines_folder,
     metavar="DIR",
     help="Compare with this folder, served by a replay exchange, instead of Binance.",
 )
@@ -136,7 +145,7 @@ def verify(obj: dict[str, Any], /, **options: Any) -> None:
 
     settings: dict[str, Any] = {"replay": "", **parse_assignments(options.pop("assignments"))}
     if klines := options.pop("klines"):
-        settings["replay"] = str(Path(klines).resolve())
+        settings["replay"] = klines
     chosen = names(options.pop("series") or "")
     if not verify_lake(home, chosen, settings=settings, **options):
         sys.exit(1)

@@ -14,6 +14,7 @@ from rich.table import Table
 from exchange.inventory import Inventory, take_inventory
 from flows.cli.screen import candles_table, console, time_text
 from storage.errors import LakeError
+from storage.interval import Interval
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
@@ -143,8 +144,21 @@ def _compare(
 
 
 def _chosen_series(lake: Lake, home: Home, names: Sequence[str], interval: str | None) -> list[SeriesKey]:
-    """The series of the lake, or those of that name and interval. A name that it does not have is a LakeError."""
-    keys = [key for key in lake.series() if interval is None or key.interval.name == interval]
+    """The series of the lake, or those of that name and interval.
+
+    Raises CandleError for what is no interval or no name, LakeError for one that the lake does not have.
+    """
+    wanted = None if interval is None else Interval(interval)
+    for name in names:
+        SeriesKey.parse(name, wanted or "1h")
+    held = lake.series()
+    keys = [key for key in held if wanted is None or key.interval == wanted]
+    if held and not keys:
+        there = ", ".join(str(one) for one in sorted({key.interval for key in held}))
+        raise LakeError(
+            f"Expected candles of {wanted} in {home.lake}, found those of {there}; choose one of these, or bring it "
+            f"with `kronos ingest --interval {wanted}`."
+        )
     if unknown := [name for name in names if name not in {key.name for key in keys}]:
         raise LakeError(
             f"Expected {', '.join(unknown)} in {home.lake}, found none; ingest it first, or choose among "

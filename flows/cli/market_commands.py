@@ -9,6 +9,7 @@ import click
 
 from flows.cli.options import KLINES, PORT, SET
 from flows.cli.terminal import names, start
+from flows.cli.values import klines_folder
 
 __all__ = ["monitor", "replay"]
 
@@ -16,6 +17,7 @@ __all__ = ["monitor", "replay"]
 @click.command()
 @click.option(
     "--klines",
+    type=klines_folder,
     metavar="DIR",
     help="Folder of klines, files named like um_DOGEUSDT_1h.parquet (or csv, json).",
 )
@@ -97,13 +99,15 @@ def monitor(obj: dict[str, Any], /, **options: Any) -> None:
 
     --klines synthetic rehearses it without the internet.
     """
-    home = start(obj)
-    from flows.cli.monitor_screen import watch
     from flows.config import parse_assignments
-    from flows.monitor import watch_config
+    from flows.watching import watch_config
 
     settings: dict[str, Any] = {**parse_assignments(options.pop("assignments"))}
     if klines := options.pop("klines"):
-        settings["replay"] = klines if klines == "synthetic" else str(Path(klines).resolve())
+        settings["replay"] = klines
     config = watch_config(names(options.pop("series")), settings=settings, **options)
+    config.keys()
+    home = start(obj)
+    from flows.cli.monitor_screen import watch
+
     watch(home, config)

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from exchange.monitor_state import MonitorState, SeriesState
-from flows.monitor import WatchConfig
 from flows.site.signals import stop_on_signals
+from flows.watching import WatchConfig
 from storage.layout import Home
 from tasks.monitor import monitor as monitor_task
 from tasks.monitor import rehearsed

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from flows.cli.options import Chosen, run_options
-from flows.cli.terminal import start
 
 __all__ = ["each", "evaluate", "finetune", "forecast", "run"]
 
@@ -19,7 +18,7 @@ def _scheduler(context: click.Context, parameter: click.Parameter, value: str | 
     """An address of a Dask scheduler, as it tells it itself."""
     if value is None:
         return None
-    from flows.each import SCHEDULER_URL
+    from flows.own_nights import SCHEDULER_URL
 
     if not re.search(SCHEDULER_URL, value):
         raise click.BadParameter(f"expected an address such as tcp://10.0.0.1:8786, found {value!r}")
@@ -31,7 +30,7 @@ def _scheduler(context: click.Context, parameter: click.Parameter, value: str | 
 @click.pass_obj
 def run(obj: dict[str, Any], chosen: Chosen) -> None:
     """Run one whole night: download, train, judge, publish, forecast."""
-    home = start(obj, flow=True)
+    home = chosen.begin(obj)
     from flows.cli.night_screen import show_night
     from flows.nightly import nightly
 
@@ -61,7 +60,10 @@ def each(obj: dict[str, Any], chosen: Chosen, workers: int, cluster: str | None)
 
     The model of um:DOGEUSDT out of majors_1h is majors_1h-um-DOGEUSDT for every other command.
     """
-    home = start(obj, flow=True)
+    from flows.own_nights import own_nights
+
+    own_nights(chosen.recipe, **chosen.parameters())
+    home = chosen.begin(obj)
     from flows.cli.night_screen import show_nights
     from flows.each import IncompleteNights
     from flows.each import each as flow
@@ -81,7 +83,7 @@ def each(obj: dict[str, Any], chosen: Chosen, workers: int, cluster: str | None)
 @click.pass_obj
 def finetune(obj: dict[str, Any], chosen: Chosen) -> None:
     """Train both stages on the candles in the lake, without judging."""
-    start(obj, flow=True)
+    chosen.begin(obj)
     from flows.cli.night_screen import show_stages
     from flows.finetune import finetune as flow
 
@@ -93,7 +95,7 @@ def finetune(obj: dict[str, Any], chosen: Chosen) -> None:
 @click.pass_obj
 def evaluate(obj: dict[str, Any], chosen: Chosen) -> None:
     """Score the champion, the base and the last value on the newest test range."""
-    start(obj, flow=True)
+    chosen.begin(obj)
     from flows.cli.night_screen import show_ranking
     from flows.evaluate import evaluate as flow
 
@@ -110,15 +112,16 @@ def evaluate(obj: dict[str, Any], chosen: Chosen) -> None:
 @click.pass_obj
 def forecast(obj: dict[str, Any], chosen: Chosen, export: Path | None) -> None:
     """Forecast the next horizon of every series with the champion, or without one with the references."""
-    home = start(obj, flow=True)
-    from flows.cli.night_screen import show_forecasts
-    from flows.cli.screen import lines
-    from flows.forecast import forecast as flow
     from storage.forecast_files import check_export
-    from tasks.forecast import IncompleteForecast, export_forecasts
 
     if export is not None:
         check_export(export)
+    home = chosen.begin(obj)
+    from flows.cli.night_screen import show_forecasts
+    from flows.cli.screen import lines
+    from flows.forecast import forecast as flow
+    from tasks.forecast import IncompleteForecast, export_forecasts
+
     failed = None
     try:
         forecasts = chosen.call(obj, flow).forecasts

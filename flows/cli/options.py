@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from functools import reduce, wraps
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.terminal import names
+from flows.cli.terminal import names, start
+from flows.cli.values import day, klines_folder
+
+if TYPE_CHECKING:
+    from storage.layout import Home
 
 __all__ = ["END", "KLINES", "PORT", "SET", "START", "Chosen", "run_options"]
 
 PORT = click.IntRange(0, 65_535)
-START = click.option("--start", type=click.DateTime(["%Y-%m-%d"]), help="First day to use, UTC.")
-END = click.option("--end", type=click.DateTime(["%Y-%m-%d"]), help="First day not to use, UTC.")
+START = click.option("--start", type=day, metavar="DAY", help="First day to use, UTC.")
+END = click.option("--end", type=day, metavar="DAY", help="First day not to use, UTC.")
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )
@@ -31,6 +34,7 @@ _SERIES = click.option(
 _INTERVAL = click.option("--interval", help="Another candle interval than the recipe's, e.g. 4h.")
 KLINES = click.option(
     "--klines",
+    type=klines_folder,
     metavar="DIR",
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
 )
@@ -44,35 +48,43 @@ class Chosen:
     assignments: tuple[str, ...]
     series: str | None = None
     interval: str | None = None
-    start: datetime | None = None
-    end: datetime | None = None
+    start: date | None = None
+    end: date | None = None
     klines: str | None = None
 
+    def begin(self, obj: dict[str, Any], *, series: list[str] | None = None) -> Home:
+        """The home, with a Prefect server on its way; what cannot be is told before anything is made or started.
+
+        `series` are those that the flow will take from what the command was asked besides.
+        """
+        self.parameters(series)
+        return start(obj, flow=True)
+
     def call(self, obj: dict[str, Any], flow: Callable[..., Any], **more: Any) -> Any:
-        """Call a flow with it; a typing mistake is told before anything starts."""
-        parameters = self._parameters()
+        """Call a flow with it, once the server answers."""
+        parameters = self.parameters()
         if server := obj["server"]:
             server.wait_until_healthy(threading.Event())
         return flow(self.recipe, **parameters, **_given(more))
 
-    def _parameters(self) -> dict[str, Any]:
+    def parameters(self, series: list[str] | None = None) -> dict[str, Any]:
         """What every flow of a recipe takes. Raises ConfigError or StorageError for what cannot be."""
         from flows.config import parse_assignments
         from flows.recipes import configure
 
         settings: dict[str, Any] = {**parse_assignments(self.assignments)}
         if self.klines:
-            settings["replay"] = str(Path(self.klines).resolve())
+            settings["replay"] = self.klines
         parameters = _given(
             {
-                "series": names(self.series) if self.series else None,
+                "series": None if self.series is None else names(self.series),
                 "interval": self.interval,
-                "start": self.start and self.start.date(),
-                "end": self.end and self.end.date(),
+                "start": self.start,
+                "end": self.end,
                 "settings": settings or None,
             }
         )
-        configure(self.recipe, **parameters)
+        configure(self.recipe, **{**parameters, **_given({"series": series})})
         return parameters
 
 

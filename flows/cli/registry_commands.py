@@ -34,12 +34,13 @@ def recipes(name: str | None) -> None:
 @click.pass_obj
 def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
     """Make the model of any finished night serve, whatever the gate said."""
-    home = start(obj)
-    from flows.cli.recipe_screen import show_history
     from flows.recipes import recipe as known
-    from tasks.promotion import promote_run
 
     known(recipe)
+    home = start(obj)
+    from flows.cli.recipe_screen import show_history
+    from tasks.promotion import promote_run
+
     promote_run(home, recipe, run, reason=reason)
     show_history(home, recipe)
 
@@ -51,12 +52,13 @@ def promote(obj: dict[str, Any], recipe: str, run: str, reason: str) -> None:
 @click.pass_obj
 def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> None:
     """Make an earlier champion serve again: champion.json, MLflow's alias and the Hub's tag in one step."""
-    home = start(obj)
-    from flows.cli.recipe_screen import show_history
     from flows.recipes import recipe as known
-    from tasks.promotion import roll_back
 
     known(recipe)
+    home = start(obj)
+    from flows.cli.recipe_screen import show_history
+    from tasks.promotion import roll_back
+
     roll_back(home, recipe, run, reason=reason)
     show_history(home, recipe)
 
@@ -69,10 +71,11 @@ def rollback(obj: dict[str, Any], recipe: str, run: str | None, reason: str) -> 
 @click.pass_obj
 def scores(obj: dict[str, Any], recipe: str | None, no_update: bool) -> None:
     """Score the live forecasts whose truth has come, show them over time, and say whether the market has drifted."""
-    home = start(obj, reads=no_update)
-    from flows.cli.scores_screen import show_scores
     from flows.recipes import recipe as known
 
     if recipe is not None:
         known(recipe)
+    home = start(obj, reads=True)  # scores of what is due are written all the same, where there is a home
+    from flows.cli.scores_screen import show_scores
+
     show_scores(home, recipe, update=not no_update)

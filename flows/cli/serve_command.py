@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.cli.options import PORT, SET
 from flows.cli.terminal import names, start
+from flows.cli.values import klines_folder
 
 if TYPE_CHECKING:
     from service.follow import Follower
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 @click.option("--follow", is_flag=True, help="Append candles as they close, and show the price now.")
 @click.option(
     "--klines",
+    type=klines_folder,
     metavar="DIR",
     help="With --follow: rehearse on a replay exchange over this folder, or 'synthetic', instead of Binance.",
 )
@@ -53,17 +54,18 @@ def serve(
     KRONOS_SERVE_TOKEN set, only who sends it as a bearer token is answered; it is needed for any address but this
     machine's own.
     """
-    home = start(obj)
     from flows.config import override, parse_assignments
     from service.config import ServiceConfig
-    from service.server import TOKEN_VARIABLE, check_exposure
-    from service.server import serve as answer
-    from storage.object_home import kept_fresh
 
     if klines and not follow:
         raise click.UsageError("--klines needs --follow")
     settings: dict[str, Any] = {**parse_assignments(assignments)}
     config = override(ServiceConfig(recipes=tuple(names(recipes or ""))), settings)
+    home = start(obj)
+    from service.server import TOKEN_VARIABLE, check_exposure
+    from service.server import serve as answer
+    from storage.object_home import kept_fresh
+
     token = os.environ.get(TOKEN_VARIABLE) or None
     check_exposure(host, token)
     with ExitStack() as stack:
@@ -84,6 +86,5 @@ def _follower(home: Home, klines: str | None, speed: float, stack: ExitStack) ->
     keys = Lake(home.lake).series()
     if not keys:
         raise LakeError(f"Expected series to follow in {home.lake}, found none; run `kronos ingest` first.")
-    source = "" if klines is None else klines if klines == "synthetic" else str(Path(klines).resolve())
-    places = stack.enter_context(rehearsed(source, keys, ExchangeConfig(), StreamConfig(), speed=speed))
+    places = stack.enter_context(rehearsed(klines or "", keys, ExchangeConfig(), StreamConfig(), speed=speed))
     return Follower(home, keys, *places)

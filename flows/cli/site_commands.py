@@ -64,16 +64,20 @@ def gc(obj: dict[str, Any], delete: bool, assignments: tuple[str, ...]) -> None:
     What the champions and the predecessors on their records need stays, and so does every candle. `kronos gc --set
     job_days=7` keeps finished jobs for a week; a wrong name lists the others.
     """
-    home = start(obj)
     from flows.cli.site_screen import show_expired
     from flows.config import override, parse_assignments
-    from flows.gc import gc as flow
-    from storage.retention import RetentionPolicy
+    from storage.retention import RetentionPolicy, expired
 
     settings = parse_assignments(assignments)
-    override(RetentionPolicy(), settings)  # a typing mistake is told before anything starts
-    found: Any = flow(delete=delete, settings=settings or None)
-    show_expired(found, home, deleted=delete)
+    policy = override(RetentionPolicy(), settings)  # a typing mistake is told before anything starts
+    home = start(obj, reads=not delete)
+    if not delete:
+        show_expired(expired(home, policy), home, deleted=False)
+        return
+    from flows.gc import gc as flow
+
+    found: Any = flow(delete=True, settings=settings or None)
+    show_expired(found, home, deleted=True)
 
 
 @click.command()
@@ -126,11 +130,11 @@ def worker(obj: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("which", type=click.Choice(["prefect", "mlflow"]))
+@click.argument("which", metavar="UI", type=click.Choice(["prefect", "mlflow"]))
 @click.option("--port", type=PORT, help="Port on 127.0.0.1 [prefect 4200, mlflow 5000].")
 @click.pass_obj
 def ui(obj: dict[str, Any], which: str, port: int | None) -> None:
-    """Open the Prefect or MLflow UI over this home, until Ctrl-C."""
+    """Open the UI of `prefect` or `mlflow` over this home, until Ctrl-C."""
     home = start(obj)
     from flows.site.ui import serve_ui
 

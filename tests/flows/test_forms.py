@@ -10,10 +10,11 @@ from prefect.utilities.schema_tools.validation import validate
 
 from flows.config import ConfigError, config_digest, knobs, override
 from flows.gc import gc
-from flows.monitor import WatchConfig, monitor
+from flows.monitor import monitor
 from flows.nightly import nightly
 from flows.recipes import configure, recipe
 from flows.site import deploy
+from flows.watching import WatchConfig
 from kronos_model.evaluation.config import Baseline
 from storage.retention import RetentionPolicy
 from tests.support.forms import form_fields, form_schema

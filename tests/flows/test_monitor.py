@@ -25,8 +25,9 @@ from exchange.replay import ReplayClock, ReplayExchange, synthetic_market
 from flows.cli.monitor_screen import live_table, view, watch
 from flows.cli.program import cli
 from flows.config import ConfigError
-from flows.monitor import monitor, seconds, watch_config
+from flows.monitor import monitor
 from flows.site.signals import stop_on_signals
+from flows.watching import seconds, watch_config
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger

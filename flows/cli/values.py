@@ -1,0 +1,31 @@
+"""What the text of an option may be, where click has no type for it: told in one sentence before anything starts."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from pathlib import Path
+
+import click
+
+__all__ = ["day", "klines_folder"]
+
+
+def day(text: str) -> date:
+    """`2024-06-01` as a date; BadParameter for anything else."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").date()  # a day has no zone
+    except ValueError as error:
+        raise click.BadParameter(f"expected a day such as 2024-06-01, UTC, found {text!r}") from error
+
+
+def klines_folder(text: str) -> str:
+    """A folder of klines by its whole path, or the word synthetic; BadParameter for anything else."""
+    if text == "synthetic":
+        return text
+    folder = Path(text).expanduser().resolve()
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "none"
+        raise click.BadParameter(
+            f"expected a folder of klines, or the word synthetic, found {found} at {folder}"
+        )
+    return str(folder)
