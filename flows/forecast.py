@@ -16,6 +16,7 @@ from flows.home_access import with_home
 from flows.ingest import ingest_series
 from flows.judge import champion_pair
 from flows.recipes import RecipeName, configure, recipe_of
+from flows.recipes import recipe as known
 from flows.run_names import run_name
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.hub import MadeFor, made_for
@@ -116,6 +117,7 @@ def forecast_series(home: Home, config: RunConfig, model: PairRef | None) -> For
         horizon=shape.horizon,
         seed=config.seed,
         as_judged=_as_judged(config),
+        as_recipe=_as_recipe(config),
     )
     for one in forecasts.forecasts:
         key = "forecast-" + one.series.replace(":", "-").lower()
@@ -126,6 +128,12 @@ def forecast_series(home: Home, config: RunConfig, model: PairRef | None) -> For
 def _as_judged(config: RunConfig) -> bool:
     """Whether nobody asked for other sampling settings than those that the model was judged with."""
     return _drawn(config.forecast) in (_drawn(config.evaluation), _drawn(SamplingConfig()))
+
+
+def _as_recipe(config: RunConfig) -> bool:
+    """Whether nobody asked for another number of paths or another seed than the recipe's."""
+    own = known(config.recipe)
+    return (config.forecast.samples, config.seed) == (own.forecast.samples, own.seed)
 
 
 def _drawn(sampling: SamplingConfig | EvaluationConfig) -> tuple[float, int, float]:

@@ -287,6 +287,14 @@ class LiveScores(OfSeries):
     crps_bps: float | None
     last_value_bps: float | None = Field(description="The CRPS of saying that the price stays.")
     skill: float | None = Field(description="1 - crps / last value; above 0 is better.")
+    skill_low: float | None = Field(
+        description="Lower end of the skill's 90 % interval, from a block bootstrap over origins; null where they are "
+        "too few for one."
+    )
+    skill_high: float | None
+    against: str = Field(
+        description="What that interval says of what was served beside the last value, in words."
+    )
     coverage_50: float | None
     coverage_90: float | None
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from kronos_model.evaluation.intervals import against
+from kronos_model.evaluation.stored_scores import skill_interval
 from kronos_model.served_words import REFERENCES_MODEL
 from service.candle_cache import CandleCache
 from service.champion_models import ChampionModels
@@ -17,7 +19,7 @@ from service.schemas import Fan, LiveScores, NightScores, PastForecast
 from storage.forecasts import ForecastStore, StoredForecast
 from storage.layout import Home
 from storage.schema import SeriesKey
-from storage.scoreboard import Scoreboard, live_record
+from storage.scoreboard import Record, Scoreboard, live_record, summed
 
 __all__ = ["history", "night_scores"]
 
@@ -75,9 +77,24 @@ def night_scores(board: Scoreboard, champion_models: ChampionModels, recipe: str
         verdict=summary["verdict"],
         reasons=summary["reasons"],
         leaderboard=summary["leaderboard"],
-        live=[
-            LiveScores(symbol=key.name, interval=key.interval.name, **asdict(one))
-            for key, one in live_record(board, summary["recipe"], otherwise={REFERENCES_MODEL}).series.items()
-        ],
+        live=_live(live_record(board, summary["recipe"], otherwise={REFERENCES_MODEL})),
         champion=facts_of(serving) if serving else None,
     )
+
+
+def _live(record: Record) -> list[LiveScores]:
+    """Each series, with the interval of its skill and what follows from that."""
+    found = []
+    for key, one in record.series.items():
+        sums = summed(record.parts[key], key.interval.next(0))
+        low, high = (sums and skill_interval(*sums)) or (None, None)
+        scores = LiveScores(
+            symbol=key.name,
+            interval=key.interval.name,
+            skill_low=low,
+            skill_high=high,
+            against=f"{against(low, high)} the last value",
+            **asdict(one),
+        )
+        found.append(scores)
+    return found

@@ -23,7 +23,10 @@ from storage.interval import Interval, wall_clock_ms
 from storage.parquet import PARQUET_ERRORS, read_parquet, write_parquet
 from storage.schema import SeriesKey, utc_text
 
-__all__ = ["ForecastQuestion", "ForecastStore", "StoredForecast"]
+__all__ = ["AS_ASKED", "ForecastQuestion", "ForecastStore", "StoredForecast"]
+
+AS_ASKED = "-as-asked"
+"""Behind the digest of a model that drew as it was asked, otherwise than judged: no forecast of the champion's."""
 
 _ROWS = "forecast.parquet"
 _PATHS = "paths.parquet"
@@ -50,6 +53,8 @@ class ForecastQuestion:
     sampling: Mapping[str, Any]
     """What decides which paths are drawn: their number, temperature, top-k, top-p, precision."""
     seed: int
+    code: str
+    """Digest of the code that draws: an update of it is another question."""
 
     @property
     def name(self) -> str:

@@ -101,7 +101,7 @@ def read_champion(home: Home, recipe: str) -> Champion | None:
 def write_champion(home: Home, recipe: str, champion: Champion) -> None:
     """Make `champion` serve, atomically, and then note it in the history."""
     settle_history(home, recipe)
-    write_json(_folder(home, recipe) / "champion.json", _fields(champion))
+    write_json(_folder(home, recipe) / "champion.json", _fields(home, champion))
     settle_history(home, recipe)
 
 
@@ -122,7 +122,7 @@ def read_history(home: Home, recipe: str) -> tuple[Change, ...]:
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
-            changes.append(Change(champion=_champion(fields["champion"]), replaced=fields["replaced"]))
+            changes.append(Change(champion=_champion(home, fields["champion"]), replaced=fields["replaced"]))
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(
                 f"Expected a champion in line {number} of {path}, found something else ({error}); restore the file "
@@ -136,7 +136,7 @@ def settle_history(home: Home, recipe: str) -> None:
     settled = _settled(home, recipe)
     if settled != read_history(home, recipe):
         with atomic_path(_folder(home, recipe) / "history.jsonl") as draft:
-            draft.write_text("".join(map(_line, settled)), encoding="utf-8")
+            draft.write_text("".join(_line(home, one) for one in settled), encoding="utf-8")
 
 
 def champions(home: Home, recipe: str) -> tuple[Champion, ...]:
@@ -181,7 +181,7 @@ def read_recorded(home: Home, recipe: str) -> Champion | None:
     if not path.exists():
         return None
     try:
-        return _champion(json.loads(path.read_text()))
+        return _champion(home, json.loads(path.read_text()))
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"Expected a champion record in {path}, found something else ({error}); restore it from a backup or delete "
@@ -223,8 +223,8 @@ def _move(entry: dict[str, Any], names: Sequence[str], written: Path, root: Path
             entry[name] = str(root / Path(value).relative_to(written))
 
 
-def _line(change: Change) -> str:
-    fields = {"replaced": change.replaced, "champion": _fields(change.champion)}
+def _line(home: Home, change: Change) -> str:
+    fields = {"replaced": change.replaced, "champion": _fields(home, change.champion)}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -232,20 +232,24 @@ def _moment(champion: Champion) -> tuple[str, str, str]:
     return (champion.digest, champion.since, champion.by)
 
 
-def _fields(champion: Champion) -> dict[str, Any]:
-    """One generation of predecessors, no more."""
+def _fields(home: Home, champion: Champion) -> dict[str, Any]:
+    """One generation of predecessors, no more; paths in the home relative to it."""
     if champion.previous is not None:
         champion = replace(champion, previous=replace(champion.previous, previous=None))
-    return asdict(champion)
+    fields = asdict(champion)
+    for one in (*fields["published"], *((fields["previous"] or {}).get("published", ()))):
+        if Path(one["path"]).is_relative_to(home.root):
+            one["path"] = str(Path(one["path"]).relative_to(home.root))
+    return fields
 
 
-def _champion(fields: dict[str, Any]) -> Champion:
+def _champion(home: Home, fields: dict[str, Any]) -> Champion:
     """Raises KeyError, TypeError or ValueError when the fields are not a champion's."""
-    previous = fields.pop("previous")
-    reasons, published = tuple(fields.pop("reasons")), tuple(fields.pop("published"))
-    return Champion(
-        **fields, reasons=reasons, published=published, previous=_champion(previous) if previous else None
-    )
+    previous, reasons = fields.pop("previous"), tuple(fields.pop("reasons"))
+    # An absolute path is from before they were relative, or elsewhere.
+    published = tuple({**one, "path": str(home.root / one["path"])} for one in fields.pop("published"))
+    before = _champion(home, previous) if previous else None
+    return Champion(**fields, reasons=reasons, published=published, previous=before)
 
 
 def _folder(home: Home, recipe: str) -> Path:

@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.forecasts import ForecastStore, StoredForecast
+from storage.forecasts import AS_ASKED, ForecastStore, StoredForecast
 from storage.lake import Lake
 from storage.layout import Home
 from storage.locks import ProcessLock
@@ -34,6 +34,7 @@ __all__ = [
     "by_period",
     "live_record",
     "score_due",
+    "summed",
     "tally",
 ]
 
@@ -44,6 +45,8 @@ _PATIENCE_S = 30.0
 _STEPS = ("crps", "last_value", "covered_50", "covered_90")
 SCORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "forecast": pl.String,  # its folder's name
+    "made": pl.Int64,  # ms since 1970; null in scores of an older version, as below
+    "as_recipe": pl.Boolean,  # with the recipe's own number of paths and seed
     "origin": pl.Datetime("ms", "UTC"),  # open time of the last candle that the model saw
     "model_digest": pl.String,
     "estimator": pl.String,  # paths, as the leaderboard scores, or quantiles
@@ -66,6 +69,7 @@ class Tally:
 
     scored: int
     waiting: int
+    """Origins whose truth has not come yet."""
     estimator: str | None = None
     """Of the CRPS of all that were scored: paths or quantiles."""
     apart: int = 0
@@ -79,7 +83,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Standing:
-    """The forecasts of one series whose truth has come, as SCORE_SCHEMA has them, and how many still wait for it."""
+    """The forecasts of a series whose truth has come, as SCORE_SCHEMA has them, and how many origins still wait."""
 
     rows: pl.DataFrame
     waiting: int
@@ -89,12 +93,20 @@ class Standing:
 class Record:
     """How all who ever served a recipe did, while they served and after; by one estimator for all series.
 
-    As soon as a forecast was scored by its paths, only those are counted.
+    As soon as a forecast was scored by its paths, only those are counted. An origin counts once for each model that
+    forecast it: with the recipe's own number of paths and seed, or else as it was first made.
     """
 
     total: Tally
     series: dict[SeriesKey, Tally]
-    rows: pl.DataFrame  # that the numbers are of, of all series, as SCORE_SCHEMA has it
+    parts: dict[SeriesKey, pl.DataFrame]  # that the numbers are of, as SCORE_SCHEMA has it
+    as_asked: int
+    """Forecasts that were drawn otherwise than their model was judged, and are in none of the numbers."""
+
+    @property
+    def rows(self) -> pl.DataFrame:
+        """Those of all series."""
+        return pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *self.parts.values()])
 
 
 class Scoreboard:
@@ -138,7 +150,8 @@ class Scoreboard:
         made |= {str(row[0]): row for row in new}
         self._made[key] = made
         due = [made[one.path.name] for one in left if one.path.name in made]
-        return Standing(rows=_joined(known, due), waiting=len(left) - len(due))
+        waiting = {_asked_of(one) for one in left if one.path.name not in made}
+        return Standing(rows=_joined(known, due), waiting=len(waiting))
 
     def _unscored(self, key: SeriesKey, known: pl.DataFrame) -> list[StoredForecast]:
         return self._store.list(key, skip=set(known["forecast"]))
@@ -170,7 +183,8 @@ class Scoreboard:
             pl.Series(getattr(found, name), dtype=pl.Float64).fill_nan(None).to_list() for name in _STEPS
         )
         origin = datetime.fromtimestamp(one.origin_ms / 1000, UTC)
-        return (one.path.name, origin, one.model_digest, found.estimator, *steps)
+        as_recipe = one.summary.get("as_recipe", True)  # an older version did not write it down
+        return (one.path.name, one.saved_ms, as_recipe, origin, one.model_digest, found.estimator, *steps)
 
     def _read(self, key: SeriesKey) -> pl.DataFrame:
         path = self._path(key)
@@ -189,9 +203,13 @@ class Scoreboard:
 
 def _marked(rows: pl.DataFrame) -> pl.DataFrame:
     """Scores as SCORE_SCHEMA has them; those written before there were two estimators are of quantiles."""
-    if "estimator" not in rows.columns:
-        rows = rows.with_columns(pl.lit("quantiles").alias("estimator"))
-    return rows.select(list(SCORE_SCHEMA))
+    lacking = {"estimator": "quantiles", "made": None, "as_recipe": None}
+    added = [
+        pl.lit(value, SCORE_SCHEMA[name]).alias(name)
+        for name, value in lacking.items()
+        if name not in rows.columns
+    ]
+    return rows.with_columns(added).select(list(SCORE_SCHEMA))
 
 
 def _joined(known: pl.DataFrame, due: Sequence[_Row]) -> pl.DataFrame:
@@ -211,13 +229,33 @@ def live_record(board: Scoreboard, recipe: str, *, otherwise: Collection[str] = 
     models = {one.predictor_digest for one in champions(board.home, recipe)} or set(otherwise)
     found = {key: board.standing(key, models) for key in board.series()}
     found = {key: one for key, one in found.items() if len(one.rows) or one.waiting}
-    rows = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *(one.rows for one in found.values())])
-    estimator = "paths" if (rows["estimator"] == "paths").any() else "quantiles"
+    rows = {key: _each_origin_once(one.rows) for key, one in found.items()}
+    pooled = pl.concat([pl.DataFrame(schema=SCORE_SCHEMA), *rows.values()])
+    estimator = "paths" if (pooled["estimator"] == "paths").any() else "quantiles"
+    asked = [board.standing(key, {model + AS_ASKED for model in models}) for key in board.series()]
     return Record(
-        total=_tally_of(rows, estimator, waiting=sum(one.waiting for one in found.values())),
-        series={key: _tally_of(one.rows, estimator, waiting=one.waiting) for key, one in found.items()},
-        rows=rows.filter(pl.col("estimator") == estimator),
+        total=_tally_of(pooled, estimator, waiting=sum(one.waiting for one in found.values())),
+        series={key: _tally_of(rows[key], estimator, waiting=one.waiting) for key, one in found.items()},
+        parts={key: part.filter(pl.col("estimator") == estimator) for key, part in rows.items()},
+        as_asked=sum(len(one.rows) + one.waiting for one in asked),
     )
+
+
+def _each_origin_once(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of several forecasts of an origin by a model the one with the recipe's own settings, or else the first made."""
+    best = pl.col("estimator"), pl.col("as_recipe").fill_null(value=True).not_(), pl.col("made").fill_null(0)
+    steps = pl.col("crps").list.len().alias("steps")
+    once = (
+        rows.with_columns(steps)
+        .sort(*best, "forecast")
+        .unique(["model_digest", "origin", "steps"], keep="first")
+    )
+    return once.drop("steps").sort("forecast")
+
+
+def _asked_of(one: StoredForecast) -> tuple[Any, ...]:
+    """What several forecasts of one origin by one model share."""
+    return one.model_digest, one.origin_ms, one.summary.get("horizon_end_ms")
 
 
 def _tally_of(rows: pl.DataFrame, estimator: str, *, waiting: int) -> Tally:
@@ -237,6 +275,19 @@ def tally(rows: pl.DataFrame, *, waiting: int = 0, apart: int = 0) -> Tally:
         estimator=rows["estimator"][0],
         **_pooled(rows).row(0, named=True),
     )
+
+
+def summed(rows: pl.DataFrame, candle_ms: int) -> tuple[NDArray[np.int64], Floats, Floats, int] | None:
+    """Origins in ms, CRPS and last value's, each (N,) and summed over steps, and the longest horizon in ms.
+
+    What the interval of a skill is measured from, for candles of that length; None where nothing has a truth.
+    """
+    sums = rows.with_columns(pl.col("crps", "last_value").list.sum(), steps=pl.col("crps").list.len())
+    sums = sums.filter(pl.col("last_value") > 0)
+    if sums.is_empty():
+        return None
+    origins, longest = sums["origin"].dt.epoch("ms").to_numpy(), int(sums["steps"].to_numpy().max())
+    return origins, sums["crps"].to_numpy(), sums["last_value"].to_numpy(), longest * candle_ms
 
 
 def by_period(rows: pl.DataFrame) -> pl.DataFrame:

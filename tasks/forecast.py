@@ -25,13 +25,14 @@ from kronos_model.served import Served, context_of
 from kronos_model.served_words import REFERENCES_MODEL
 from storage.errors import StorageError
 from storage.forecast_files import write_forecasts
-from storage.forecasts import ForecastQuestion, ForecastStore
+from storage.forecasts import AS_ASKED, ForecastQuestion, ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Ledger
 from storage.past import Past, newest_past
 from storage.schema import SeriesKey
 from storage.scoreboard import Scoreboard, score_due
+from tasks.code_digest import code_digest
 from tasks.live_record import Live, live_board
 from tasks.policies import IDEMPOTENT
 from tasks.refs import FailureRef, ForecastRef, ForecastsRef, PairRef
@@ -77,19 +78,22 @@ def forecast(
     horizon: int,
     seed: int,
     as_judged: bool = True,
+    as_recipe: bool = True,
 ) -> ForecastsRef:
     """Forecast all `keys` in one call of the sampler; a forecast that is already stored is not made again.
 
     Without a model the references forecast. `as_judged` draws with the settings that the model's post-processing was
-    fitted for, if it has one, in place of those of `config`. A series that is stale or has a hole in its lookback is
-    left out, with the reason.
+    fitted for, if it has one, in place of those of `config`; `as_recipe` says that the number of paths and the seed
+    are the recipe's own: a record counts that one of several forecasts of one origin. A series that is stale or has a
+    hole in its lookback is left out, with the reason.
     """
     store = ForecastStore(home.forecasts)
     pasts, failures = _pasts(home, keys, lookback, horizon)
     served = _load(model, config, lookback, as_judged=as_judged)
     asked = {past.key: _question(past, served, seed) for past in pasts}
     missing = [past for past in pasts if store.find(asked[past.key]) is None]
-    seconds = _make(home, store, missing, asked, served, seed=seed) if missing else 0.0
+    told = {"as_recipe": as_recipe}
+    seconds = _make(home, store, missing, asked, served, told, seed=seed) if missing else 0.0
     made = {past.key for past in missing}
     return ForecastsRef(
         forecasts=tuple(_reference(home, store, asked[past.key], made=past.key in made) for past in pasts),
@@ -160,8 +164,7 @@ def _load(model: PairRef | None, config: SamplingConfig, lookback: int, *, as_ju
             "for, so the network is served as it draws; leave them out to get what was judged.",
             model.origin,
         )
-    # What was asked for otherwise than judged is no forecast of the champion's: its record leaves it out.
-    asked = "" if as_judged else "-as-asked"
+    asked = "" if as_judged else AS_ASKED
     return _Model(
         served=served,
         sampling=sampling,
@@ -176,10 +179,11 @@ def _make(
     pasts: list[Past],
     asked: Mapping[SeriesKey, ForecastQuestion],
     model: _Model,
+    told: Mapping[str, Any],
     *,
     seed: int,
 ) -> float:
-    """Sample, store and draw; the seconds that sampling took."""
+    """Sample, store with what else is `told`, and draw; the seconds that sampling took."""
     started = time.perf_counter()
     made = model.served.paths(context_of(pasts), model.sampling, seed)
     seconds = time.perf_counter() - started
@@ -192,7 +196,7 @@ def _make(
     for past, paths in zip(pasts, made.paths, strict=True):
         outlook, question = outlook_of(paths, past.last_close), asked[past.key]
         draw_forecast(past, outlook, _figure(home, question))
-        frame, summary = _frame(past, outlook), _summary(past, outlook, model)
+        frame, summary = _frame(past, outlook), {**_summary(past, outlook, model), **told}
         # Last: what is stored is not made again.
         store.save(question, frame, summary, closes=paths[..., CLOSE], member=made.member)
     return seconds
@@ -209,6 +213,7 @@ def _question(past: Past, model: _Model, seed: int) -> ForecastQuestion:
         horizon=len(past.future),
         sampling=_drawn(model),
         seed=seed,
+        code=code_digest(),
     )
 
 
@@ -270,6 +275,8 @@ def _reference(home: Home, store: ForecastStore, question: ForecastQuestion, *, 
         path=str(found.path),
         figure=str(_figure(home, question)),
         origin_ms=question.origin_ms,
-        **{name: found.summary[name] for name in (*told, "expected_return", "volatility", "model")},
+        **{
+            name: found.summary[name] for name in (*told, "expected_return", "volatility", "model", "samples")
+        },
         made=made,
     )

@@ -15,7 +15,7 @@ from storage.drift_columns import then_and_now, trained_on
 from storage.errors import StorageError
 from storage.layout import Home
 from storage.registry import read_champion
-from storage.scoreboard import Record, Scoreboard, live_record
+from storage.scoreboard import Record, Scoreboard, live_record, summed
 
 __all__ = ["DriftOf", "Live", "live_board"]
 
@@ -71,18 +71,8 @@ def live_board(home: Home, recipe: str, *, under_way: Mapping[str, Path] | None 
 
 def _skill_interval(record: Record) -> tuple[float, float] | None:
     """Over all forecasts of the record."""
-    rows = record.rows.with_columns(
-        pl.col("crps", "last_value").list.sum(), steps=pl.col("crps").list.len()
-    ).filter(pl.col("last_value") > 0)
-    if rows.is_empty():
-        return None
-    longest = max(key.interval.next(0) for key in record.series)  # of a candle, in ms
-    return skill_interval(
-        rows["origin"].dt.epoch("ms").to_numpy(),
-        rows["crps"].to_numpy(),
-        rows["last_value"].to_numpy(),
-        horizon_ms=int(rows["steps"].max()) * longest,  # type: ignore[arg-type]
-    )
+    found = summed(record.rows, max((key.interval.next(0) for key in record.series), default=0))
+    return None if found is None else skill_interval(*found)
 
 
 def _drifts(

@@ -146,6 +146,7 @@ class ForecastRef:
     expected_return: float  # over the horizon, as the mean of the paths has it
     volatility: float  # of the log-return over the horizon
     model: str
+    samples: int  # paths
     made: bool  # False when the same forecast was stored before
 
 

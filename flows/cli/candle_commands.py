@@ -138,7 +138,11 @@ def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> No
 @SET
 @click.pass_obj
 def verify(obj: dict[str, Any], /, **options: Any) -> None:
-    """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong."""
+    """Read the lake again, compare a sample with the exchange; exit code 1 when something is wrong.
+
+    The candles are only read. What it asks the exchange is counted in the request budget of the home, where a download
+    has made one and it can be written; on a read-only home it counts alone.
+    """
     home = start(obj, reads=True)
     from flows.cli.candle_screen import verify_lake
     from flows.config import parse_assignments

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["show_forecasts", "show_night", "show_nights", "show_ranking", "show_stages"]
 
 
+_FOR_A_BAND = 19  # paths whose lowest is the 5 % quantile: the r-th of S is at r / (S + 1)
+_ONE_PATH = (
+    "One path has an end and nothing else: a band, a probability and a volatility take more of them, 19 at least for "
+    "5 to 95 % (forecast.samples)."
+)
+_FEW_PATHS = (
+    "{} paths do not reach 5 and 95 %, which takes 19: their lowest and highest are shown (forecast.samples)."
+)
+
+
 def show_night(summary: Mapping[str, Any], home: Home, *, seconds: float) -> None:
     """The whole night, and where to look further."""
     screen = console()
@@ -128,6 +138,8 @@ def _leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _print_forecasts(screen: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """The forecasts, and which of them no network made."""
     screen.print(_forecasts(rows))
+    if few := sorted({row["samples"] for row in rows if 0 < row.get("samples", 0) < _FOR_A_BAND}):
+        screen.print(noted(_ONE_PATH if few == [1] else _FEW_PATHS.format(few[0])))
     plain = [row["series"] for row in rows if row["model"] == REFERENCES_MODEL]
     if plain:
         screen.print(f"{', '.join(plain)} {BY_REFERENCES}.", highlight=False)
@@ -137,15 +149,16 @@ def _forecasts(rows: Sequence[Mapping[str, Any]]) -> Table:
     end = ("until (UTC)", "5 to 95 %", "P(up)", "return", "volatility")
     table = Table("series", "after (UTC)", "close", *end, title="Forecast")
     for row in rows:
+        several = row.get("samples", 0) != 1  # a night of an older version does not say
         table.add_row(
             row["series"],
             time_text(row["origin_ms"]),
             _price(row["last_close"]),
             time_text(row["horizon_end_ms"]),
-            f"{_price(row['close_low'])} to {_price(row['close_high'])}",
-            f"{row['probability_up']:.2f}",
+            f"{_price(row['close_low'])} to {_price(row['close_high'])}" if several else "",
+            f"{row['probability_up']:.2f}" if several else "",
             f"{100 * row['expected_return']:+.2f} %",
-            f"{100 * row['volatility']:.2f} %",
+            f"{100 * row['volatility']:.2f} %" if several else "",
         )
     return table
 

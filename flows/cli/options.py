@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.cli.terminal import names, start
-from flows.cli.values import day, klines_folder
+from flows.cli.values import klines_folder, typed_day
 
 if TYPE_CHECKING:
     from storage.layout import Home
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["END", "KLINES", "PORT", "SET", "START", "Chosen", "run_options"]
 
 PORT = click.IntRange(0, 65_535)
-START = click.option("--start", type=day, metavar="DAY", help="First day to use, UTC.")
-END = click.option("--end", type=day, metavar="DAY", help="First day not to use, UTC.")
+START = click.option("--start", type=typed_day, metavar="DAY", help="First day to use, UTC.")
+END = click.option("--end", type=typed_day, metavar="DAY", help="First day not to use, UTC.")
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
 )

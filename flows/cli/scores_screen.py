@@ -27,6 +27,11 @@ _NO_YARDSTICK = (
     "candles: what is usual is not known there, and nothing is called drift."
 )
 
+_AS_ASKED = (
+    "more forecasts were drawn with another forecast.temperature, top_k or top_p than the champion was judged with: "
+    "they are another model's, and in none of these numbers."
+)
+
 _NUMBERS = ("scored", "waiting", "CRPS bps", "last value", "skill", "cover 50", "cover 90")
 
 
@@ -70,6 +75,8 @@ def _show(recipe: str, live: Live, *, champions: bool) -> None:
         page.print(_over_time(live))
     elif live.record.series:
         page.print("Nothing is due yet: a forecast is scored when its whole horizon is in the lake.")
+    if live.record.as_asked:
+        page.print(noted(f"{live.record.as_asked:,} {_AS_ASKED}"))
     if live.drifts:
         page.print(_drift(live))
         if any(one.drift.usual is None for one in live.drifts):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-__all__ = ["day", "klines_folder"]
+__all__ = ["klines_folder", "typed_day"]
 
 
-def day(text: str) -> date:
+def typed_day(text: str) -> date:
     """`2024-06-01` as a date; BadParameter for anything else."""
     try:
         return datetime.strptime(text, "%Y-%m-%d").date()  # a day has no zone

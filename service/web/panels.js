@@ -138,9 +138,15 @@ function since(live) {
   return [
     row("Live forecasts scored", `${say.count(live.scored)}${live.waiting ? `, ${say.count(live.waiting)} waiting` : ""}`),
     row(`Live CRPS${live.estimator === "quantiles" ? " (of quantiles)" : ""}, last value's`, `${live.crps_bps.toFixed(1)}, ${live.last_value_bps.toFixed(1)}`),
-    row("Live skill", live.skill == null ? "–" : live.skill.toFixed(2)),
+    row("Live skill", live.skill == null ? "–" : skillText(live)),
     row("Live in 90 %", say.plain(live.coverage_90)),
   ];
+}
+
+// The words follow the interval, never the skill alone.
+function skillText(live) {
+  if (live.skill_low == null) return `${live.skill.toFixed(2)}, too few origins for an interval`;
+  return `${live.skill.toFixed(2)}, 90 % interval ${live.skill_low.toFixed(2)} to ${live.skill_high.toFixed(2)}: ${live.against}`;
 }
 
 export function data(state) {

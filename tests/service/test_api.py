@@ -246,6 +246,20 @@ def test_scores_count_the_forecasts_whose_candles_have_come(tmp_path: Path) -> N
     assert (live["symbol"], live["scored"], live["waiting"]) == (BTC.name, 2, 1)
     assert live["coverage_90"] == np.mean((came >= 5) & (came <= 95))
     assert live["last_value_bps"] == pytest.approx(10_000 * np.mean(np.abs(np.log(came / 99))))
+    assert (live["skill_low"], live["skill_high"]) == (None, None), "two origins are too few"
+    assert live["against"] == "cannot be told from the last value"
+
+
+def test_the_live_skill_comes_with_the_interval_that_its_words_follow(tmp_path: Path) -> None:
+    home = make_home(tmp_path)
+    champion = read_champion(home, "demo")
+    assert champion is not None
+    for hours in range(HORIZON + 1, CANDLES - 4, 2):
+        keep_forecast(home, BTC, origin_ms=LAST_MS - hours * HOUR_MS, digest=champion.predictor_digest)
+    with serving(home) as site:
+        (live,) = site.get("/scores").json()["live"]
+    assert live["skill_low"] < live["skill"] < live["skill_high"] < 0, "a fan from 5 to 95 around nothing"
+    assert live["against"] == "is worse than the last value"
 
 
 def test_reading_leaves_a_home_byte_for_byte_as_it_was(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ OTHERS = {
     "horizon": 11,
     "sampling": {"samples": 20, "temperature": 0.9},
     "seed": 1,
+    "code": "11" * 8,
 }
 
 
@@ -147,8 +148,8 @@ def test_a_forecast_is_found_by_its_question_and_by_no_other(tmp_path):
     others = [asked(BTC, JUNE_MS, MODEL, **{name: value}) for name, value in OTHERS.items()]
     others += [asked(BTC, JUNE_MS + HOUR_MS, MODEL), asked(BTC, JUNE_MS, "cd" * 32)]
     others.append(asked(SeriesKey.parse("um:BTCUSDT", "1h"), JUNE_MS, MODEL))
-    assert [store.find(one) for one in others] == [None] * 9
-    assert len({one.name for one in [question, *others]}) == 10
+    assert [store.find(one) for one in others] == [None] * 10
+    assert len({one.name for one in [question, *others]}) == 11
 
 
 def test_another_question_at_the_same_origin_is_kept_beside_the_first(tmp_path):

@@ -10,7 +10,16 @@ import pytest
 from storage import registry
 from storage.errors import LockedError
 from storage.layout import Home
-from storage.registry import changing_champion, read_night, read_nights, write_night
+from storage.registry import (
+    Champion,
+    changing_champion,
+    read_history,
+    read_night,
+    read_nights,
+    read_recorded,
+    write_champion,
+    write_night,
+)
 
 
 def night(root: Path, elsewhere: Path) -> dict[str, Any]:
@@ -92,3 +101,44 @@ def test_while_somebody_changes_a_champion_nobody_else_does(
             pass
     with changing_champion(home, "demo"):
         pass
+
+
+def champion(*paths: Path, previous: Champion | None = None, night: str = "n1") -> Champion:
+    """One that was published into these folders."""
+    return Champion(
+        tokenizer="models/demo/x/tokenizer", tokenizer_digest="cd" * 8, predictor="models/demo/x/predictor",
+        predictor_digest="ab" * 8, night=night, mlflow_run="r", since=f"2024-01-01T00:00:00+00:00 {night}", reasons=(),
+        published=tuple({"name": path.name, "path": str(path)} for path in paths), previous=previous,
+    )  # fmt: skip
+
+
+def test_where_a_champion_was_published_is_found_again_after_its_home_was_moved(tmp_path: Path) -> None:
+    old, new, elsewhere = Home.at(tmp_path / "old"), Home(tmp_path / "new"), tmp_path / "elsewhere"
+    before = champion(old.hub / "one")
+    write_champion(old, "demo", before)
+    now = champion(old.hub / "two", elsewhere, previous=before, night="n2")
+    write_champion(old, "demo", now)
+    assert read_recorded(old, "demo") == now
+    kept = [
+        path.read_text() for path in (old.models / "demo").iterdir() if path.suffix in (".json", ".jsonl")
+    ]
+    assert len(kept) == 2
+    assert all(str(old.root) not in text for text in kept)
+    shutil.copytree(old.root, new.root)
+    found = read_recorded(new, "demo")
+    assert found == champion(new.hub / "two", elsewhere, previous=champion(new.hub / "one"), night="n2")
+    assert [one.champion.published[0]["path"] for one in read_history(new, "demo")] == [
+        str(new.hub / "one"),
+        str(new.hub / "two"),
+    ]
+
+
+def test_a_champion_recorded_with_whole_paths_is_read_as_it_is(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    write_champion(home, "demo", champion(home.hub / "one"))
+    record = home.models / "demo" / "champion.json"
+    told = json.loads(record.read_text())
+    assert told["published"][0]["path"] == "hub/one"
+    told["published"][0]["path"] = str(home.hub / "one")
+    record.write_text(json.dumps(told))
+    assert read_recorded(home, "demo") == champion(home.hub / "one")

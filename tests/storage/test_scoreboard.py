@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from storage.errors import StorageError
-from storage.forecasts import ForecastStore
+from storage.forecasts import AS_ASKED, ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
@@ -74,7 +74,15 @@ def ingest(home: Home, first: int, count: int) -> None:
 
 
 def forecast(
-    home: Home, hour: int, model: str = MODEL, key: SeriesKey = BTC, *, closes: np.ndarray | None = None
+    home: Home,
+    hour: int,
+    model: str = MODEL,
+    key: SeriesKey = BTC,
+    *,
+    closes: np.ndarray | None = None,
+    seed: int = 0,
+    told: dict[str, Any] | None = None,
+    now_ms: int = 0,
 ) -> str:
     """Store a forecast after the candle of that hour; its name."""
     origin = JUNE_MS + hour * HOUR_MS
@@ -83,8 +91,11 @@ def forecast(
     frame = pl.DataFrame(
         {"open_time": times.cast(pl.Datetime("ms", "UTC")), "step": range(1, HORIZON + 1), **columns}
     )
-    store = ForecastStore(home.forecasts)
-    return store.save(asked(key, origin, model), frame, {"last_close": 100.0}, closes=closes).name
+    store, summary = (
+        ForecastStore(home.forecasts, now_ms=lambda: now_ms),
+        {"last_close": 100.0, **(told or {})},
+    )
+    return store.save(asked(key, origin, model, seed=seed), frame, summary, closes=closes).name
 
 
 def test_a_forecast_waits_until_its_whole_horizon_is_in_the_lake(home: Home) -> None:
@@ -281,3 +292,48 @@ def test_the_record_counts_forecasts_of_one_estimator_and_says_how_many_it_leave
     for pooled in (tally, by_period):
         with pytest.raises(ValueError, match="expected scores of one estimator, found paths and quantiles"):
             pooled(mixed)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["computed for who reads", "kept"])
+def test_an_origin_counts_once_with_the_recipes_own_settings_or_else_as_it_was_first_made(
+    home: Home, kept: bool
+) -> None:
+    serve(home)
+    asked_first = forecast(home, 3, seed=1, told={"as_recipe": False}, now_ms=1, closes=PATHS)
+    own = forecast(home, 3, seed=2, told={"as_recipe": True}, now_ms=2, closes=PATHS)
+    made = {
+        forecast(home, 5, seed=seed, told={"as_recipe": False}, now_ms=9 - seed, closes=PATHS): seed
+        for seed in range(4)
+    }
+    waiting = [forecast(home, 90, seed=seed, now_ms=seed) for seed in range(3)]
+    ingest(home, 0, 60)
+    if kept:
+        assert score_due(Scoreboard(home, echo)) == 6
+    record = live_record(Scoreboard(home, echo), "demo")
+    assert (record.total.scored, record.total.waiting, len(waiting)) == (2, 1, 3)
+    first, second = record.rows["forecast"].to_list()
+    assert first == own != asked_first
+    assert made[second] == 3, "the first made"
+
+
+def test_scores_of_an_older_version_are_read_and_count_once(home: Home) -> None:
+    serve(home)
+    for seed in range(3):
+        forecast(home, 3, seed=seed, now_ms=seed)
+    ingest(home, 0, 60)
+    score_due(Scoreboard(home, echo))
+    path = home.forecasts / "scores" / f"{BTC.slug}.parquet"
+    write_parquet(read_parquet(path).drop("made", "as_recipe"), path)
+    assert live_record(Scoreboard(home, echo), "demo").total.scored == 1
+    forecast(home, 5)
+    assert score_due(Scoreboard(home, echo)) == 1
+    assert live_record(Scoreboard(home, echo), "demo").total.scored == 2
+
+
+def test_what_was_drawn_otherwise_than_judged_is_counted_apart(home: Home) -> None:
+    serve(home)
+    for hour, model in ((3, MODEL), (3, MODEL + AS_ASKED), (90, MODEL + AS_ASKED), (5, OTHER + AS_ASKED)):
+        forecast(home, hour, model)
+    ingest(home, 0, 60)
+    record = live_record(Scoreboard(home, echo), "demo")
+    assert (record.total.scored, record.as_asked) == (1, 2)

@@ -73,6 +73,7 @@ def asked(key: SeriesKey, origin_ms: int, model: str, **changed: Any) -> Forecas
         "horizon": 12,
         "sampling": {"samples": 20, "temperature": 1.0},
         "seed": 0,
+        "code": "00" * 8,
         **changed,
     }
     return ForecastQuestion(key=key, origin_ms=origin_ms, model_digest=model, **told)

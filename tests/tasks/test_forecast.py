@@ -292,6 +292,25 @@ def test_how_fast_paths_are_drawn_is_no_other_question(home: Home, pair: PairRef
     assert not any(one.made for one in again.forecasts)
 
 
+def test_an_update_of_the_code_that_draws_is_another_question(
+    home: Home, pair: PairRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(home, pair)
+    assert not any(one.made for one in run(home, pair).forecasts)
+    monkeypatch.setattr("tasks.forecast.code_digest", lambda: "11" * 8)
+    again = run(home, pair)
+    assert all(one.made for one in again.forecasts)
+    facts = json.loads((Path(again.forecasts[0].path) / "summary.json").read_text())
+    assert facts["question"]["code"] == "11" * 8
+
+
+def test_what_was_asked_otherwise_than_the_recipe_says_so_at_rest(home: Home, pair: PairRef) -> None:
+    for as_recipe, seed in ((True, 3), (False, 4)):
+        made = run(home, pair, seed=seed, as_recipe=as_recipe).forecasts[0]
+        assert made.samples == SAMPLES
+        assert ForecastStore(home.forecasts).read(KEYS[0], Path(made.path)).summary["as_recipe"] is as_recipe
+
+
 def test_a_repaired_candle_makes_another_forecast(home: Home, pair: PairRef) -> None:
     run(home, pair)
     changed = CANDLES[KEYS[0]].with_columns(pl.col("volume") * 2)

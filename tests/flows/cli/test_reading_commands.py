@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,11 @@ MAY_IMPORT = {
     "candles": {"polars"},
     "export {out} --series um:DOGEUSDT": SETTINGS,
     "verify --sample 0": SETTINGS,
+    "gc": SETTINGS,
     "scores": {*SETTINGS, "scipy", "scoringrules"},
     "doctor": {"numpy", "polars", "requests", "torch"},
 }
-ON_A_HOME = {"candles", "export {out} --series um:DOGEUSDT", "verify --sample 0", "doctor"}
+ON_A_HOME = {"candles", "export {out} --series um:DOGEUSDT", "verify --sample 0", "doctor", "gc"}
 
 # Root may write anywhere, so what writes below the home is refused by an audit hook.
 RUN = """
@@ -123,14 +125,14 @@ def test_what_only_reads_answers_from_a_home_that_cannot_be_written(typed: str, 
         assert f"{home}cannotbewritten" in re.sub(r"[│\s]+", "", answer.out)
         return
     assert (answer.code, answer.err) == (0, "")
-    assert "900" in answer.out or f"{SERIES}:1h: sound" in answer.out
+    assert typed == "gc" or "900" in answer.out or f"{SERIES}:1h: sound" in answer.out
 
 
 @pytest.mark.parametrize("typed", sorted(ON_A_HOME))
 def test_what_only_reads_makes_no_home(typed: str, tmp_path: Path) -> None:
     answer = Answer(tmp_path / "nowhere", typed)
     assert not (tmp_path / "nowhere").exists()
-    assert answer.code == (0 if typed == "doctor" else 1)
+    assert answer.code == (0 if typed in ("doctor", "gc") else 1)
     assert "Traceback" not in answer.err
 
 
@@ -142,6 +144,31 @@ def test_a_comparison_with_the_exchange_leaves_the_home_as_it_was(home: Path, tm
     assert snapshot(home) == before
     assert answer.code == 0, answer.err
     assert "3 pages and zips of each compared with the exchange: nothing wrong" in answer.out
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read-only"])
+def test_a_comparison_with_the_exchange_writes_the_budget_that_processes_share_and_nothing_else(
+    home: Path, tmp_path: Path, read_only: bool
+) -> None:
+    (tmp_path / "klines").mkdir()
+    Answer(home, f"export {tmp_path}/klines/um_DOGEUSDT_1h.parquet --series {SERIES}")
+    assert Answer(home, f"ingest --klines {tmp_path}/klines --series {SERIES}").code == 0
+    shutil.rmtree(home / "prefect")
+    before = snapshot(home)
+    assert "lake/.budget/um.json" in before
+    answer = Answer(home, f"verify --klines {tmp_path}/klines", read_only=read_only)
+    assert "compared with the exchange: nothing wrong" in answer.out
+    after = snapshot(home)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert read_only or changed
+    assert {name for name in changed if not name.startswith("lake/.budget")} == set()
+    assert not read_only or not changed
+
+
+def test_a_comparison_with_the_exchange_makes_no_home(tmp_path: Path) -> None:
+    answer = Answer(tmp_path / "nowhere", "verify --sample 2")
+    assert answer.code == 1
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_help_of_no_command_imports_what_the_command_needs(tmp_path: Path) -> None:

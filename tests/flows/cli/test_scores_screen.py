@@ -14,7 +14,7 @@ import pytest
 
 from storage.dataset import DatasetConfig
 from storage.errors import LockedError, StorageError
-from storage.forecasts import ForecastStore
+from storage.forecasts import AS_ASKED, ForecastStore
 from storage.lake import Lake
 from storage.layout import Home
 from storage.ledger import Source
@@ -292,3 +292,16 @@ def test_without_a_champion_the_record_is_that_of_the_references(record: Record,
         assert "Live forecasts of the references" in shown
     (line,) = [one for one in terminal("scores").out.splitlines() if "um:DOGEUSDT:1h" in one]
     assert line.replace("│", " ").split()[1:3] == ["1", "0"], line
+
+
+def test_what_was_drawn_otherwise_than_judged_is_said_to_be_in_no_number(
+    record: Record, terminal: Terminal
+) -> None:
+    terminal.home = record.home.root
+    record.forecast(2_000, MODEL + AS_ASKED)
+    shown = " ".join(terminal("scores").out.split())
+    assert "Nobody who served demo has forecast yet" in shown
+    assert "1 more forecasts were drawn with another forecast.temperature, top_k or top_p" in shown
+    record.forecast(2_020)
+    shown = " ".join(terminal("scores").out.split())
+    assert "1 more forecasts were drawn" in shown
