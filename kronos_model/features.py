@@ -65,7 +65,7 @@ class Arithmetic(Generic[Array]):
     deviation: Callable[[Array], Array]
     median: Callable[[Array], Array]
     maximum: Callable[[Array, Array], Array]
-    where: Callable[[Array, Array, Any], Array]
+    where: Callable[[Any, Any, Any], Array]
 
 
 NUMPY: Arithmetic[NDArray[Any]] = Arithmetic(

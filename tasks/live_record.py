@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from kronos_model.evaluation.drift import DRIFT_CANDLES, Drift, corrected, measure_drift
 from kronos_model.evaluation.stored_scores import score_stored, skill_interval
 from kronos_model.served_words import REFERENCES_MODEL
