@@ -65,7 +65,7 @@ class Arithmetic(Generic[Array]):
     deviation: Callable[[Array], Array]
     median: Callable[[Array], Array]
     maximum: Callable[[Array, Array], Array]
-    where: Callable[[Any, Any, Any], Array]
+    where: Callable[[Any, Array, Any], Array]
 
 
 NUMPY: Arithmetic[NDArray[Any]] = Arithmetic(
@@ -121,7 +121,8 @@ def floored(
     if floor == "upstream" and kind == "window_zscore":
         widened: Array = width + _UPSTREAM_EPSILON
         return widened
-    least: Array = of.maximum(width, abs(location) * _RELATIVE_FLOOR)
+    relative: Array = abs(location) * _RELATIVE_FLOOR
+    least = of.maximum(width, relative)
     if floor == "upstream":
         clipped: Array = least.clip(min=_UPSTREAM_FLOOR)
         return clipped
@@ -135,7 +136,7 @@ def _zscore(context: Array, of: Arithmetic[Array]) -> tuple[Array, Array]:
 def _robust(context: Array, of: Arithmetic[Array]) -> tuple[Array, Array]:
     """Median and scaled MAD; the standard deviation where over half of the values are equal."""
     median = of.median(context)
-    width = _MAD_TO_STD * of.median(abs(context - median))
+    width: Array = of.median(abs(context - median)) * _MAD_TO_STD
     return median, of.where(width > 0, width, of.deviation(context))
 
 

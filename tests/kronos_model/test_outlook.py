@@ -7,6 +7,7 @@ import pytest
 
 from kronos_model.features import FEATURES
 from kronos_model.outlook import QUANTILES, Outlook, outlook_of, quantile_label
+from tests.support.quantiles import path_quantiles
 
 LAST = 101.0
 SAMPLES, HORIZON = 7, 3
@@ -42,13 +43,9 @@ def test_every_figure_is_its_formula_written_out(paths: np.ndarray, outlook: Out
 def test_a_quantile_lies_between_its_neighbours_each_path_at_its_rank_of_one_more_than_there_are(
     paths: np.ndarray, outlook: Outlook
 ) -> None:
-    ordered = sorted(float(path[-1][3]) for path in paths)
+    ends = np.array([float(path[-1][3]) for path in paths])
     for level in QUANTILES:
-        place = min(max(level * (SAMPLES + 1) - 1, 0), SAMPLES - 1)
-        low = math.floor(place)
-        high = min(low + 1, SAMPLES - 1)
-        expected = ordered[low] + (place - low) * (ordered[high] - ordered[low])
-        assert outlook.quantile(level)[-1] == pytest.approx(expected, rel=1e-12)
+        assert outlook.quantile(level)[-1] == pytest.approx(path_quantiles(ends, level), rel=1e-12)
 
 
 def test_a_path_that_ends_where_it_began_is_not_up() -> None:

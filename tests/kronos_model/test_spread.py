@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from kronos_model.errors import DataError
 from kronos_model.evaluation.metrics import crps
 from kronos_model.spread import LEVELS, Spread, fewest_origins, order_quantiles, reachable
+from tests.support.quantiles import path_quantiles
 
 N, S, H = 60, 25, 3
 
@@ -35,14 +38,21 @@ def made(*factors: tuple[float, ...]) -> Spread:
 
 
 def covers(samples: np.ndarray, realised: np.ndarray, share: float = 0.9) -> np.ndarray:
-    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2], axis=1, method="weibull")
+    low, high = path_quantiles(samples, [(1 - share) / 2, (1 + share) / 2], axis=1)
     return ((low <= realised) & (realised <= high)).mean(axis=0)
+
+
+def probability_inside(samples: np.ndarray, *, tails: float = math.inf, **_: float) -> float:
+    """Of the 90 % band of paths, that a truth of `draws` lies in it: no truth is drawn, which would be noise."""
+    law = norm if tails == math.inf else student(tails)
+    low, high = order_quantiles(np.sort(samples, axis=1), (0.05, 0.95))
+    return float((law.cdf(high / 0.01) - law.cdf(low / 0.01)).mean())
 
 
 def test_the_rth_of_s_paths_stands_at_r_of_s_plus_one():
     samples = np.sort(np.random.default_rng(1).normal(size=(5, 9, H)), axis=1)
     shares = (0.05, 0.1, 0.25, 0.5, 0.77, 0.9, 0.99)
-    expected = np.quantile(samples, shares, axis=1, method="weibull")
+    expected = path_quantiles(samples, shares, axis=1)
     np.testing.assert_allclose(order_quantiles(samples, shares), expected, atol=1e-12)
     np.testing.assert_array_equal(order_quantiles(samples, (0.1, 0.9)), samples[:, [0, 8]].swapaxes(0, 1))
 
@@ -75,12 +85,21 @@ def test_a_perfect_forecaster_gets_factors_around_one_and_covers_what_it_says_at
 @pytest.mark.parametrize("fitted_at", [20, 30, 100])
 def test_factors_chosen_at_one_number_of_paths_cover_the_same_at_another(planted, fitted_at):
     spread = Spread.fit(*draws(1, count=4000, paths=fitted_at, **planted))
-    covered = []
-    for paths in (20, 30, 100):
-        samples, realised = draws(paths, count=4000, paths=paths, **planted)
-        covered.append(covers(spread.scale(samples), realised).mean())
-    assert np.ptp(covered) < 0.02
-    assert np.abs(np.array(covered) - 0.9).max() < 0.015
+    covered = [
+        probability_inside(spread.scale(draws(paths, count=4000, paths=paths, **planted)[0]), **planted)
+        for paths in (16, 20, 24, 30, 32, 100)
+    ]
+    assert np.ptp(covered[1:]) < 0.01
+    assert covered[0] == pytest.approx(15 / 17 - 0.9 + np.mean(covered[1:]), abs=0.01)  # its outermost paths
+    assert np.abs(np.array(covered[1:]) - 0.9).max() < 0.015
+
+
+@pytest.mark.parametrize("tails", [math.inf, 4])
+@pytest.mark.parametrize("paths", [19, 20, 24, 30, 32, 50, 100])
+def test_a_band_of_paths_like_the_truth_holds_what_it_says_wherever_its_ends_lie_between_two(paths, tails):
+    rng, shape = np.random.default_rng(paths), (10_000, paths, 3)
+    drawn = rng.normal(size=shape) if tails == math.inf else rng.standard_t(tails, shape)
+    assert probability_inside(0.01 * drawn, tails=tails) == pytest.approx(0.9, abs=0.004)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -93,7 +112,7 @@ def test_each_factor_is_the_smallest_that_covers_enough_of_the_steps_around_it(l
         for step in range(max(0, h - 2), min(horizon, h + 3)):
             for n in range(N):
                 shares = [(1 - level) / 2, 0.5, (1 + level) / 2]
-                low, middle, high = np.quantile(samples[n, :, step], shares, method="weibull")
+                low, middle, high = path_quantiles(samples[n, :, step], shares)
                 y = realised[n, step]
                 needed.append((y - middle) / (high - middle) if y > middle else (middle - y) / (middle - low))
         wanted = math.ceil(round(level * (N + 1) * len(needed) / N, 6))

@@ -8,6 +8,7 @@ from kronos_model.context import Forecast
 from kronos_model.evaluation.scores import LEVELS as SHARES
 from kronos_model.evaluation.scoring import Truth, score_paths
 from kronos_model.evaluation.stored_scores import score_closes, score_quantiles, score_stored, skill_interval
+from tests.support.quantiles import path_quantiles
 
 LEVELS = np.arange(1, 20) / 20
 
@@ -105,7 +106,7 @@ def test_stored_paths_score_as_a_naive_loop_over_pairs_does(seed: int) -> None:
         assert found.crps[step] == pytest.approx(miss - apart / 2, rel=1e-6)
         assert found.last_value[step] == pytest.approx(abs(truth), rel=1e-12)
         for name, low, high in (("covered_50", 0.25, 0.75), ("covered_90", 0.05, 0.95)):
-            ends = np.quantile(drawn, [low, high], method="weibull")
+            ends = path_quantiles(drawn, [low, high])
             assert getattr(found, name)[step] == (ends[0] <= truth <= ends[1])
 
 

@@ -23,6 +23,7 @@ from kronos_model.hub import scratch_pair
 from kronos_model.windows import WindowDataset
 from storage.dataset import DatasetConfig
 from tests.support.datasets import HOUR_MS, build, make_candles
+from tests.support.quantiles import path_quantiles
 from tests.support.scores import planted_scores
 
 LOOKBACK, HORIZON = 24, 6
@@ -138,8 +139,7 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             assert scores.mean[0, n, h] == pytest.approx(mean(x), abs=1e-9)
             price = median(path[h] for path in paths)
             assert last * math.exp(scores.median[0, n, h]) == pytest.approx(price, abs=1e-9)
-            ordered = sorted(x)  # of five, the quartiles are midway between the outer two on each side
-            ends = [(ordered[0] + ordered[1]) / 2, (ordered[3] + ordered[4]) / 2]
+            ends = path_quantiles(x, [0.25, 0.75])
             assert scores.covered[half, 0, n, h] == (ends[0] <= y <= ends[1])
             assert scores.width[half, 0, n, h] == pytest.approx(ends[1] - ends[0], abs=1e-9)
             assert scores.crps[1, n, h] == pytest.approx(abs(y), abs=1e-9)
@@ -147,7 +147,7 @@ def test_the_scores_equal_loops_over_the_windows(dataset, scores):
             ratio = mean(path[h] / last for path in paths)
             assert scores.mean_ratio[0, n, h] == pytest.approx(ratio, abs=1e-9)
             assert scores.probability_up[0, n, h] == mean(v > 0 for v in x)
-            low, high = np.quantile(x, [0.05, 0.95], method="weibull")
+            low, high = path_quantiles(x, [0.05, 0.95])
             assert scores.covered[nine, 0, n, h] == (low <= y <= high)
             winkler = high - low + 20 * (max(low - y, 0) + max(y - high, 0))
             assert scores.winkler[nine, 0, n, h] == pytest.approx(winkler, abs=1e-9)
@@ -402,7 +402,7 @@ def test_forecasts_are_handed_over_in_prices_with_every_path_on_request(dataset,
     first = kept[0]
     paths = first.paths["noise"].astype(np.float64)
     ratios = np.log(paths / scores.last_close[:4, None, None])
-    expected = scores.last_close[:4, None] * np.exp(np.quantile(ratios, QUANTILES, axis=1, method="weibull"))
+    expected = scores.last_close[:4, None] * np.exp(path_quantiles(ratios, QUANTILES, axis=1))
     np.testing.assert_allclose(first.quantiles[0].transpose(2, 0, 1), expected, rtol=1e-9)
     np.testing.assert_allclose(first.mean[0], paths.mean(axis=1), rtol=1e-9)
     realised = scores.last_close[:4, None] * np.exp(scores.realised[:4])

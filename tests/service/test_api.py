@@ -20,6 +20,7 @@ from storage.ledger import Source
 from storage.registry import read_champion, write_champion
 from storage.schema import SeriesKey
 from tests.support.candles import HOUR_MS, JUNE_MS, full_candles
+from tests.support.quantiles import path_quantiles
 from tests.support.serving import (
     BLEND,
     BTC,
@@ -72,7 +73,7 @@ def test_a_forecast_has_the_quantiles_of_the_models_own_paths(site: Site, home: 
     found = site.forecast(samples=20, seed=3, quantiles=[0.1, 0.5, 0.9], paths=2)
     close = our_paths(home, seed=3, samples=20)[:, :, 3].astype(np.float64)
     for level in (0.1, 0.5, 0.9):
-        expected = np.quantile(close, level, axis=0, method="weibull")
+        expected = path_quantiles(close, level)
         np.testing.assert_allclose(found["fan"]["quantiles"][f"{level:g}"], expected)
     np.testing.assert_allclose(found["paths"], close[:2])
     assert found["fan"]["open_ms"] == [LAST_MS + HOUR_MS * step for step in range(1, HORIZON + 1)]
@@ -156,7 +157,7 @@ def test_a_champion_from_before_post_processing_serves_as_it_did(tmp_path: Path)
     assert judged["weights"] == plain["weights"] == {"network": 1.0}
     for found, temperature in ((judged, 0.5), (plain, 1.0)):
         close = our_paths(home, seed=0, samples=20, temperature=temperature)[:, :, 3].astype(np.float64)
-        expected = np.quantile(close, 0.9, axis=0, method="weibull")
+        expected = path_quantiles(close, 0.9)
         np.testing.assert_allclose(found["fan"]["quantiles"]["0.9"], expected)
 
 

@@ -29,6 +29,7 @@ from storage.schema import SeriesKey
 from storage.scoreboard import Scoreboard
 from tasks.forecast import IncompleteForecast, complete, export_forecasts, forecast
 from tasks.refs import ForecastsRef, PairRef
+from tests.support.quantiles import path_quantiles
 
 START_MS = int(datetime(2024, 7, 1, tzinfo=UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000
@@ -104,12 +105,8 @@ def test_what_is_stored_is_what_the_sampled_paths_say(home: Home, pair: PairRef)
         assert summary["expected_return"] == pytest.approx(mean_return, rel=1e-9, abs=1e-15)
         for step in range(HORIZON):
             closes = paths[:, step, 3]
-            assert frame["close_q05"][step] == pytest.approx(
-                np.quantile(closes, 0.05, method="weibull"), rel=1e-9
-            )
-            assert frame["close_q95"][step] == pytest.approx(
-                np.quantile(closes, 0.95, method="weibull"), rel=1e-9
-            )
+            assert frame["close_q05"][step] == pytest.approx(path_quantiles(closes, 0.05), rel=1e-9)
+            assert frame["close_q95"][step] == pytest.approx(path_quantiles(closes, 0.95), rel=1e-9)
             assert frame["close_mean"][step] == pytest.approx(closes.mean(), rel=1e-9)
             assert frame["probability_up"][step] == sum(closes > last) / SAMPLES
         assert Path(one.figure).read_bytes().startswith(b"\x89PNG")

@@ -21,6 +21,7 @@ from kronos_model.sampling import SamplingConfig
 from kronos_model.served import Served
 from tests.support.champions import RECIPE, Nights
 from tests.support.datasets import HOUR_MS, START_MS, make_candles
+from tests.support.quantiles import path_quantiles
 
 TOLD = ["probability_up", "expected_return", "volatility"]
 QUANTILES = [f"q{level:02d}" for level in range(5, 100, 5)]
@@ -75,7 +76,7 @@ def test_the_served_model_gives_the_forecasters_quantiles_per_series_and_step(
         mine = found[found["series"] == name]
         assert mine["step"].tolist() == [1, 2, 3]
         assert mine["open_time"].to_numpy("datetime64[ms]").astype(int).tolist() == times[24:].tolist()
-        expected = np.quantile(paths.astype(np.float64), np.arange(1, 20) / 20, axis=0, method="weibull").T
+        expected = path_quantiles(paths.astype(np.float64), np.arange(1, 20) / 20).T
         np.testing.assert_allclose(mine[QUANTILES].to_numpy(), expected, rtol=1e-12)
         np.testing.assert_allclose(mine["mean"], paths.mean(axis=0, dtype=np.float64), rtol=1e-12)
 
@@ -174,7 +175,7 @@ def test_a_blended_champion_is_registered_and_served_as_it_was_judged(tmp_path: 
         history=features[None, 32:, 3].astype(np.float64),
     )
     close = served.paths(context, known.sampling(9), 3).paths[0, :, :, 3].astype(np.float64)
-    np.testing.assert_allclose(found["q95"], np.quantile(close, 0.95, axis=0, method="weibull"), rtol=1e-12)
+    np.testing.assert_allclose(found["q95"], path_quantiles(close, 0.95), rtol=1e-12)
     with pytest.raises(DataError, match=r"expected the newest 16 candles or more, .*, found 15"):
         model.predict(table.tail(15))
 

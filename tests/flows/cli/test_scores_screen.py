@@ -24,6 +24,7 @@ from tasks.forecast import score_live
 from tasks.live_record import live_board
 from tests.support.candles import asked
 from tests.support.datasets import HOUR_MS, START_MS, build, make_candles
+from tests.support.quantiles import path_quantiles
 from tests.support.snapshots import snapshot
 from tests.support.terminal import Terminal, finish, start
 
@@ -102,7 +103,7 @@ def test_the_record_counts_who_ever_served_and_leaves_out_the_rest(record: Recor
             spread = sum(abs(a - b) for a, b in combinations(drawn, 2)) / math.comb(SAMPLES, 2)
             crps.append(sum(abs(a - truth) for a in drawn) / SAMPLES - spread / 2)
             last.append(abs(truth))
-            low, high = np.quantile(drawn, [0.05, 0.95], method="weibull")
+            low, high = path_quantiles(drawn, [0.05, 0.95])
             inside.append(low <= truth <= high)
     assert live.record.total.crps_bps == pytest.approx(10_000 * np.mean(crps), rel=1e-6)
     assert live.record.total.skill == pytest.approx(1 - np.mean(crps) / np.mean(last), rel=1e-6)
