@@ -18,12 +18,12 @@ _SUFFIXES = (".csv", ".json", ".parquet")
 
 def check_export(path: Path) -> None:
     """StorageError where forecasts cannot be written under this name; told before they are made."""
+    if path.is_dir():
+        raise StorageError(f"Expected a file at {path}, found a folder; choose another name.")
     if path.suffix.lower() not in _SUFFIXES:
         raise StorageError(
             f"Expected a file that ends in {', '.join(_SUFFIXES)}, found {path.name}; rename it."
         )
-    if path.is_dir():
-        raise StorageError(f"Expected a file at {path}, found a folder; choose another name.")
 
 
 def write_forecasts(forecasts: Sequence[StoredForecast], path: Path) -> int:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from flows.cli.options import END, SET, START, Chosen, run_options
 from flows.cli.terminal import names, start
-from flows.cli.values import klines_folder
+from flows.cli.values import WholeNumber, klines_folder
 
 __all__ = ["candles", "export", "import_", "ingest", "verify"]
 
@@ -28,7 +28,7 @@ _OF_INTERVAL = click.option("--interval", help="Only series of this candle inter
 @run_options()
 @click.option("--symbols", help="Other symbols than the recipe's, comma-separated, e.g. BTCUSDT,ETHUSDT.")
 @click.option(
-    "--top", type=click.IntRange(1, 500), help="So many symbols, by their traded volume of the last 24 hours."
+    "--top", type=WholeNumber(1, 500), help="So many symbols, by their traded volume of the last 24 hours."
 )
 @click.option(
     "--market",
@@ -123,12 +123,12 @@ def candles(obj: dict[str, Any], series: str | None, interval: str | None) -> No
 @_OF_INTERVAL
 @click.option(
     "--sample",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=3,
     show_default=True,
     help="Pages and zips per series to compare with the exchange; 0 asks it nothing.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample.")
+@click.option("--seed", type=WholeNumber(min=0), default=0, show_default=True, help="Seed of the sample.")
 @click.option(
     "--klines",
     type=klines_folder,

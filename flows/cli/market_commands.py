@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from flows.cli.options import KLINES, PORT, SET
+from flows.cli.options import KLINES, PORT, REHEARSAL_SPEED, SET
 from flows.cli.terminal import names, start
-from flows.cli.values import klines_folder
+from flows.cli.values import Number, WholeNumber, klines_folder
 
 __all__ = ["monitor", "replay"]
 
@@ -28,21 +28,21 @@ __all__ = ["monitor", "replay"]
 @click.option("--port", type=PORT, default=8900, show_default=True, help="Port on 127.0.0.1.")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=1.0,
     show_default=True,
     help="Exchange seconds per second; 0 stops the clock.",
 )
 @click.option(
     "--ahead",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=1_000,
     show_default=True,
     help="Candles that are yet to come when the clock starts, half of the data at most; 0 starts it at their end.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=0,
     show_default=True,
     help="Seed of the synthetic market.",
@@ -57,8 +57,11 @@ def replay(
     """
     from exchange.replay.source import replay_exchange
     from flows.cli.screen import lines
+    from flows.config import ConfigError
     from storage.schema import SeriesKey, utc_text
 
+    if not names(series):
+        raise ConfigError(f"Expected series to serve, found {series!r}; give --series such as um:DOGEUSDT.")
     keys = [SeriesKey.parse(name, interval) for name in names(series)]
     server = replay_exchange(klines or "synthetic", keys, seed=seed, port=port, speed=speed, ahead=ahead)
     served = f"{', '.join(map(str, keys))} from {klines or 'a synthetic market'} at {server.url}"
@@ -91,7 +94,7 @@ def replay(
 @click.option("--json", type=click.Path(path_type=Path), help="Keep the latest state in this file.")
 @click.option("--duration", help="Stop after so long, such as 10m [at Ctrl-C].")
 @KLINES
-@click.option("--speed", default=60.0, show_default=True, help="Exchange seconds per second with --klines.")
+@REHEARSAL_SPEED
 @SET
 @click.pass_obj
 def monitor(obj: dict[str, Any], /, **options: Any) -> None:

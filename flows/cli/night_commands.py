@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from flows.cli.options import Chosen, run_options
+from flows.cli.values import WholeNumber
 
 __all__ = ["each", "evaluate", "finetune", "forecast", "run"]
 
@@ -43,7 +44,7 @@ def run(obj: dict[str, Any], chosen: Chosen) -> None:
 @run_options()
 @click.option(
     "--workers",
-    type=click.IntRange(1, 64),
+    type=WholeNumber(1, 64),
     default=1,
     show_default=True,
     help="Nights at a time, each a process of this machine; more than 1 need the extra dask.",

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.cli.terminal import names, start
-from flows.cli.values import klines_folder, typed_day
+from flows.cli.values import Number, WholeNumber, klines_folder, typed_day
 
 if TYPE_CHECKING:
     from storage.layout import Home
 
-__all__ = ["END", "KLINES", "PORT", "SET", "START", "Chosen", "run_options"]
+__all__ = ["END", "KLINES", "PORT", "REHEARSAL_SPEED", "SET", "START", "Chosen", "run_options"]
 
-PORT = click.IntRange(0, 65_535)
+PORT = WholeNumber(0, 65_535)
 START = click.option("--start", type=typed_day, metavar="DAY", help="First day to use, UTC.")
 END = click.option("--end", type=typed_day, metavar="DAY", help="First day not to use, UTC.")
 SET = click.option(
@@ -37,6 +37,13 @@ KLINES = click.option(
     type=klines_folder,
     metavar="DIR",
     help="Take candles from this folder, served by a replay exchange, instead of Binance.",
+)
+REHEARSAL_SPEED = click.option(
+    "--speed",
+    type=Number(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Exchange seconds per second with --klines.",
 )
 
 

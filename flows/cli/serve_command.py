@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.options import PORT, SET
+from flows.cli.options import PORT, REHEARSAL_SPEED, SET
 from flows.cli.terminal import names, start
 from flows.cli.values import klines_folder
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
     metavar="DIR",
     help="With --follow: rehearse on a replay exchange over this folder, or 'synthetic', instead of Binance.",
 )
-@click.option("--speed", default=60.0, show_default=True, help="Exchange seconds per second with --klines.")
+@REHEARSAL_SPEED
 @SET
 @click.pass_obj
 def serve(

@@ -13,6 +13,7 @@ import click
 
 from flows.cli.options import PORT, SET
 from flows.cli.terminal import start
+from flows.cli.values import WholeNumber
 
 __all__ = ["deploy", "doctor", "gc", "ui", "up", "worker"]
 
@@ -28,7 +29,7 @@ _PAUSED = click.option(
 
 
 def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
-    span = click.IntRange(1, 65_535)
+    span = WholeNumber(1, 65_535)
     return click.option(
         f"--{name}-port", type=span, default=default, show_default=True, help=f"Port of {what}."
     )

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-__all__ = ["klines_folder", "typed_day"]
+__all__ = ["Number", "WholeNumber", "klines_folder", "typed_day"]
+
+
+class WholeNumber(click.IntRange):
+    """A number without a fraction, in words of people."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A finite number, in words of people."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; BadParameter for none, for one out of range, and for what is not finite."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return found
 
 
 def typed_day(text: str) -> date:
