@@ -103,6 +103,7 @@ def paper_1h() -> RunConfig:
         model=ModelChoice(preset="small"),
         tokenizer=StageConfig(epochs=2, batch_size=64, learning_rate=1e-5, patience=2),
         predictor=StageConfig(epochs=6, batch_size=64, learning_rate=4e-6, patience=3),
+        # Fitted sampling, location, pool and spread would each be another protocol than the paper's (its Table 6).
         evaluation=EvaluationConfig(samples=10, temperature=0.6, top_p=0.9, postprocess=False),
         forecast=SamplingConfig(samples=10, temperature=0.6, top_p=0.9),
     )

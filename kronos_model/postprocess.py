@@ -155,18 +155,18 @@ class PostProcess:
         """
         samples = samples or max(paths.shape[1] for paths in member_paths.values())
         dealt = self.deal(samples)
-        given = {name: paths for name, paths in member_paths.items() if dealt.get(name)}
-        if NETWORK in given:
-            given[NETWORK] = _first(NETWORK, given[NETWORK], self.network_paths(samples))
+        needed = {**dealt, NETWORK: self.network_paths(samples)}
+        given = {
+            name: _first(name, paths, needed[name]) for name, paths in member_paths.items() if dealt.get(name)
+        }
         returns = {name: _returns(name, paths, last_close) for name, paths in given.items()}
-        if NETWORK in given:
-            wanted = self._located(returns[NETWORK])
-            given[NETWORK] = _moved(given[NETWORK], returns[NETWORK], wanted)
+        drawn = wanted = pooled(returns, dealt)
+        if NETWORK in given and min(self.location) < 1:
+            wanted = pooled({**returns, NETWORK: self._located(returns[NETWORK])}, dealt)
+        if self.spread is not None:
+            wanted = self.spread.scale(wanted)
         paths = pooled(given, dealt)
-        if self.spread is None:
-            return paths
-        together = np.log(paths[..., CLOSE].astype(np.float64) / _column(last_close))
-        return _moved(paths, together, self.spread.scale(together))
+        return paths if wanted is drawn else _moved(paths, drawn, wanted)
 
     def save(self, folder: Path) -> None:
         """Write postprocess.json into a predictor's folder."""

@@ -92,7 +92,7 @@ class Spread:
         count, horizon = returns.shape[1:]
         order = np.argsort(returns, axis=1, kind="stable")
         ranked = np.take_along_axis(returns, order, axis=1)
-        middle = np.median(ranked, axis=1, keepdims=True)
+        middle = (ranked[:, [(count - 1) // 2]] + ranked[:, [count // 2]]) / 2
         moved = middle + self._by_rank(count, horizon) * (ranked - middle)
         lower, upper = moved[:, : count // 2], moved[:, count // 2 :]
         lower = np.minimum.accumulate(lower[:, ::-1], axis=1)[:, ::-1]
@@ -106,7 +106,8 @@ class Spread:
         level = np.abs(2 * np.arange(1, count + 1) / (count + 1) - 1)
         steps = np.minimum(np.arange(horizon), len(self.factors[0]) - 1)
         known = np.array(self.factors)[:, steps]  # (L, H)
-        return np.stack([np.interp(level, self.levels, column) for column in known.T], axis=1)
+        shares = [np.interp(level, self.levels, one) for one in np.eye(len(self.levels))]  # L of (S,)
+        return np.asarray(np.stack(shares, axis=1) @ known)
 
 
 def reachable(levels: Sequence[float], paths: int) -> tuple[float, ...]:

@@ -43,6 +43,7 @@ INK, MUTED, GRID, PAPER, BLUE, ORANGE, GREEN, VERMILION, PURPLE = (light for lig
 CHALLENGER = "challenger"
 _MODELS = {CHALLENGER: BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED, REFERENCES_POOL: INK}
 _MODELS |= {blend: _MODELS[network] for network, blend in BLENDS.items()}
+_SERVED = "served: "
 _OTHERS = (PURPLE, VERMILION, INK, MUTED)
 
 STYLE: Any = {
@@ -104,11 +105,12 @@ def canvas(
 
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Below the axes, where it hides nothing; each label once."""
+    """Below the axes, where it hides nothing; each label once, what is served first."""
     known: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
+    known = dict(sorted(known.items(), key=lambda one: not one[0].startswith(_SERVED)))
     figure.legend(
         known.values(), known.keys(), loc="outside lower center", ncols=6, frameon=False, labelcolor=INK
     )
@@ -141,10 +143,10 @@ def contenders(scores: Scores) -> list[str]:
     return [name for name in (CHALLENGER, "champion", "base") if name in scores.models]
 
 
-def blend_or_challenger(scores: Scores) -> str:
-    """What would be served of the challenger."""
-    blend = BLENDS[CHALLENGER]
-    return blend if blend in scores.models else CHALLENGER
+def shown(scores: Scores, served: str) -> dict[str, str]:
+    """What a user gets, then the contenders, each with its label."""
+    names = dict.fromkeys((served, *contenders(scores)))
+    return {name: _SERVED * (name == served) + name_of(name) for name in names}
 
 
 def colour_of(models: Sequence[str], name: str) -> str:

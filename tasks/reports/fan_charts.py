@@ -40,15 +40,15 @@ def draw_forecast(past: Past, outlook: Outlook, target: Path) -> Path:
     return style.save(figure, target)
 
 
-def draw_fans(scores: Scores, target: Path) -> Path:
-    """A walk-forward forecast of each series by the challenger, over what then happened."""
+def draw_fans(scores: Scores, served: str, target: Path) -> Path:
+    """A walk-forward forecast of each series as it is `served`, over what then happened."""
     fans, step_ms = scores.fans, scores.interval_ms
-    title = "Forecasts by the challenger over what then happened"
+    title = f"Forecasts as served ({style.name_of(served)}) over what then happened"
     figure, axes = style.canvas(len(fans.origin_ms), columns=2, title=title)
     shown = min(fans.context.shape[1], 4 * scores.horizon)
     past, future = np.arange(1 - shown, 1) * step_ms, np.arange(1, scores.horizon + 1) * step_ms
     for index, axis in enumerate(axes):
-        origin, bands = int(fans.origin_ms[index]), fans.quantiles[index, scores.index(style.CHALLENGER)]
+        origin, bands = int(fans.origin_ms[index]), fans.quantiles[index, scores.index(served)]
         _fan(
             axis,
             origin + past,
@@ -62,9 +62,12 @@ def draw_fans(scores: Scores, target: Path) -> Path:
     return style.save(figure, target)
 
 
-def fan_chart(scores: Scores, forecasts: pl.DataFrame, past: Closes) -> Chart:
-    """The origins with the lowest, the middle and the highest CRPS; `forecasts` as storage.evaluations keeps them."""
-    losses = scores.crps[scores.index(style.CHALLENGER)].mean(axis=1)
+def fan_chart(scores: Scores, served: str, forecasts: pl.DataFrame, past: Closes) -> Chart:
+    """The origins with the lowest, the middle and the highest CRPS of what is `served`.
+
+    `forecasts` are as storage.evaluations keeps them.
+    """
+    losses = scores.crps[scores.index(served)].mean(axis=1)
     order = np.argsort(losses, kind="stable")
     figure, axes = style.canvas(3, height=4.4)
     for axis, (word, at) in zip(
@@ -74,7 +77,7 @@ def fan_chart(scores: Scores, forecasts: pl.DataFrame, past: Closes) -> Chart:
         chosen = forecasts.filter(
             pl.col("series") == name,
             pl.col("origin").dt.epoch("ms") == origin,
-            pl.col("model") == style.CHALLENGER,
+            pl.col("model") == served,
         ).sort("step")
         bands = chosen.select(f"q{level:g}" for level in FAN_QUANTILES).to_numpy().T
         ahead_ms = chosen["open_time"].dt.epoch("ms").to_numpy()
@@ -87,8 +90,8 @@ def fan_chart(scores: Scores, forecasts: pl.DataFrame, past: Closes) -> Chart:
     return Chart(
         "fans_extremes",
         "Best, median and worst forecast",
-        "Forecasts of the challenger from the origins with its lowest, middle and highest CRPS of all, over "
-        "what then happened. Nothing was chosen by hand.",
+        f"Forecasts as served ({style.name_of(served)}) from the origins with their lowest, middle and highest CRPS "
+        "of all, over what then happened. Nothing was chosen by hand.",
         figure,
     )
 

@@ -111,21 +111,29 @@ def _skill_frame(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def skill_chart(scores: Scores) -> Chart:
-    """Skill by step, the challenger's with its interval."""
+def skill_chart(scores: Scores, served: str) -> Chart:
+    """Skill by step, that of what is served with its interval."""
     figure, (axis,) = style.canvas(1)
     steps = np.arange(1, scores.horizon + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = skill_by_step(scores, style.CHALLENGER, reference=_REFERENCE)
+        found = skill_by_step(scores, served, reference=_REFERENCE)
         axis.fill_between(
-            steps, found.low, found.high, color=style.BLUE, alpha=0.15, linewidth=0, label="95 % interval"
+            steps,
+            found.low,
+            found.high,
+            color=style.colour_of(scores.models, served),
+            alpha=0.15,
+            linewidth=0,
+            label="95 % interval",
         )
+        labels = style.shown(scores, served)
         base = scores.crps[scores.index(_REFERENCE)].mean(axis=0)
-        for at, name in enumerate(scores.models):
+        for name in dict.fromkeys((*labels, *scores.models)):
             if name != _REFERENCE:
-                skill = 1 - scores.crps[at].mean(axis=0) / base
-                width = 2.0 if name == style.CHALLENGER else 1.2
-                line: Any = {"color": style.colour_of(scores.models, name), "label": style.name_of(name)}
+                skill = 1 - scores.crps[scores.index(name)].mean(axis=0) / base
+                width = 2.6 if name == served else 2.0 if name == style.CHALLENGER else 1.2
+                label = labels.get(name, style.name_of(name))
+                line: Any = {"color": style.colour_of(scores.models, name), "label": label}
                 axis.plot(
                     steps, skill, linewidth=width, linestyle=style.dashes_of(scores.models, name), **line
                 )
@@ -137,8 +145,8 @@ def skill_chart(scores: Scores) -> Chart:
     return Chart(
         "skill",
         "Skill by step",
-        "1 - CRPS / CRPS of the last value at each step; the band is the challenger's 95 % interval. Where "
-        "all of it is above zero, the challenger is better than saying that the price stays. "
+        "1 - CRPS / CRPS of the last value at each step; the band is the 95 % interval of what is served "
+        f"({style.name_of(served)}). Where all of it is above zero, that is better than saying that the price stays. "
         "Curves far below the band are cut off.",
         figure,
     )
@@ -153,11 +161,10 @@ def _limit(axis: Axes, bounds: Sequence[Floats]) -> None:
     axis.set_ylim(low - room, high + room)
 
 
-def coverage_chart(scores: Scores) -> Chart:
-    """Share of closes inside the central intervals, by step."""
+def coverage_chart(scores: Scores, served: str) -> Chart:
+    """Share of closes inside the central intervals of what is served, by step."""
     figure, (axis,) = style.canvas(1)
     steps = np.arange(1, scores.horizon + 1)
-    served = style.blend_or_challenger(scores)
     for share, colour in zip(LEVELS, (style.GREEN, style.ORANGE, style.BLUE, style.PURPLE), strict=True):
         axis.axhline(share, color=colour, linestyle="--", linewidth=0.9, alpha=0.8)
         covered = coverage_by_step(scores, served, share)
@@ -169,8 +176,8 @@ def coverage_chart(scores: Scores) -> Chart:
     return Chart(
         "coverage",
         "Coverage by step",
-        f"How many closes the central intervals of the {served} hold. The dashed line of the same colour is where "
-        "the curve belongs; below it the fan is too narrow.",
+        f"How many closes the central intervals of what is served ({style.name_of(served)}) hold. The dashed line of "
+        "the same colour is where the curve belongs; below it the fan is too narrow.",
         figure,
     )
 
@@ -180,14 +187,15 @@ def _step_axis(axis: Axes, scores: Scores) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
 
 
-def pit_chart(scores: Scores) -> Chart:
-    """Where the truth fell within the forecast distribution."""
+def pit_chart(scores: Scores, served: str) -> Chart:
+    """Where the truth fell within the forecast distribution, of what is served as bars."""
     figure, (axis,) = style.canvas(1)
     edges = np.linspace(0, 1, _BINS + 1)
-    shares = {name: pit_histogram(scores, name, bins=_BINS) for name in style.contenders(scores)}
+    labels = style.shown(scores, served)
+    shares = {name: pit_histogram(scores, name, bins=_BINS) for name in labels}
     for name, density in shares.items():
-        colour, label = style.colour_of(scores.models, name), style.name_of(name)
-        if name == style.CHALLENGER:
+        colour, label = style.colour_of(scores.models, name), labels[name]
+        if name == served:
             bars: Any = {"width": 1 / _BINS, "align": "edge", "edgecolor": style.PAPER, "alpha": 0.45}
             axis.bar(edges[:-1], density, color=colour, label=label, **bars)
         else:
@@ -201,23 +209,24 @@ def pit_chart(scores: Scores) -> Chart:
         "pit",
         "Calibration: PIT histogram",
         "Flat at 1 is calibrated. A U says that the fan is too narrow, a hump that it is too wide, a slope that it is "
-        "biased up or down. All steps and series; what rises beyond the frame is cut off.",
+        f"biased up or down. Bars are what is served ({style.name_of(served)}), lines the networks alone. All steps "
+        "and series; what rises beyond the frame is cut off.",
         figure,
     )
 
 
-def reliability_chart(scores: Scores) -> Chart:
-    """Stated against observed probability of a higher close at the last step."""
+def reliability_chart(scores: Scores, served: str) -> Chart:
+    """Stated against observed probability of a higher close at the last step, of what is served in numbers."""
     figure, (axis,) = style.canvas(1, width=6.4, height=5.2)
     axis.plot([0, 1], [0, 1], color=style.MUTED, linestyle="--", linewidth=1, label="reliable")
-    for name in style.contenders(scores):
+    for name, label in style.shown(scores, served).items():
         found, colour = reliability(scores, name), style.colour_of(scores.models, name)
         seen = found.count > 0
         stated, observed, count = found.stated[seen], found.observed[seen], found.count[seen]
         axis.plot(stated, observed, color=colour, linewidth=1.2, alpha=0.8)
         sizes = 12 + 180 * count / count.sum()
-        axis.scatter(stated, observed, s=sizes, color=colour, label=style.name_of(name), zorder=3)
-        if name == style.CHALLENGER:
+        axis.scatter(stated, observed, s=sizes, color=colour, label=label, zorder=3)
+        if name == served:
             for x, y, times in zip(stated, observed, count, strict=True):
                 style.note(axis, f"{times}", (x, y), offset=(7, -9), ha="left")
     axis.set(xlabel="stated P(up) over the whole horizon", ylabel="share that rose")
@@ -229,6 +238,7 @@ def reliability_chart(scores: Scores) -> Chart:
         "reliability",
         "Reliability of P(up)",
         "How often the close at the last step was higher, where the model said so with about this probability. On the "
-        "diagonal is reliable. Numbers and sizes count the challenger's forecasts; few say little.",
+        f"diagonal is reliable. Numbers count the forecasts as served ({style.name_of(served)}), sizes those of each; "
+        "few say little.",
         figure,
     )

@@ -118,11 +118,11 @@ def report(
         leaderboard_chart(scores.leaderboard),
         postprocessing_chart(loaded),
         loss_chart({one.stage: Path(one.job) for one in stages}),
-        _extremes(home, loaded, folder),
-        skill_chart(loaded),
-        coverage_chart(loaded),
-        pit_chart(loaded),
-        reliability_chart(loaded),
+        _extremes(home, loaded, verdict.served, folder),
+        skill_chart(loaded, verdict.served),
+        coverage_chart(loaded, verdict.served),
+        pit_chart(loaded, verdict.served),
+        reliability_chart(loaded, verdict.served),
         equity_chart(loaded, StrategyConfig()),
     ]
     charts = [one for one in drawn if one is not None]
@@ -158,7 +158,7 @@ def summary_markdown(reported: Reported, verdict: VerdictRef, run: RunRef) -> st
     return f"## {verdict.verdict}\n\n{reasons}\n\n| | |\n|---|---|\n{facts}\n\n{place}"
 
 
-def _extremes(home: Home, scores: Scores, folder: Path) -> Chart:
+def _extremes(home: Home, scores: Scores, served: str, folder: Path) -> Chart:
     lake, interval = Lake(home.lake), Interval(scores.interval)
 
     def past(name: str, origin_ms: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -166,7 +166,7 @@ def _extremes(home: Home, scores: Scores, folder: Path) -> Chart:
         candles = lake.read(SeriesKey.parse(name, interval), start_ms, origin_ms + 1)
         return candles["open_time"].dt.epoch("ms").to_numpy(), candles["close"].to_numpy()
 
-    return fan_chart(scores, ForecastTable(folder, "forecasts").read(), past)
+    return fan_chart(scores, served, ForecastTable(folder, "forecasts").read(), past)
 
 
 def _facts(dataset: BuiltDataset, stages: tuple[TrainedRef, ...], scores: Scores) -> dict[str, str]:

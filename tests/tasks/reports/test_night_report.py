@@ -35,7 +35,7 @@ def scores() -> Scores:
     rng = np.random.default_rng(0)
     loss = rng.uniform(0.01, 0.03, 60)
     models = {"challenger": loss, "base": loss * 1.3, "last_value": loss * 1.2, "drift": loss * 1.25}
-    return planted_scores(models, series=2)
+    return planted_scores(models | {"blend": loss[::-1]}, series=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def charts(scores: Scores, job: Path) -> list[Chart]:
         leaderboard_chart(leaderboard(scores)),
         loss_chart({"tokenizer": job, "predictor": job}),
         _extremes(scores),
-        skill_chart(scores),
-        coverage_chart(scores),
-        pit_chart(scores),
-        reliability_chart(scores),
+        skill_chart(scores, "blend"),
+        coverage_chart(scores, "blend"),
+        pit_chart(scores, "blend"),
+        reliability_chart(scores, "blend"),
         _equity(scores),
     ]
 
@@ -86,11 +86,11 @@ def _equity(scores: Scores) -> Chart:
 
 
 def _extremes(scores: Scores) -> Chart:
-    """Forecasts that are the last close, for every origin of the challenger."""
+    """Forecasts that are the last close, for every origin of the blend."""
     count, horizon = scores.realised.shape
     closes = np.full((1, count, horizon), 100.0)
     table = forecast_frame(
-        models=["challenger"],
+        models=["blend"],
         series=[scores.series[index] for index in scores.series_index],
         origin_ms=scores.origin_ms,
         open_time=scores.origin_ms[:, None] + HOUR_MS * np.arange(1, horizon + 1),
@@ -103,7 +103,7 @@ def _extremes(scores: Scores) -> Chart:
     def past(name: str, origin_ms: int, bars: int) -> tuple[np.ndarray, np.ndarray]:
         return origin_ms - HOUR_MS * np.arange(bars - 1, -1, -1), np.full(bars, 100.0)
 
-    return fan_chart(scores, table, past)
+    return fan_chart(scores, "blend", table, past)
 
 
 class _Reader(HTMLParser):
@@ -164,7 +164,7 @@ def test_hostile_text_is_shown_and_neither_runs_nor_reaches_a_terminal(
         facts={hostile: hostile},
         leaderboard=[{**row, "series": hostile, "model": hostile} for row in leaderboard(scores)[:2]]
         + leaderboard(scores),
-        charts=[Chart("pit", hostile, hostile, pit_chart(scores).figure)],
+        charts=[Chart("pit", hostile, hostile, pit_chart(scores, "blend").figure)],
         settings={hostile: hostile, "series": (hostile,)},
     )
     page = write_page(report, tmp_path / "report.html").read_text()
@@ -243,11 +243,22 @@ def test_two_models_are_shown_whole_however_far_apart() -> None:
 
 
 def test_the_extremes_are_the_origins_with_the_lowest_the_middle_and_the_highest_crps(scores: Scores) -> None:
-    losses = np.sort(scores.crps[0].mean(axis=1)) * 10_000
+    losses = np.sort(scores.crps[scores.index("blend")].mean(axis=1)) * 10_000
     titles = [axis.get_title() for axis in _extremes(scores).figure.axes]
     for title, word, loss in zip(titles, ("best", "median", "worst"), losses[[0, 30, -1]], strict=True):
         assert title.startswith(f"{word}: um:COIN")
         assert title.endswith(f"UTC, CRPS {loss:.0f} bps")
+
+
+def test_every_chart_shows_what_is_served_first_and_says_which_it_is(charts: list[Chart]) -> None:
+    drawn = {chart.name: chart for chart in charts}
+    for name in ("fans_extremes", "skill", "coverage", "pit", "reliability"):
+        assert "served (blend)" in drawn[name].caption, name
+    for name in ("skill", "pit", "reliability"):
+        (legend,) = drawn[name].figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        models = [one for one in labels if one in ("served: blend", "challenger", "base")]
+        assert models == ["served: blend", "challenger", "base"], name
 
 
 def test_the_kept_step_and_what_lies_beyond_it_are_marked(job: Path) -> None:
@@ -264,10 +275,10 @@ def test_the_kept_step_and_what_lies_beyond_it_are_marked(job: Path) -> None:
 def test_a_png_is_written_whole_and_the_svg_after_it_is_the_same_as_before(
     scores: Scores, tmp_path: Path
 ) -> None:
-    path = pit_chart(scores).png(tmp_path)
+    path = pit_chart(scores, "blend").png(tmp_path)
     assert path == tmp_path / "pit.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert pit_chart(scores).svg() == pit_chart(scores).svg()
+    assert pit_chart(scores, "blend").svg() == pit_chart(scores, "blend").svg()
 
 
 def test_the_strategy_is_marked_an_illustration_and_its_curve_is_the_mean_of_the_series(
