@@ -5,7 +5,7 @@
 `accuracy`, `sources` and `coverage` read the newest night of a recipe in a home, as docs/evaluation.md makes one: its
 scores on the test range, its post-processing, and its validation range, on which the best of the references is chosen.
 Ratios are another forecast's CRPS / ours; intervals hold 90 %, by redrawing stretches of time. `coverage` draws
-100 paths at the same origins, which takes minutes, and makes what is served from the first 20, 30 and 100 of each.
+100 paths at 80 origins of each series, which takes minutes, and makes what is served from the first 20, 30 and 100.
 `time` fits and applies post-processing of Kronos-small with seeded weights (benchmarks/forecast_times.py).
 """
 
@@ -34,7 +34,7 @@ from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import Resampler, block_length, diebold_mariano, holm, per_time
 from kronos_model.evaluation.metrics import crps, log_returns
 from kronos_model.evaluation.scores import RAW, REFERENCES_POOL, Scores
-from kronos_model.evaluation.walk_forward import draw_returns
+from kronos_model.evaluation.walk_forward import choose_origins, draw_returns
 from kronos_model.features import CLOSE, FEATURES
 from kronos_model.forecaster import Forecaster
 from kronos_model.postprocess import NETWORK, PostProcess
@@ -47,7 +47,7 @@ from storage.registry import read_nights
 CASES = ("accuracy", "sources", "coverage", "time")
 CONFIDENCE, DRAWS, BPS = 0.9, 2000, 10_000
 PATHS = (20, 30, 100)
-COVERAGE_BATCH = 64  # origins whose paths are pooled at once
+COVERAGE_ORIGINS, COVERAGE_BATCH = 80, 64  # per series; whose paths are pooled at once
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -220,49 +220,56 @@ def significantly_worse(scores: Scores, difference: Floats) -> dict[str, Any]:
 
 def coverage(night: Night) -> list[dict[str, Any]]:
     """Of the 90 % band of what the challenger would serve, from the first paths of each member."""
-    scores = night.scores
-    returns = drawn(night)
+    returns, realised, series = drawn(night)
     cases = []
     for count in PATHS:
-        inside = covered(night, {name: one[:, :count] for name, one in returns.items()}).mean(axis=1)
+        inside = covered(night, {name: one[:, :count] for name, one in returns.items()}, realised).mean(
+            axis=1
+        )
         by_series = {
-            name: round(float(inside[scores.series_index == at].mean()), 4)
-            for at, name in enumerate(scores.series)
+            name: round(float(inside[series == at].mean()), 4) for at, name in enumerate(night.windows.series)
         }
         cases.append(
-            {"case": f"coverage_90_s{count}", "value": round(float(inside.mean()), 4), "by_series": by_series}
+            {
+                "case": f"coverage_90_s{count}",
+                "value": round(float(inside.mean()), 4),
+                "origins": len(inside),
+                "by_series": by_series,
+            }
         )
     return cases
 
 
-def drawn(night: Night) -> dict[str, Floats]:
-    """Log returns (N, S, H) of the members of the pool at the scored origins, as many paths as are asked for."""
-    pair, fitted, samples = night.summary["challenger"], night.postprocess, max(PATHS)
-    config = EvaluationConfig(origins=len(np.unique(night.scores.origin_ms)), samples=samples)
+def drawn(night: Night) -> tuple[dict[str, Floats], Floats, np.ndarray[Any, np.dtype[np.int32]]]:
+    """Log returns (N, S, H) of the members of the pool at some test origins, realised ones (N, H), the series (N,)."""
+    pair, fitted, samples, windows = night.summary["challenger"], night.postprocess, max(PATHS), night.windows
+    config = EvaluationConfig(origins=COVERAGE_ORIGINS, samples=samples)
     network = Forecaster.load(Path(pair["tokenizer"]), Path(pair["predictor"]))
     names = [name for name in fitted.members if name != NETWORK]
     references, _ = make_references(fitted.lookback, samples=samples, seed=0, names=names)
     members = [ModelCompetitor(name=NETWORK, forecaster=network, config=config, seed=0), *references.values()]
     returns, realised, _ = draw_returns(
-        night.windows, members, config, split="test", progress=partial(print, file=sys.stderr)
+        windows, members, config, split="test", progress=partial(print, file=sys.stderr)
     )
-    assert np.array_equal(realised, night.scores.realised), "the origins are not those of the night"
-    return returns
+    locations = windows.locations("test")
+    chosen = choose_origins(locations, windows.start_ms("test"), origins=COVERAGE_ORIGINS)
+    return returns, realised, locations[chosen, 0]
 
 
-def covered(night: Night, returns: Mapping[str, Floats]) -> Floats:
-    """Whether the realised return is inside the 90 % band of the pool, (N, H)."""
-    scores, inside = night.scores, []
-    for start in range(0, len(scores.origin_ms), COVERAGE_BATCH):
+def covered(night: Night, returns: Mapping[str, Floats], realised: Floats) -> Floats:
+    """Whether the realised return (N, H) is inside the 90 % band of the pool, (N, H)."""
+    inside = []
+    for start in range(0, len(realised), COVERAGE_BATCH):
         rows = slice(start, start + COVERAGE_BATCH)
-        last = np.ones(len(scores.origin_ms[rows]))
+        truth = realised[rows]
         bars = {
             name: np.repeat(np.exp(one[rows])[..., None], len(FEATURES), -1).astype(np.float32)
             for name, one in returns.items()
         }
+        last = np.ones(len(truth))
         served = np.sort(log_returns(night.postprocess.blend(bars, last)[..., CLOSE], last), axis=1)
         low, high = order_quantiles(served, (0.05, 0.95))
-        inside.append((low <= scores.realised[rows]) & (scores.realised[rows] <= high))
+        inside.append((low <= truth) & (truth <= high))
     return np.concatenate(inside)
 
 
