@@ -66,7 +66,10 @@ def our_paths(
     opened = rows["open_time"].dt.epoch("ms").to_numpy()[None]
     future = opened[:, -1:] + HOUR_MS * np.arange(1, HORIZON + 1)
     config = SamplingConfig(samples=samples, temperature=temperature)
-    return model.paths(features, opened, future, [BTC.name], config=config, seed=seed).paths[0]
+    paths = model.paths(features, opened, future, [BTC.name], config=config, seed=seed).paths
+    if (known := model.postprocess) is not None and known.suits(config):
+        paths = known.alone(paths, features[:, -1, 3])
+    return paths[0]
 
 
 def test_a_forecast_has_the_quantiles_of_the_models_own_paths(site: Site, home: Home) -> None:
