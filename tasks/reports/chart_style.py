@@ -44,6 +44,7 @@ CHALLENGER = "challenger"
 _MODELS = {CHALLENGER: BLUE, "champion": GREEN, "base": ORANGE, "last_value": MUTED, REFERENCES_POOL: INK}
 _MODELS |= {blend: _MODELS[network] for network, blend in BLENDS.items()}
 _SERVED = "served: "
+_LABEL_INCHES = 1.8  # of a column of a legend with its line, so that no label is cut off
 _OTHERS = (PURPLE, VERMILION, INK, MUTED)
 
 STYLE: Any = {
@@ -111,8 +112,9 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     known = dict(sorted(known.items(), key=lambda one: not one[0].startswith(_SERVED)))
+    columns = int(figure.get_figwidth() // _LABEL_INCHES)
     figure.legend(
-        known.values(), known.keys(), loc="outside lower center", ncols=6, frameon=False, labelcolor=INK
+        known.values(), known.keys(), loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK
     )
 
 
