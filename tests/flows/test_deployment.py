@@ -16,8 +16,6 @@ from mlflow.entities import Run
 
 from flows.environment import DEFAULTS
 from flows.recipes import RECIPES
-from storage.layout import Home
-from tests.support.databases import lend_databases
 from tests.support.nights import CANDLES, SERIES, quick_settings, write_klines
 from tests.support.prefect_site import Site, prefect_site, wait_for
 from tests.support.webhook import Webhook, webhook
@@ -82,7 +80,6 @@ class Triggered:
 def triggered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triggered]:
     folder = tmp_path_factory.mktemp("site")
     write_klines(folder / "klines")
-    lend_databases(Home(folder / "home"))
     form = {"recipe": "demo", "series": None, "interval": None, "start": None, "end": None}
     night = {**form, "settings": quick_settings(folder / "klines")}
     with webhook() as hook, prefect_site(folder, notify=hook.url) as site:

@@ -18,19 +18,13 @@ from filelock import FileLock
 
 from storage.layout import Home
 
-__all__ = ["lend_databases", "lend_mlflow", "lend_prefect"]
+__all__ = ["lend_mlflow", "lend_prefect"]
 
 ROOT = Path(__file__).parents[2]
 _KEPT = ROOT / ".pytest_cache" / "databases"
 _OPEN_MLFLOW = (
     "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
 )
-
-
-def lend_databases(home: Home) -> None:
-    """Both, where a home of one command has them."""
-    lend_prefect(home.prefect / "prefect.db")
-    lend_mlflow(home)
 
 
 def lend_prefect(path: Path) -> None:
@@ -55,9 +49,10 @@ def _lend(library: str, command: list[str], path: Path) -> None:
 
 def _make(library: str, command: list[str], kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=_KEPT) as folder:
+        here = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db"}
         done = subprocess.run(
             [sys.executable, *(part.format(folder=folder) for part in command)],
-            cwd=ROOT, env={**os.environ, "PREFECT_HOME": folder}, capture_output=True, text=True, timeout=240,
+            cwd=ROOT, env={**os.environ, **here, "PREFECT_HOME": folder}, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         made, whole = Path(folder, f"{library}.db"), Path(folder, "whole")
