@@ -35,8 +35,8 @@ _DIFFERENCES = """
 ## Where they differ
 
 Everything that is not here is the same in all of them, and is the default below. `paper_1h` measures a network as the
-paper draws it, without post-processing: the gate asks it to beat the references by itself, and until then they serve;
-with `--set evaluation.postprocess=true` its sampling is chosen anew and it may serve in their pool.
+paper draws it, without post-processing: the gate asks it to beat the references by itself, and until it does they
+serve; with `--set evaluation.postprocess=true` its sampling is chosen anew and it may serve in their pool.
 """
 
 _SETTINGS = """

@@ -145,7 +145,7 @@ def contenders(scores: Scores) -> list[str]:
     return [name for name in (CHALLENGER, "champion", "base") if name in scores.models]
 
 
-def shown(scores: Scores, served: str) -> dict[str, str]:
+def served_and_contenders(scores: Scores, served: str) -> dict[str, str]:
     """What a user gets, then the contenders, each with its label."""
     names = dict.fromkeys((served, *contenders(scores)))
     return {name: _SERVED * (name == served) + name_of(name) for name in names}

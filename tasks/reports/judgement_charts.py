@@ -126,7 +126,7 @@ def skill_chart(scores: Scores, served: str) -> Chart:
             linewidth=0,
             label="95 % interval",
         )
-        labels = style.shown(scores, served)
+        labels = style.served_and_contenders(scores, served)
         base = scores.crps[scores.index(_REFERENCE)].mean(axis=0)
         for name in dict.fromkeys((*labels, *scores.models)):
             if name != _REFERENCE:
@@ -191,7 +191,7 @@ def pit_chart(scores: Scores, served: str) -> Chart:
     """Where the truth fell within the forecast distribution, of what is served as bars."""
     figure, (axis,) = style.canvas(1)
     edges = np.linspace(0, 1, _BINS + 1)
-    labels = style.shown(scores, served)
+    labels = style.served_and_contenders(scores, served)
     shares = {name: pit_histogram(scores, name, bins=_BINS) for name in labels}
     for name, density in shares.items():
         colour, label = style.colour_of(scores.models, name), labels[name]
@@ -219,7 +219,7 @@ def reliability_chart(scores: Scores, served: str) -> Chart:
     """Stated against observed probability of a higher close at the last step, of what is served in numbers."""
     figure, (axis,) = style.canvas(1, width=6.4, height=5.2)
     axis.plot([0, 1], [0, 1], color=style.MUTED, linestyle="--", linewidth=1, label="reliable")
-    for name, label in style.shown(scores, served).items():
+    for name, label in style.served_and_contenders(scores, served).items():
         found, colour = reliability(scores, name), style.colour_of(scores.models, name)
         seen = found.count > 0
         stated, observed, count = found.stated[seen], found.observed[seen], found.count[seen]
