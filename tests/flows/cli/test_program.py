@@ -67,7 +67,7 @@ def copied(published: PublishedNight, terminal: Terminal, prefect_api: None) -> 
         ("run --interval 1H", ["an interval out of 1s, 1m", "'1H'", "case matters"]),
         ("run --start 2024-02-01 --end 2024-01-01", ["start before end", "start 2024-02-01", "swap or correct"]),
         ("run --start 2024-02-01 --end 2024-02-01", ["start before end", "end 2024-02-01", "swap or correct"]),
-        ("run --start yesterday", ["--start", "'yesterday'", "%Y-%m-%d", "`kronos run --help`"]),
+        ("run --start yesterday", ["--start", "'yesterday'", "a day such as 2024-06-01", "`kronos run --help`"]),
         ("run --lookback 3", ["No such option", "--lookback", "`kronos run --help`"]),
         ("fly", ["No such command 'fly'", "`kronos --help`"]),
         ("recipes doge1h", ["expected a recipe", "did you mean doge_1h?"]),
