@@ -151,6 +151,8 @@ def accuracy(night: Night) -> list[dict[str, Any]]:
         "served_vs_har": (served, "har"),
         "served_vs_best_reference": (served, best),
         "network_adds": (served, REFERENCES_POOL),
+        "blend_vs_references": (night.crps("blend"), REFERENCES_POOL),
+        "blend_vs_ewma": (night.crps("blend"), "ewma"),
         "network_vs_ewma_as_it_draws": (night.crps(raw), "ewma"),
         "network_vs_ewma_after_location": (located, "ewma"),
         "network_vs_ewma_alone": (night.crps("challenger"), "ewma"),
