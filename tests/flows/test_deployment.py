@@ -175,7 +175,7 @@ def test_a_bad_run_is_told_to_the_webhook_with_its_cause_in_one_sentence(trigger
     (told,) = triggered.hook.told
     assert re.fullmatch(
         r"Kronos Nightly: ingest demo \d{4}-\d\d-\d\d failed: ConfigError: Expected a known setting, found "
-        r"'dataset.lokback'; did you mean dataset.lookback .*",
+        r"'dataset.lokback'; did you mean dataset.lookback\?",
         told["text"],
     )
     assert told["url"].endswith(f"/runs/flow-run/{triggered.mistaken['id']}")
