@@ -8,7 +8,7 @@ import pytest
 from kronos_model.evaluation.fit_postprocess import fit_to_returns
 from kronos_model.evaluation.gate import Decision, GatePolicy, judge
 from kronos_model.pool import deal, equal, member_of, pooled
-from kronos_model.postprocess import NETWORK, PostProcess
+from kronos_model.postprocess import FEWEST_FOR_MEDIAN, NETWORK, PostProcess
 from kronos_model.sampling_config import SamplingConfig
 from tests.support.scores import HOUR_MS, planted_scores, sampled_scores
 
@@ -162,15 +162,17 @@ def market(count: int, paths: int, horizon: int, seed: int) -> tuple[dict[str, n
     return drawn, walks[:, 0]
 
 
-def served(found: PostProcess, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def served(found: PostProcess, drawn: dict[str, np.ndarray], paths: int) -> dict[str, np.ndarray]:
     """What is judged, from what was drawn."""
     bars = {name: np.exp(one)[..., None].repeat(6, axis=-1) for name, one in drawn.items()}
     last = np.ones(len(bars[NETWORK]))
-    made = {"challenger": found.alone(bars[NETWORK], last), "blend": found.blend(bars, last)}
-    dealt = deal(equal(REFERENCES), bars[NETWORK].shape[1])
+    made = {
+        "challenger": found.alone(bars[NETWORK][:, :paths], last),
+        "blend": found.blend(bars, last, samples=paths),
+    }
     return {name: np.log(one[..., 3]) for name, one in made.items()} | {
-        "base": drawn["base"],
-        "references": pooled(drawn, dealt),
+        "base": drawn["base"][:, :paths],
+        "references": pooled(drawn, deal(equal(REFERENCES), paths)),
     }
 
 
@@ -184,10 +186,10 @@ def fitted(drawn: dict[str, np.ndarray], truth: np.ndarray) -> PostProcess:
 def test_a_perfect_forecaster_is_promoted_at_any_number_of_paths(paths, origins):
     for seed in range(4):
         found = fitted(*market(600, paths, 4, seed))
-        drawn, truth = market(origins, paths, 4, seed + 100)
+        drawn, truth = market(origins, max(paths, FEWEST_FOR_MEDIAN), 4, seed + 100)
         members = {"blend": found.deal(paths), "references": deal(equal(REFERENCES), paths)}
         scores = sampled_scores(
-            served(found, drawn),
+            served(found, drawn, paths),
             truth,
             weights={"blend": found.pool},
             members={name: member_of(dealt) for name, dealt in members.items()},
