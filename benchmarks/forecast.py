@@ -28,10 +28,11 @@ if __package__ in (None, ""):
 
 from benchmarks.forecast_sources import loss_sources
 from benchmarks.forecast_times import times
-from benchmarks.harness import machine, write_results
+from benchmarks.harness import joined, machine, write_results
 from kronos_model.evaluation.competitors import ModelCompetitor
 from kronos_model.evaluation.config import EvaluationConfig
 from kronos_model.evaluation.intervals import Resampler, block_length, diebold_mariano, holm, per_time
+from kronos_model.evaluation.leaderboard import ALL_SERIES
 from kronos_model.evaluation.metrics import crps, log_returns
 from kronos_model.evaluation.scores import RAW, REFERENCES_POOL, Scores
 from kronos_model.evaluation.walk_forward import choose_origins, draw_returns
@@ -47,6 +48,11 @@ from storage.registry import read_nights
 CASES = ("accuracy", "sources", "coverage", "time")
 CONFIDENCE, DRAWS, BPS = 0.9, 2000, 10_000
 PATHS = (20, 30, 100)
+COLUMNS = (
+    *("model", "crps_bps", "skill", "skill_low", "skill_high"),
+    *("skill_references", "skill_references_low", "skill_references_high"),
+    *("mae_bps", "rmse_bps", "direction", "coverage_50", "coverage_90"),
+)
 COVERAGE_ORIGINS, COVERAGE_BATCH = 80, 64  # per series; whose paths are pooled at once
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -60,13 +66,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="doge_1h", help="whose newest night is read")
     parser.add_argument("--cases", default=",".join(CASES), help="which cases to run, separated by commas")
     parser.add_argument("--quick", action="store_true", help="a tiny model in `time`; ends within a minute")
-    parser.add_argument("--save", action="store_true", help="also write benchmarks/results/")
+    parser.add_argument(
+        "--save", action="store_true", help="also write benchmarks/results/, over these cases alone"
+    )
     arguments = parser.parse_args()
     cases = arguments.cases.split(",")
     if unknown := sorted(set(cases) - set(CASES)):
         parser.error(f"expected cases out of {', '.join(CASES)}, found {', '.join(unknown)}")
     report = {"theme": "forecast", **machine(), "versions": _versions(), "cases": []}
-    if set(cases) - {"time"}:
+    if set(cases) - {"time"} or arguments.save:
         nights = read_nights(Home(arguments.home), arguments.recipe)
         if not nights:
             parser.error(f"expected a finished night of {arguments.recipe} in {arguments.home}, found none")
@@ -78,7 +86,8 @@ def main() -> None:
         report["cases"] += coverage(night) if "coverage" in cases else []
     report["cases"] += times(quick=arguments.quick) if "time" in cases else []
     if arguments.save:
-        write_results(report, table(report))
+        kept = joined(json.loads(json.dumps(report)), same=("processor", "versions", "night"))
+        write_results(kept, table(kept))
     print(json.dumps(report))
 
 
@@ -133,7 +142,12 @@ class Night:
             "horizon": scores.horizon,
             "from": days[0],
             "to": days[1],
-            "crps_bps": {name: round(BPS * float(self.crps(name).mean()), 2) for name in scores.models},
+            "leaderboard": [
+                {name: _rounded(row[name]) for name in COLUMNS}
+                for row in self.summary["leaderboard"]
+                if row["series"] == ALL_SERIES
+            ],
+            "reasons": self.summary["reasons"],
             "weights": self.postprocess.pool,
             "location": self.postprocess.location,
             "steps": {step.name: step.reason for step in self.postprocess.steps},
@@ -286,6 +300,10 @@ def _relative(ours: Floats, theirs: Floats) -> float:
     return 100 * float(ours.mean() / theirs.mean() - 1)
 
 
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def _versions() -> dict[str, str]:
     libraries = ("numpy", "scipy", "torch")
     return {"python": platform.python_version()} | {
@@ -338,6 +356,17 @@ def _night_lines(night: Mapping[str, Any]) -> list[str]:
         f"left of the network's median move: {', '.join(f'{share:.2f}' for share in night['location'])}.",
         "",
         *(f"- {name}: {reason}" for name, reason in night["steps"].items()),
+        "",
+        f"The gate: {night['verdict']}",
+        "",
+        *(f"- {reason}" for reason in night["reasons"]),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|" + "---:|" * (len(COLUMNS) - 1),
+        *(
+            f"| {' | '.join('' if row[name] is None else str(row[name]) for name in COLUMNS)} |"
+            for row in night["leaderboard"]
+        ),
     ]
 
 

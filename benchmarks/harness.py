@@ -6,12 +6,12 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["ROOT", "Case", "machine", "peak_mb", "results_page", "run_json", "write_results"]
+__all__ = ["ROOT", "Case", "joined", "machine", "peak_mb", "results_page", "run_json", "write_results"]
 
 # A parent of measured processes stays on the standard library: a child's peak memory starts at its own.
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +57,15 @@ def machine() -> dict:
 def results_page(report: dict) -> Path:
     """Where the markdown of a report is, by theme, hardware and month; its JSON is beside it."""
     return RESULTS / f"{report['theme']}_{report['hardware']}_{datetime.now(UTC):%Y%m}.md"
+
+
+def joined(report: dict, *, same: Sequence[str]) -> dict:
+    """The report with the cases that were kept before, where these of its entries are the same as they were then."""
+    page = results_page(report).with_suffix(".json")
+    before = json.loads(page.read_text(encoding="utf-8")) if page.exists() else {"cases": []}
+    kept = before["cases"] if all(before.get(key) == report[key] for key in same) else []
+    cases = {case["case"]: case for case in (*kept, *report["cases"])}
+    return report | {"cases": list(cases.values())}
 
 
 def write_results(report: dict, lines: list[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import Case, machine, peak_mb, results_page, run_json, write_results
+from benchmarks.harness import Case, joined, machine, peak_mb, run_json, write_results
 from benchmarks.model_sampling import CASES as SAMPLING
 from benchmarks.model_training import CASES as TRAINING
 
@@ -57,7 +57,8 @@ def main() -> None:
         "cases": [compare(name, threads=arguments.threads, quick=arguments.quick) for name in cases],
     }
     if arguments.save:
-        kept = joined(report)
+        kept = joined(report, same=("processor", "versions", "threads"))
+        kept["cases"].sort(key=lambda case: list(CASES).index(case["case"]))
         write_results(kept, table(kept))
     print(json.dumps(report))
 
@@ -112,15 +113,6 @@ def compare(name: str, *, threads: int, quick: bool) -> dict:
             if key in runs["ours"][0]
         },
     }
-
-
-def joined(report: dict) -> dict:
-    """The report with the cases that were kept before, of the same machine, versions and threads."""
-    page = results_page(report).with_suffix(".json")
-    before = json.loads(page.read_text(encoding="utf-8")) if page.exists() else {"cases": []}
-    same = all(before.get(key) == report[key] for key in ("processor", "versions", "threads"))
-    cases = {case["case"]: case for case in before["cases"] * same + report["cases"]}
-    return report | {"cases": [cases[name] for name in CASES if name in cases]}
 
 
 def table(report: dict) -> list[str]:
