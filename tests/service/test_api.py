@@ -5,14 +5,17 @@ import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from kronos_model.evaluation.stored_scores import skill_interval
 from kronos_model.forecaster import Forecaster
 from kronos_model.sampling import SamplingConfig
+from service import track_record
 from service.config import ServiceConfig
 from storage.lake import Lake
 from storage.layout import Home
@@ -264,6 +267,31 @@ def test_the_live_skill_comes_with_the_interval_that_its_words_follow(tmp_path: 
         (live,) = site.get("/scores").json()["live"]
     assert live["skill_low"] < live["skill"] < live["skill_high"] < 0, "a fan from 5 to 95 around nothing"
     assert live["against"] == "is worse than the last value"
+
+
+def test_the_interval_of_a_live_skill_is_measured_once_for_the_same_scores_and_anew_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = make_home(tmp_path)
+    champion = read_champion(home, "demo")
+    assert champion is not None
+    measured: list[int] = []
+
+    def counted(origin_ms: Any, *rest: Any) -> Any:
+        measured.append(len(origin_ms))
+        return skill_interval(origin_ms, *rest)
+
+    monkeypatch.setattr(track_record, "skill_interval", counted)
+    track_record._measured.cache_clear()
+    with serving(home) as site:
+        for most in (100, 102):
+            for hours in range(HORIZON + 1, most, 2):
+                keep_forecast(
+                    home, BTC, origin_ms=LAST_MS - hours * HOUR_MS, digest=champion.predictor_digest
+                )
+            assert site.get("/scores").json()["live"] == site.get("/scores").json()["live"]
+    assert len(measured) == 2
+    assert measured[0] < measured[1]
 
 
 def test_reading_leaves_a_home_byte_for_byte_as_it_was(tmp_path: Path) -> None:
